@@ -1,0 +1,106 @@
+# A fresh clone needs Python 3.11 and make; everything else is installed into .venv from constraints.txt.
+#   make demo     train a small classifier, analyse it, write the report
+#   make test     lint, types, docs, doctests, tests: what CI runs
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# One thread per test process: with JOBS of them the cores are already full.
+QUIET_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+EXPORT := MPLBACKEND=Agg
+
+.PHONY: help setup setup-test setup-labs setup-zoo demo test lint format types docs doctest pytest \
+	labs mutants bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+	@echo "  other targets: lint format types docs doctest pytest labs mutants bench clean"
+
+# ---- set-up: each stamp is redone only when the packages asked for change -------------------------
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "torchsheaf needs Python 3.11 or newer on the PATH (or: make PYTHON=/path/to/python)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The build backend is pinned too, hence no build isolation.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing torchsheaf and what it runs on into $(VENV) (a few minutes the first time)"
+	@$(PIP) hatchling
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "installing what the tests and the docs need into $(VENV)"
+	@$(PIP) --no-build-isolation --editable '.[test,docs]'
+	@touch $@
+
+$(VENV)/.installed-labs: $(VENV)/.installed
+	@$(PIP) --no-build-isolation --editable '.[labs]'
+	@touch $@
+
+$(VENV)/.installed-zoo: $(VENV)/.installed
+	@$(PIP) --no-build-isolation --editable '.[zoo]'
+	@touch $@
+
+setup: $(VENV)/.installed
+setup-test: $(VENV)/.installed-test
+setup-labs: $(VENV)/.installed-labs
+setup-zoo: $(VENV)/.installed-zoo
+
+# ---- the job --------------------------------------------------------------------------------------
+
+demo: $(VENV)/.installed
+	@$(BIN)/torchsheaf demo
+
+# ---- checks ---------------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+
+doctest: $(VENV)/.installed-test
+	$(QUIET_THREADS) $(EXPORT) $(BIN)/python -m pytest -q --doctest-modules src/torchsheaf
+
+pytest: $(VENV)/.installed-test
+	$(QUIET_THREADS) $(EXPORT) $(BIN)/python -m pytest -q -n $(JOBS)
+
+# The suite comes last, so that the closing line of the run is pytest's "N passed".
+test: $(VENV)/.installed-test
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory docs
+	@$(MAKE) --no-print-directory doctest
+	@$(MAKE) --no-print-directory pytest
+
+mutants: $(VENV)/.installed-test
+	$(QUIET_THREADS) $(EXPORT) $(BIN)/python tests/mutants.py
+
+labs: $(VENV)/.installed-labs
+	@shopt -s nullglob; for notebook in labs/*.ipynb; do \
+		echo "executing $$notebook"; \
+		$(EXPORT) $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
+
+bench: $(VENV)/.installed
+	@shopt -s nullglob; for question in benchmarks/[!_]*.py; do \
+		echo "== $$question"; $(BIN)/python "$$question"; done
+
+clean:
+	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
