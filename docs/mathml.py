@@ -1,11 +1,11 @@
-"""Formulas of the site as MathML, made at build time: a page needs no script and no network for them."""
+"""Formulas of the site as MathML, made at build time: reading a page takes no script for them."""
 
 import html
 import re
 
 import latex2mathml.converter
 
-# What pymdownx.arithmatex leaves behind in generic mode: \(inline\) in a span, \[display\] in a div.
+# What pymdownx.arithmatex (generic) leaves behind: \(inline\) in a span, \[display\] in a div.
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
