@@ -32,7 +32,7 @@ $(BIN)/python:
 # The build backend is pinned too, hence no build isolation.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing torchsheaf and what it runs on into $(VENV) (a few minutes the first time)"
-	@$(PIP) hatchling editables
+	@$(PIP) hatchling
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
