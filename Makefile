@@ -73,7 +73,7 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-test
-	$(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
 
 doctest: $(VENV)/.installed-test
 	$(QUIET_THREADS) $(EXPORT) $(BIN)/python -m pytest -q --doctest-modules src/torchsheaf
