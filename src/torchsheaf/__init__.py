@@ -1,0 +1,22 @@
+"""torchsheaf: any PyTorch network as a cellular sheaf over its computation graph.
+
+Vertices carry the intermediate values, edges carry the operations, and the forward pass is the
+one assignment on which all local rules agree.
+"""
+
+from torchsheaf.boundary import Pin as Pin
+from torchsheaf.boundary import Problem as Problem
+from torchsheaf.boundary import hold as hold
+from torchsheaf.boundary import stationarity as stationarity
+from torchsheaf.cochain import Cochain as Cochain
+from torchsheaf.harmonic import Extension as Extension
+from torchsheaf.harmonic import Spectrum as Spectrum
+from torchsheaf.harmonic import harmonic_extension as harmonic_extension
+from torchsheaf.harmonic import spectrum as spectrum
+from torchsheaf.network import UnsupportedModel as UnsupportedModel
+from torchsheaf.outcome import ConvergenceError as ConvergenceError
+from torchsheaf.outcome import Outcome as Outcome
+from torchsheaf.sheaf import Sheaf as Sheaf
+from torchsheaf.sheaf import encode as encode
+
+__version__ = "0.1.0"

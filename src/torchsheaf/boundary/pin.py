@@ -1,0 +1,91 @@
+"""A held value: hard or soft, whole stalk or chosen coordinates."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Coordinates = int | Sequence[int] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Hold coordinates of a vertex at a value.
+
+    `weight=inf` (hard) moves the coordinates to the boundary; a finite weight γ (soft) adds an
+    edge to a held vertex, with energy γ/2 ‖c_v[where] − value‖². `where` counts into the flattened
+    stalk (an index, several, or a boolean mask of the stalk's shape); None means all of it.
+    `value` is a scalar, one stalk (or one value per chosen coordinate), or one per sample, batch
+    first.
+
+    Source: Bosca & Ghrist 2026, section 5.1 (Fig. 3).
+    """
+
+    vertex: str
+    value: float | Tensor
+    where: Coordinates = None
+    weight: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weight, int | float) or not self.weight > 0:
+            raise ValueError(
+                f"pin on {self.vertex!r}: weight is {self.weight!r}; write a positive number, or "
+                "math.inf for a hard pin"
+            )
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether the coordinates are held exactly."""
+        return math.isinf(self.weight)
+
+    def index(self, shape: tuple[int, ...]) -> Tensor:
+        """The chosen coordinates as sorted-as-given flat indices, int64."""
+        dim = math.prod(shape)
+        if self.where is None:
+            return torch.arange(dim)
+        where = self.where
+        if isinstance(where, Tensor) and where.dtype == torch.bool:
+            if tuple(where.shape) not in (shape, (dim,)):
+                raise ValueError(
+                    f"pin on {self.vertex!r}: the mask has shape {tuple(where.shape)}; the stalk's "
+                    f"is {shape}"
+                )
+            index = where.flatten().nonzero().squeeze(1).cpu()
+        else:
+            index = torch.as_tensor(where, dtype=torch.int64).flatten().cpu()
+        if index.numel() == 0:
+            raise ValueError(f"pin on {self.vertex!r}: `where` chooses no coordinate")
+        if int(index.min()) < -dim or int(index.max()) >= dim:
+            raise ValueError(
+                f"pin on {self.vertex!r}: coordinate {index.tolist()} is out of range; the stalk "
+                f"has {dim} coordinates (0 … {dim - 1})"
+            )
+        index = index % dim
+        if index.unique().numel() != index.numel():
+            raise ValueError(f"pin on {self.vertex!r}: `where` names a coordinate twice")
+        return index
+
+    def values(self, index: Tensor, shape: tuple[int, ...], batch: int, like: Tensor) -> Tensor:
+        """The value at the chosen coordinates, `(batch, len(index))`."""
+        value = torch.as_tensor(self.value, dtype=like.dtype, device=like.device)
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"pin on {self.vertex!r}: the value contains NaN or infinity")
+        k = index.numel()
+        if value.ndim == 0:
+            return value.expand(batch, k)
+        if self.where is None and tuple(value.shape) == shape:
+            return value.flatten().expand(batch, k)
+        if self.where is None and tuple(value.shape) == (batch, *shape):
+            return value.reshape(batch, k)
+        if tuple(value.shape) == (k,):
+            return value.expand(batch, k)
+        if tuple(value.shape) in ((batch, k), (batch, 1)):
+            return value.expand(batch, k)
+        wanted = f"a scalar, ({k},) or ({batch}, {k})"
+        if self.where is None:
+            wanted = f"a scalar, {shape} or ({batch}, {', '.join(map(str, shape))})"
+        raise ValueError(
+            f"pin on {self.vertex!r}: the value has shape {tuple(value.shape)}; write {wanted}"
+        )

@@ -1,0 +1,272 @@
+"""A sheaf with held values: which coordinates are free, and the energy to be minimised."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary.pin import Coordinates, Pin
+from torchsheaf.cochain import Cochain, Space
+from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
+
+
+@dataclass(frozen=True)
+class SoftPin:
+    """An edge from chosen coordinates of a vertex to a held vertex: residual c_v[index] − p."""
+
+    vertex: str
+    index: Tensor
+    target: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise E(c) = ½ Σ_e w_e ‖r_e‖² + ½ Σ_pins γ ‖c_v[S] − p‖² over the free coordinates.
+
+    `held[v]` is the stalk's boolean mask of held coordinates, `values[v]` (batch, *shape) their
+    values (zero elsewhere). Made by `hold`, refined by `pin`.
+    """
+
+    sheaf: Sheaf
+    held: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    soft: tuple[SoftPin, ...] = ()
+    weights: Mapping[str, float] | None = None
+    pins: tuple[Pin, ...] = ()
+
+    @property
+    def like(self) -> Tensor:
+        """A held tensor: gives batch size, dtype and device."""
+        floating = (t for t in self.values.values() if t.is_floating_point())
+        return next(floating)
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return next(iter(self.values.values())).shape[0]
+
+    @cached_property
+    def free(self) -> Space:
+        """The free coordinates of C⁰, in topological order of their vertices."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        where: dict[str, Tensor] = {}
+        for name, vertex in self.sheaf.vertices.items():
+            mask = self.held.get(name)
+            if mask is None:
+                shapes[name] = vertex.shape
+            elif not bool(mask.all()):
+                shapes[name] = vertex.shape
+                where[name] = ~mask
+        return Space(shapes, where)
+
+    @cached_property
+    def edge_space(self) -> Space:
+        """C¹ with one more block per soft pin, named "pin:<vertex>" (":2", … for further ones)."""
+        taps = {n: (p.index.numel(),) for n, p in self.taps.items()}
+        return Space({**self.sheaf.edge_space.shapes, **taps})
+
+    @cached_property
+    def taps(self) -> dict[str, SoftPin]:
+        """Soft pins by the name of their edge."""
+        named: dict[str, SoftPin] = {}
+        for p in self.soft:
+            name, n = f"pin:{p.vertex}", 1
+            while name in named:
+                n += 1
+                name = f"pin:{p.vertex}:{n}"
+            named[name] = p
+        return named
+
+    @cached_property
+    def edge_weights(self) -> dict[str, float]:
+        """w_e and γ where they are not 1."""
+        given = dict(self.weights or {}) | {n: p.weight for n, p in self.taps.items()}
+        return {n: w for n, w in given.items() if w != 1}
+
+    @property
+    def holds_input_only(self) -> bool:
+        """Whether the whole input is held and nothing else is, so that T1 and T2 apply."""
+        held = {n for n, m in self.held.items() if bool(m.all())}
+        return not self.soft and held == set(self.held) == set(self.sheaf.inputs)
+
+    def pin(self, *pins: Pin) -> "Problem":
+        """This problem with more pins.
+
+        Raises ValueError for unknown vertices, wrong shapes, and pins that hold one coordinate
+        twice (both pins are named).
+        """
+        problem = self
+        for p in pins:
+            problem = problem._pin(p)
+        return problem
+
+    def _pin(self, pin: Pin) -> "Problem":
+        name = self.sheaf.vertex(pin.vertex)
+        shape = self.sheaf.vertices[name].shape
+        index = pin.index(shape)
+        target = pin.values(index, shape, self.batch, self.like)
+        device = self.like.device
+        index = index.to(device)
+        mask = self.held.get(name)
+        if mask is not None and bool(mask.flatten()[index].any()):
+            at = index[mask.flatten()[index]].tolist()
+            other = next(
+                (
+                    f"the pin {p}"
+                    for p in self.pins
+                    if self.sheaf.vertex(p.vertex) == name and p.is_hard
+                ),
+                "the input hold",
+            )
+            raise ValueError(f"{pin} conflicts with {other}: both hold {name!r} at {at}")
+        if not pin.is_hard:
+            soft = SoftPin(name, index, target, float(pin.weight))
+            return replace(self, soft=(*self.soft, soft), pins=(*self.pins, pin))
+        for p in self.soft:
+            both = sorted(set(p.index.tolist()) & set(index.tolist()))
+            if p.vertex == name and both:
+                raise ValueError(f"{pin} conflicts with a soft pin: both hold {name!r} at {both}")
+        held, values = dict(self.held), dict(self.values)
+        mask = torch.zeros(shape, dtype=torch.bool, device=device) if mask is None else mask.clone()
+        mask.view(-1)[index] = True
+        old = values.get(name, self.like.new_zeros(self.batch, *shape))
+        values[name] = old.flatten(1).index_copy(1, index, target).reshape(self.batch, *shape)
+        held[name] = mask
+        return replace(self, held=held, values=values, pins=(*self.pins, pin))
+
+    def samples(self, index: Tensor) -> "Problem":
+        """The problem of the chosen samples only."""
+        values = {n: t[index] for n, t in self.values.items()}
+        soft = tuple(replace(p, target=p.target[index]) for p in self.soft)
+        return replace(self, values=values, soft=soft)
+
+    def clamp(self, c: Mapping[str, Tensor]) -> Cochain:
+        """The cochain with every held coordinate set to its held value."""
+        out = {}
+        for name in self.sheaf.vertices:
+            mask = self.held.get(name)
+            if mask is None:
+                out[name] = c[name]
+            elif name not in c or bool(mask.all()):
+                out[name] = self.values[name]
+            else:
+                out[name] = torch.where(mask, self.values[name], c[name])
+        return Cochain(out)
+
+    @torch.no_grad()
+    def start(self, kind: str, generator: torch.Generator | None = None) -> Cochain:
+        """A first cochain: "forward" (substitution through the pins), "zeros" or "random"."""
+        if kind == "forward":
+            values: dict[str, Tensor] = {n: self.values[n] for n in self.sheaf.inputs}
+            for node in self.sheaf.network.nodes:
+                value = self.sheaf.network.evaluate(node, values)
+                mask = self.held.get(node.name)
+                values[node.name] = (
+                    value if mask is None else torch.where(mask, self.values[node.name], value)
+                )
+            return Cochain(values)
+        if kind == "zeros":
+            return self.clamp(self.free.zeros(self.batch, self.like))
+        if kind == "random":
+            return self.clamp(self.free.random(self.batch, self.like, generator))
+        raise ValueError(f'start is {kind!r}; write "forward", "zeros", "random" or a Cochain')
+
+    @torch.no_grad()
+    def residual(self, c: Mapping[str, Tensor]) -> Cochain:
+        """r on every edge and soft pin, `(batch, *edge shape)`. Cost: one forward pass."""
+        blocks = dict(self.sheaf.residual(c).items())
+        for name, p in self.taps.items():
+            blocks[name] = c[p.vertex].flatten(1)[:, p.index] - p.target
+        return Cochain(blocks)
+
+    def energy(self, c: Mapping[str, Tensor], residual: Cochain | None = None) -> Tensor:
+        """E(c) per sample, `(batch,)`."""
+        r = self.residual(c) if residual is None else residual
+        weights = self.edge_weights
+        terms = [weights.get(n, 1.0) * t.flatten(1).square().sum(1) for n, t in r.items()]
+        return 0.5 * torch.stack(terms).sum(0)
+
+    def force(self, residual: Cochain) -> Cochain:
+        """W r: the residual times the edge weights."""
+        weights = self.edge_weights
+        if not weights:
+            return residual
+        return Cochain({n: t * weights[n] if n in weights else t for n, t in residual.items()})
+
+    @torch.no_grad()
+    def gradient(
+        self, c: Mapping[str, Tensor], pattern: Mapping[str, Tensor] | None = None
+    ) -> Cochain:
+        """∇E on the free coordinates, in the piece that each gate selects (z = 0 is active)."""
+        return self.coboundary(c, pattern).adjoint(self.force(self.residual(c)))
+
+    @torch.no_grad()
+    def coboundary(
+        self, at: Mapping[str, Tensor], pattern: Mapping[str, Tensor] | None = None
+    ) -> Coboundary:
+        """δ on the free coordinates, linearised at a cochain (gates frozen there)."""
+        taps = {n: (p.vertex, p.index) for n, p in self.taps.items()}
+        maps = self.sheaf.linearise(at, pattern)
+        return Coboundary(maps, self.free, self.edge_space, self._sample(at), taps)
+
+    @torch.no_grad()
+    def laplacian(
+        self, at: Mapping[str, Tensor], pattern: Mapping[str, Tensor] | None = None
+    ) -> Laplacian:
+        """L = δᵀWδ on the free coordinates, at the same state."""
+        coboundary = self.coboundary(at, pattern)
+        shapes = self.sheaf.edge_space.shapes
+        unpinned = Coboundary(
+            coboundary.maps, Space(shapes), self.sheaf.edge_space, coboundary.sample, {}
+        )
+        return Laplacian(coboundary, self.edge_weights, unpinned)
+
+    def _sample(self, at: Mapping[str, Tensor]) -> Tensor:
+        name = next(iter(self.sheaf.edges))
+        return at[name].flatten(1)[:, 0]
+
+
+def hold(
+    sheaf: Sheaf,
+    x: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    *,
+    where: Coordinates = None,
+    weights: Mapping[str, float] | None = None,
+) -> Problem:
+    """Hold the input at x; everything else is free.
+
+    `where` holds only some coordinates of a single input (its others are then free); `weights`
+    sets edge weights w_e by edge name (1 where absent).
+
+    Raises ValueError naming a wrong shape, NaN, or an unknown edge.
+
+    >>> import torch
+    >>> from torchsheaf.sheaf import encode
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+    >>> x = torch.randn(5, 2)
+    >>> hold(encode(net, x), x).holds_input_only
+    True
+    """
+    given = sheaf.read_inputs(x)
+    batch = next(iter(given.values())).shape[0]
+    sheaf = sheaf.at_batch(batch)
+    for name, w in (weights or {}).items():
+        if name not in sheaf.edges:
+            raise ValueError(f"no edge named {name!r}; write one of: {', '.join(sheaf.edges)}")
+        if not (w > 0 and math.isfinite(w)):
+            raise ValueError(f"weight of edge {name!r} is {w}; write a positive finite number")
+    held = {n: torch.ones(t.shape[1:], dtype=torch.bool, device=t.device) for n, t in given.items()}
+    if where is not None:
+        if len(given) != 1:
+            raise ValueError("`where` needs a network with one input; pin coordinates instead")
+        (name,) = given
+        shape = sheaf.vertices[name].shape
+        mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=given[name].device)
+        mask[Pin(name, 0.0, where).index(shape).to(mask.device)] = True
+        held[name] = mask.reshape(shape)
+        given[name] = given[name] * held[name]
+    return Problem(sheaf, held, given, weights=weights)

@@ -1,0 +1,7 @@
+"""Problem → Extension: the cochain of least energy, by substitution or by relaxation; spectrum."""
+
+from torchsheaf.harmonic.extension import Extension as Extension
+from torchsheaf.harmonic.extension import harmonic_extension as harmonic_extension
+from torchsheaf.harmonic.solver import HarmonicSolver as HarmonicSolver
+from torchsheaf.harmonic.spectrum import Spectrum as Spectrum
+from torchsheaf.harmonic.spectrum import spectrum as spectrum

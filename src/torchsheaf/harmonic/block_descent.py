@@ -1,0 +1,186 @@
+"""Exact block coordinate descent for held ReLU MLPs: all a, then all z; monotone, no step size."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.cochain import Cochain
+from torchsheaf.harmonic.solver import HarmonicSolver, Solution
+from torchsheaf.outcome import Outcome
+from torchsheaf.sheaf import ExtendedSheaf
+
+CHECK_EVERY = 5
+"""Iterations between stationarity tests, which cost two passes each."""
+
+
+@final
+class BlockDescent(HarmonicSolver):
+    """Alternates two exact minimisations of E on the path of a ReLU MLP.
+
+    a-step, all hidden layers at once given z (one factorisation per layer, shared by the batch):
+        (w_a I + w_z WᵀW + Γ_a) a_l = w_a σ(z_l) + w_z Wᵀ(z_{l+1} − b) + Γ_a p.
+    z-step, every coordinate on its own given a, with c = W a + b: the better of
+        z⁻ = min((w_z c + γp)/(w_z + γ), 0)  and  z⁺ = max((w_z c + w_a a + γp)/(w_z + w_a + γ), 0);
+    z⁺ = 0 is the sliding state, reached exactly. Hard pins replace the coordinate by its value.
+
+    Energy never rises. Cost: two passes per iteration; iterations grow quickly with depth
+    (about 30 for one hidden layer, thousands for four), so it is the start and the fallback.
+    Equilibria with the output held are local minima. Source: docs/theory.md (block descent); for
+    the energy see also Zeng, Lau, Lin, Yao 2019 (arXiv 1803.00225).
+    """
+
+    name = "block descent"
+
+    def refuses(self, problem: Problem) -> str | None:
+        if any(not bool(problem.held[n].all()) for n in problem.sheaf.inputs):
+            return "block descent needs the whole input held"
+        try:
+            ExtendedSheaf.of(problem.sheaf)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
+        path = _Path.of(problem)
+        state = {n: start[n].clone() for n in problem.sheaf.vertices}
+        passes, iteration = 0, 0
+        energies: list[float] = []
+        before = None
+        while True:
+            cochain = Cochain(state)
+            residual = problem.residual(cochain)
+            energies.append(float(problem.energy(cochain, residual).sum()))
+            if not torch.isfinite(torch.tensor(energies[-1])):
+                return _solution(cochain, before, passes, Outcome.NONFINITE, energies)
+            passes += 2
+            if bool((stationarity(problem, cochain, residual).distance <= tol).all()):
+                return _solution(cochain, before, passes, Outcome.SETTLED, energies)
+            if passes >= max_passes:
+                return _solution(cochain, before, passes, Outcome.STEP_LIMIT, energies)
+            for _ in range(CHECK_EVERY):
+                before = {z: state[z] >= 0 for z in path.pre[:-1]}
+                path.step(state)
+                iteration += 1
+                passes += 2
+
+
+def _solution(
+    cochain: Cochain, before: dict[str, Tensor] | None, passes: int, outcome: Outcome,
+    energies: list[float],
+) -> Solution:  # fmt: skip
+    settled = torch.ones(cochain.batch, dtype=torch.bool, device=cochain.device)
+    for name, old in (before or {}).items():
+        settled &= ((cochain[name] >= 0) == old).flatten(1).all(1)
+    return Solution(cochain, settled, passes, outcome, tuple(energies))
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """Quadratic pull on one vertex from its pins: Γ (per coordinate), Γp, and what is held."""
+
+    gamma: Tensor
+    gamma_p: Tensor
+    held: Tensor | None
+    value: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Weights, factorisations and pins along the path z_1, a_1, …, z_{k+1}."""
+
+    source: str
+    pre: tuple[str, ...]
+    post: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    edge_weights: dict[str, float]
+    pulls: dict[str, _Pull]
+    factors: tuple[Tensor | None, ...]
+    free: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, problem: Problem) -> "_Path":
+        maps = ExtendedSheaf.of(problem.sheaf)
+        names = list(problem.sheaf.edges)
+        pre, post = tuple(names[0::2]), tuple(names[1::2])
+        weights = {n: problem.edge_weights.get(n, 1.0) for n in names}
+        pulls = {n: _pull(problem, n) for n in names}
+        factors: list[Tensor | None] = []
+        free: list[Tensor] = []
+        for i, a in enumerate(post):
+            pull = pulls[a]
+            if i + 1 < len(pre):
+                w = maps.weights[i + 1]
+                matrix = weights[pre[i + 1]] * w.mT @ w
+            else:
+                width = maps.weights[i].shape[0]
+                matrix = maps.weights[i].new_zeros(width, width)
+            matrix = matrix + torch.diag(weights[a] + pull.gamma)
+            index = torch.arange(matrix.shape[0], device=matrix.device)
+            index = index if pull.held is None else index[~pull.held]
+            free.append(index)
+            block = matrix[index[:, None], index]
+            factors.append(torch.linalg.cholesky(block) if index.numel() else None)
+        return cls(
+            problem.sheaf.inputs[0], pre, post, maps.weights, maps.biases, weights, pulls,
+            tuple(factors), tuple(free),
+        )  # fmt: skip
+
+    def step(self, state: dict[str, Tensor]) -> None:
+        """One iteration in place: all post-activations, then all pre-activations."""
+        for i, a in enumerate(self.post):
+            state[a] = self._post(i, state)
+        for i, z in enumerate(self.pre):
+            state[z] = self._pre(i, state)
+
+    def _post(self, i: int, state: dict[str, Tensor]) -> Tensor:
+        name, pull, index = self.post[i], self.pulls[self.post[i]], self.free[i]
+        rhs = self.edge_weights[name] * state[self.pre[i]].clamp_min(0) + pull.gamma_p
+        held = state[name] if pull.held is None else torch.where(pull.held, state[name], 0)
+        if i + 1 < len(self.pre):
+            above, w, b = self.pre[i + 1], self.weights[i + 1], self.biases[i + 1]
+            goal = state[above] - b
+            if pull.held is not None:
+                goal = goal - held @ w.mT
+            rhs = rhs + self.edge_weights[above] * goal @ w
+        factor = self.factors[i]
+        if factor is None:
+            return state[name]
+        solved = torch.cholesky_solve(rhs[:, index].mT, factor).mT
+        return solved if pull.held is None else state[name].index_copy(1, index, solved)
+
+    def _pre(self, i: int, state: dict[str, Tensor]) -> Tensor:
+        name = self.pre[i]
+        pull, wz = self.pulls[name], self.edge_weights[name]
+        below = state[self.source] if i == 0 else state[self.post[i - 1]]
+        c = torch.nn.functional.linear(below, self.weights[i], self.biases[i])
+        weight, moment = wz + pull.gamma, wz * c + pull.gamma_p
+        if i == len(self.pre) - 1 and len(self.post) < len(self.pre):
+            z = moment / weight
+        else:
+            a, wa = state[self.post[i]], self.edge_weights[self.post[i]]
+            off = (moment / weight).clamp_max(0)
+            on = ((moment + wa * a) / (weight + wa)).clamp_min(0)
+            # energies up to the common constant: ½ weight z² − moment z + ½ w_a (a − σ(z))²
+            e_off = 0.5 * weight * off**2 - moment * off + 0.5 * wa * a**2
+            e_on = 0.5 * weight * on**2 - moment * on + 0.5 * wa * (a - on) ** 2
+            z = torch.where(e_on <= e_off, on, off)
+        if pull.held is not None:
+            assert pull.value is not None
+            z = torch.where(pull.held, pull.value, z)
+        return z
+
+
+def _pull(problem: Problem, name: str) -> _Pull:
+    like = problem.like
+    width = problem.sheaf.vertices[name].dim
+    gamma = like.new_zeros(width)
+    gamma_p = like.new_zeros(problem.batch, width)
+    for p in problem.soft:
+        if p.vertex == name:
+            gamma = gamma.index_add(0, p.index, like.new_full((p.index.numel(),), p.weight))
+            gamma_p = gamma_p.index_add(1, p.index, p.weight * p.target)
+    return _Pull(gamma, gamma_p, problem.held.get(name), problem.values.get(name))

@@ -1,0 +1,157 @@
+"""nn.Module + example input → Network, through torch.export."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from torchsheaf.network.completeness import check_complete, check_faithful
+from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.network import Network
+from torchsheaf.network.reader import Reader
+
+
+def read_network(
+    model: nn.Module | ExportedProgram,
+    inputs: Sequence[Tensor],
+    *,
+    fused: bool = False,
+    unused_parameters: str = "error",
+) -> Network:
+    """Read a feed-forward module as a network.
+
+    The batch axis (the first of every input) is dynamic where the model allows; a model that
+    fixes it gets `fixed_batch`. Values are checked once against `model(*inputs)`.
+
+    Raises `UnsupportedModel` listing every node that has no rule, with its module path and source
+    line; `ValueError` for non-finite weights or inputs.
+
+    Cost: one `torch.export` (seconds for large models) and two forward passes.
+    """
+    inputs = tuple(inputs)
+    _refuse_nonfinite(model, inputs)
+    program, fixed = _export(model, inputs)
+    module = program.module() if isinstance(model, ExportedProgram) else model
+    network = _read(program, module, fixed, fused)
+    if isinstance(model, nn.Module):
+        check_complete(network, model, unused_parameters)
+    check_faithful(network, module, inputs)
+    return network
+
+
+def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
+    states = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
+    for name, tensor in states.items():
+        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"weight {name!r} contains NaN or infinity; restore or re-initialise it"
+            )
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input {i} is a {type(x).__name__}; pass a tensor (batch, *shape)")
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(
+                f"input {i} has shape {tuple(x.shape)}; it needs a non-empty batch axis"
+            )
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise ValueError(f"input {i} contains NaN or infinity; pass finite numbers")
+
+
+def _export(
+    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]
+) -> tuple[ExportedProgram, int | None]:
+    if isinstance(model, ExportedProgram):
+        return model, _static_batch(model)
+    batch = inputs[0].shape[0]
+    # torch.export specialises an axis of length 1, so a single sample is traced as two.
+    example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
+    dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, example, dynamic_shapes=dynamic)
+            fixed = _static_batch(program)
+            if fixed is not None and fixed != batch:
+                program = torch.export.export(model, inputs)
+    except Exception as error:
+        raise _export_failure(error) from error
+    return program, batch if fixed is not None else None
+
+
+def _export_failure(error: Exception) -> UnsupportedModel:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    places = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    places = [p for p in places if "/torch/" not in p[0]]
+    source = f"{places[-1][0].rsplit('/', 1)[-1]}:{places[-1][1]}" if places else ""
+    hint = ""
+    if "data-dependent" in text or "DataDependent" in type(error).__name__ or "guard on" in text:
+        hint = " (control flow that depends on the data has no fixed computation graph)"
+    return UnsupportedModel(
+        "torch.export could not trace this model" + hint,
+        [Offender(type(error).__name__, "", source, first)],
+    )
+
+
+def _static_batch(program: ExportedProgram) -> int | None:
+    """The traced batch size where it is a constant, None where it is a symbol."""
+    user = {
+        s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT
+    }
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in user and isinstance(node.meta["val"], Tensor):
+            size = node.meta["val"].shape[0]
+            if isinstance(size, int):
+                return size
+    return None
+
+
+def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool) -> Network:
+    states = _states(program, module)
+    reader = Reader(fused=fused, fixed_batch=fixed)
+    signature = program.graph_signature
+    specs = {s.arg.name: s for s in signature.input_specs}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            if spec.kind is InputKind.USER_INPUT:
+                reader.add_input(node)
+            else:
+                assert spec.target is not None
+                reader.add_state(node.name, spec.target)
+        elif node.op == "call_function":
+            reader.add_call(node)
+        elif node.op == "get_attr":
+            reader.add_state(node.name, str(node.target))
+            states.setdefault(str(node.target), getattr(program.graph_module, str(node.target)))
+        elif node.op == "output":
+            reader.add_output(node.args[0])
+    return reader.finish(module, states)
+
+
+def _states(program: ExportedProgram, module: nn.Module) -> dict[str, tuple[Any, str] | Tensor]:
+    """Where each parameter and buffer lives, so that later changes of the model are seen."""
+    found: dict[str, tuple[Any, str] | Tensor] = {}
+    entries: Mapping[str, Any] = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    for name in entries:
+        owner, _, leaf = name.rpartition(".")
+        found[name] = (module.get_submodule(owner), leaf)
+    for name, value in program.constants.items():
+        if isinstance(value, Tensor):
+            found.setdefault(name, value)
+    return found
+
+
+def batch_symbol(value: Tensor) -> sympy.Symbol | None:
+    """The symbol of the batch axis of a traced input, or None when it is a constant."""
+    size = value.shape[0]
+    return None if isinstance(size, int) else size.node.expr

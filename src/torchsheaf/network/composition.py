@@ -1,0 +1,113 @@
+"""The linear part of a whole node: its operations' differentials, chained."""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.network.differential import Differential, Relabelling, Selected, Tangent
+from torchsheaf.network.operation import Operation
+from torchsheaf.network.rules import Kind
+
+
+@dataclass(frozen=True)
+class Composition(Differential):
+    """The linear part of a node: its operations' differentials, chained."""
+
+    parts: dict[str, Differential]
+    parents: tuple[str, ...]
+
+    def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        if len(self.parts) == 1:
+            return next(iter(self.parts.values())).push(tangents)
+        scope = dict(tangents)
+        for name, part in self.parts.items():
+            scope[name] = part.push(scope)
+        return scope[next(reversed(self.parts))]
+
+    def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
+        return self.pull_tapped(cotangent)[0]
+
+    def pull_into(self, operand: str, g: Tensor) -> dict[str, Tensor]:
+        """Carry a cotangent of one of the values inside down to the parents."""
+        if operand in self.parents:
+            return {operand: g}
+        return self._pull_from({operand: g})[0]
+
+    def pull_tapped(self, cotangent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Jᵀg by parent, and the cotangent that arrives at each operation's output."""
+        if len(self.parts) == 1:
+            name, part = next(iter(self.parts.items()))
+            return part.pull(cotangent), {name: cotangent}
+        return self._pull_from({next(reversed(self.parts)): cotangent})
+
+    def _pull_from(self, arriving: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        result: dict[str, Tensor] = {}
+        for name in reversed(self.parts):
+            if name not in arriving:
+                continue
+            for operand, g in self.parts[name].pull(arriving[name]).items():
+                store = arriving if operand in self.parts else result
+                store[operand] = _accumulate(store.get(operand), g)
+        return result, arriving
+
+
+def _accumulate(total: Any, g: Any) -> Any:
+    if total is None:
+        return g
+    if isinstance(total, tuple | list):
+        return tuple(_accumulate(t, s) for t, s in zip(total, g, strict=True))
+    return total + g
+
+
+def differential(
+    op: Operation,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    scope: Mapping[str, Any],
+    selections: Mapping[str, Tensor],
+    state: Callable[[str], Tensor],
+    batch: int,
+) -> Differential:
+    """The differential of one operation at its resolved arguments."""
+    operands = {name: scope[name] for name in op.operands}
+    if op.rule.gate is not None:
+        gate, z = op.rule.gate(args, kwargs), scope[op.operands[0]]
+        selection = selections[op.name] if op.name in selections else gate.select(z)
+        return Selected(op.operands[0], gate, selection, z)
+    if op.rule.shortcut is not None and not kwargs:
+        short = op.rule.shortcut(operands, op.args, args)
+        if short is not None:
+            return short
+    if op.target is operator.getitem:
+        return _Item(op.operands[0], args[1], len(args[0]), tuple(args[0]))
+    rest = {k: v for k, v in scope.items() if k not in operands}
+
+    def function(*values: Any) -> Any:
+        given = rest | dict(zip(operands, values, strict=True))
+        full, named = op.resolve(given, state, batch)
+        return op.target(*full, **named)
+
+    linear = op.rule.kind is Kind.RESHAPE
+    return Relabelling(function, operands) if linear else Tangent(function, operands)
+
+
+@dataclass(frozen=True)
+class _Item(Differential):
+    """One entry of a tuple-valued operation (split, chunk, unbind)."""
+
+    operand: str
+    index: int
+    length: int
+    entries: tuple[Tensor, ...]
+
+    def push(self, tangents: Mapping[str, Any]) -> Tensor:
+        return tangents[self.operand][self.index]
+
+    def pull(self, cotangent: Tensor) -> dict[str, Any]:
+        zeros = [torch.zeros_like(e) for e in self.entries]
+        zeros[self.index] = cotangent
+        return {self.operand: tuple(zeros)}

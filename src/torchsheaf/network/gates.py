@@ -1,0 +1,85 @@
+"""Continuous piecewise linear gates: which linear piece is selected, and its map."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+
+class Gate(ABC):
+    """A continuous piecewise linear map; a `selection` fixes one linear piece per sample."""
+
+    @abstractmethod
+    def select(self, z: Tensor) -> Tensor:
+        """The selection at z."""
+
+    @abstractmethod
+    def push(self, selection: Tensor, u: Tensor) -> Tensor:
+        """R^z u."""
+
+    @abstractmethod
+    def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
+        """(R^z)ᵀ g; z is given for its shape only."""
+
+
+@final
+@dataclass(frozen=True)
+class ScalarGate(Gate):
+    """A coordinatewise gate with slopes s_0 … s_m between breakpoints t_1 < … < t_m.
+
+    ReLU is breakpoints (0,), slopes (0, 1). A point on a breakpoint counts as above it: z = 0 is
+    active. The selection is the slope itself, so a fractional mask entry is simply a slope in
+    between.
+
+    >>> relu = ScalarGate((0.0,), (0.0, 1.0))
+    >>> relu.select(torch.tensor([-1.0, 0.0, 2.0])).tolist()
+    [0.0, 1.0, 1.0]
+    """
+
+    breakpoints: tuple[float, ...]
+    slopes: tuple[float, ...]
+
+    def select(self, z: Tensor) -> Tensor:
+        if len(self.breakpoints) == 1 and self.slopes == (0.0, 1.0):
+            return (z >= self.breakpoints[0]).to(z.dtype)
+        table = z.new_tensor(self.slopes)
+        edges = z.new_tensor(self.breakpoints)
+        return table[torch.bucketize(z.contiguous(), edges, right=True)]
+
+    def push(self, selection: Tensor, u: Tensor) -> Tensor:
+        return selection * u
+
+    def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
+        return selection * g
+
+
+@final
+@dataclass(frozen=True)
+class WindowGate(Gate):
+    """Max-pooling: each output takes one input of its window; the selection is its flat index.
+
+    `pool(z)` returns `(maxima, indices)` as `torch.nn.functional.max_pool2d_with_indices` does,
+    with indices into the flattened spatial axes; `spatial` is the number of those axes.
+    """
+
+    pool: Callable[[Tensor], tuple[Tensor, Tensor]]
+    spatial: int
+
+    def select(self, z: Tensor) -> Tensor:
+        return self.pool(z)[1]
+
+    def push(self, selection: Tensor, u: Tensor) -> Tensor:
+        lead = u.ndim - self.spatial
+        return u.flatten(lead).gather(-1, selection.flatten(lead)).reshape(selection.shape)
+
+    def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
+        lead = z.ndim - self.spatial
+        flat = torch.zeros_like(z).flatten(lead)
+        return flat.scatter_add(-1, selection.flatten(lead), g.flatten(lead)).reshape(z.shape)
+
+
+GateFactory = Callable[[tuple[Any, ...], dict[str, Any]], Gate]
+"""Builds a gate from the resolved arguments of its operation (the activation is args[0])."""

@@ -1,0 +1,118 @@
+"""A network as plain data: nodes in topological order, each a short program of ATen calls."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchsheaf.network.composition import Composition, differential
+from torchsheaf.network.differential import Differential
+from torchsheaf.network.gates import Gate
+from torchsheaf.network.operation import Operation
+from torchsheaf.network.rules import Kind
+
+
+@dataclass(frozen=True)
+class Node:
+    """One vertex that is computed: c_v = f_v(c_parents), by `operations` in order.
+
+    The last operation is the node's own; those before it are relabellings (and, in the fused
+    form, gates) folded into this node. `piecewise_affine` says that f_v is affine or a gate, also
+    as a join, so that its linear part does not depend on the state within one pattern.
+    """
+
+    name: str
+    kind: Kind
+    op: str
+    module: str
+    source: str
+    parents: tuple[str, ...]
+    operations: tuple[Operation, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    piecewise_affine: bool
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the parameters, buffers and constants used, in order of use."""
+        return tuple(dict.fromkeys(s for op in self.operations for s in op.states()))
+
+    @property
+    def gates(self) -> tuple[Operation, ...]:
+        """The gate operations inside."""
+        return tuple(op for op in self.operations if op.rule.gate is not None)
+
+
+@dataclass(frozen=True)
+class Network:
+    """An `nn.Module` read as a DAG; the model's tensors are looked up live.
+
+    `fixed_batch` is the only batch size this capture can run, or None when it is dynamic.
+    `readout` maps model outputs to vertex names.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]]
+    nodes: tuple[Node, ...]
+    readout: tuple[str, ...]
+    model: nn.Module | None
+    fixed_batch: int | None
+    states: Mapping[str, tuple[Any, str] | Tensor] = field(repr=False)
+
+    def state(self, name: str) -> Tensor:
+        """A parameter, buffer or constant by name, as it is now."""
+        entry = self.states[name]
+        return entry if isinstance(entry, Tensor) else getattr(*entry)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The learnable tensors claimed by some node."""
+        used = dict.fromkeys(s for node in self.nodes for s in node.states)
+        found = {name: self.state(name) for name in used}
+        return {n: t for n, t in found.items() if isinstance(t, nn.Parameter)}
+
+    def evaluate(self, node: Node, values: Mapping[str, Tensor]) -> Tensor:
+        """f_v at the parents' values."""
+        batch = next(iter(values.values())).shape[0]
+        if len(node.operations) == 1:
+            op = node.operations[0]
+            args, kwargs = op.resolve(values, self.state, batch)
+            return op.target(*args, **kwargs)
+        scope: dict[str, Any] = dict(values)
+        for op in node.operations:
+            args, kwargs = op.resolve(scope, self.state, batch)
+            scope[op.name] = op.target(*args, **kwargs)
+        return scope[node.operations[-1].name]
+
+    def linearise(
+        self, node: Node, values: Mapping[str, Tensor], selections: Mapping[str, Tensor]
+    ) -> Composition:
+        """df_v at the parents' values; gates named in `selections` take that piece instead."""
+        batch = next(iter(values.values())).shape[0]
+        scope: dict[str, Any] = dict(values)
+        parts: dict[str, Differential] = {}
+        last = node.operations[-1]
+        for op in node.operations:
+            args, kwargs = op.resolve(scope, self.state, batch)
+            if op.operands:
+                parts[op.name] = differential(
+                    op, args, kwargs, scope, selections, self.state, batch
+                )
+            if op is not last:
+                scope[op.name] = op.target(*args, **kwargs)
+        return Composition(parts, node.parents)
+
+    def gate_operands(
+        self, node: Node, values: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Gate, Tensor]]:
+        """Per gate operation inside the node: the gate and its pre-activation z."""
+        batch = next(iter(values.values())).shape[0]
+        scope: dict[str, Any] = dict(values)
+        found: dict[str, tuple[Gate, Tensor]] = {}
+        for op in node.operations:
+            args, kwargs = op.resolve(scope, self.state, batch)
+            if op.rule.gate is not None:
+                found[op.name] = (op.rule.gate(args, kwargs), scope[op.operands[0]])
+            if op is not node.operations[-1]:
+                scope[op.name] = op.target(*args, **kwargs)
+        return found

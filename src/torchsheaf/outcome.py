@@ -1,0 +1,52 @@
+"""How a computation can end, each ending with advice."""
+
+from enum import Enum
+
+
+class Outcome(Enum):
+    """How a solver, a flow or a training run ended; `advice` says what to do about it."""
+
+    SETTLED = "settled"
+    STEP_LIMIT = "step limit"
+    STALLED = "stalled"
+    NONFINITE = "non-finite"
+    STOPPED_EARLY = "stopped early"
+
+    @property
+    def advice(self) -> str:
+        """One sentence for the person who meets this ending."""
+        return _ADVICE[self]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the result may be used without looking at its residual first."""
+        return self in (Outcome.SETTLED, Outcome.STOPPED_EARLY)
+
+
+_ADVICE = {
+    Outcome.SETTLED: "the stationarity tolerance was met for every sample",
+    Outcome.STEP_LIMIT: (
+        "the step limit came before the tolerance: raise `max_sweeps`, loosen `tol`, "
+        "or start from a neighbouring solution"
+    ),
+    Outcome.STALLED: (
+        "no step lowers the energy any further at this precision: use float64, "
+        "loosen `tol`, or try another start"
+    ),
+    Outcome.NONFINITE: (
+        "a NaN or infinity appeared: look at the scale of the weights, the input and the pins"
+    ),
+    Outcome.STOPPED_EARLY: "a stopping rule given by the caller fired",
+}
+
+
+class ConvergenceError(RuntimeError):
+    """A numerical computation did not arrive; carries the outcome and the partial result.
+
+    Pass `throw=False` to get the partial result instead of this error.
+    """
+
+    def __init__(self, outcome: Outcome, achieved: str, result: object = None) -> None:
+        super().__init__(f"{outcome.value}: {achieved}; {outcome.advice}")
+        self.outcome = outcome
+        self.result = result

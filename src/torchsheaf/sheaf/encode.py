@@ -1,0 +1,51 @@
+"""nn.Module → Sheaf."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from torchsheaf.network import read_network
+from torchsheaf.sheaf.sheaf import Sheaf
+
+FORMS = ("unfused", "fused")
+
+
+def encode(
+    model: nn.Module | ExportedProgram,
+    x: Tensor | Sequence[Tensor],
+    *,
+    form: str = "unfused",
+    unused_parameters: str = "error",
+) -> Sheaf:
+    """Read a feed-forward module as a cellular sheaf over its computation graph.
+
+    `x` is an example batch `(batch, *shape)`, or a tuple of them; batches of other sizes may be
+    used later. `form="fused"` folds gates into the edges that use them. The sheaf looks the
+    model's parameters up live, so it follows training.
+
+    Raises `UnsupportedModel` naming every operation without a rule, every parameter that belongs
+    to no edge (unless `unused_parameters="allow"`), data-dependent control flow, and training-mode
+    batch-norm or dropout; ValueError for non-finite weights or input.
+
+    Source: Bosca & Ghrist 2026, section 3, extended to any DAG (docs/theory.md, T1).
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    >>> x = torch.randn(8, 2, dtype=torch.float64)
+    >>> sheaf = encode(net, x)
+    >>> bool(torch.allclose(sheaf.forward(x)["2"], net(x)))
+    True
+    """
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; write one of {', '.join(map(repr, FORMS))}")
+    if not callable(model):
+        if not isinstance(model, ExportedProgram):
+            raise TypeError(
+                f"model is a {type(model).__name__}; pass an nn.Module or ExportedProgram"
+            )
+    inputs = (x,) if isinstance(x, Tensor) else tuple(x)
+    network = read_network(
+        model, inputs, fused=form == "fused", unused_parameters=unused_parameters
+    )
+    return Sheaf(network, form)

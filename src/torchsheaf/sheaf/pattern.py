@@ -1,0 +1,47 @@
+"""Which linear piece every gate has selected."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ActivationPattern(Mapping[str, Tensor]):
+    """Selections per gate operation, batch first; read off a cochain or set by hand.
+
+    For a coordinatewise gate the selection is its slope (1 where a ReLU is active), and may be
+    fractional, as the Filippov velocity on a sliding surface needs; for max-pooling it is the
+    index of the chosen input. `edges` maps gate operations to the edge they belong to.
+    """
+
+    selections: Mapping[str, Tensor]
+    edges: Mapping[str, str]
+
+    def __getitem__(self, operation: str) -> Tensor:
+        return self.selections[operation]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.selections)
+
+    def __len__(self) -> int:
+        return len(self.selections)
+
+    def on_edge(self, edge: str) -> Tensor:
+        """The selection of the gate of an edge."""
+        for operation, owner in self.edges.items():
+            if owner == edge:
+                return self.selections[operation]
+        raise KeyError(
+            f"edge {edge!r} has no gate; gates are on: {sorted(set(self.edges.values()))}"
+        )
+
+    def equal(self, other: "ActivationPattern") -> Tensor:
+        """Per sample, whether two patterns select the same pieces, `(batch,)`."""
+        same = [(self[k] == other[k]).flatten(1).all(1) for k in self]
+        out = same[0].clone() if same else None
+        for s in same[1:]:
+            out &= s  # type: ignore[operator]
+        if out is None:
+            raise ValueError("this sheaf has no gates, so there is no pattern to compare")
+        return out

@@ -1,0 +1,179 @@
+"""The sheaf of a network: cells, restriction maps at a state, residual."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from torchsheaf.cochain import Cochain, Space
+from torchsheaf.network import Composition, Network, read_network
+from torchsheaf.sheaf.cells import Edge, Vertex
+from torchsheaf.sheaf.pattern import ActivationPattern
+
+if TYPE_CHECKING:
+    Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sheaf:
+    """A cellular sheaf over a computation graph.
+
+    One vertex per intermediate value, one edge per non-input vertex v with discrepancy
+    r_v = c_v − f_v(c_parents). `form` is "unfused" (the paper's object: gates have edges of their
+    own) or "fused" (gates folded into the edge that uses them: tail map W·Σ).
+    """
+
+    network: Network
+    form: str
+
+    @cached_property
+    def vertices(self) -> dict[str, Vertex]:
+        """Vertices by name, in topological order."""
+        inputs = {n: Vertex(n, s, True, "") for n, s in self.network.inputs.items()}
+        return inputs | {
+            n.name: Vertex(n.name, n.shape, False, n.module) for n in self.network.nodes
+        }
+
+    @cached_property
+    def edges(self) -> dict[str, Edge]:
+        """Edges by name (that of the head vertex), in topological order."""
+        learnable = self.network.parameters().keys()
+        return {
+            n.name: Edge(n, tuple(s for s in n.states if s in learnable))
+            for n in self.network.nodes
+        }
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the input vertices."""
+        return tuple(self.network.inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the vertices that the model returns."""
+        return self.network.readout
+
+    @cached_property
+    def space(self) -> Space:
+        """C⁰: all vertex stalks."""
+        return Space({v.name: v.shape for v in self.vertices.values()})
+
+    @cached_property
+    def edge_space(self) -> Space:
+        """C¹: all edge stalks."""
+        return Space({e.name: e.shape for e in self.edges.values()})
+
+    @cached_property
+    def children(self) -> dict[str, tuple[str, ...]]:
+        """Edges that use each vertex as a parent."""
+        found: dict[str, list[str]] = {v: [] for v in self.vertices}
+        for edge in self.edges.values():
+            for parent in edge.parents:
+                found[parent].append(edge.name)
+        return {v: tuple(e) for v, e in found.items()}
+
+    @property
+    def is_piecewise_affine(self) -> bool:
+        """Whether every edge is affine, a gate, or an affine join."""
+        return all(e.node.piecewise_affine for e in self.edges.values())
+
+    def vertex(self, name: str) -> str:
+        """A vertex name; "output" means the model's only output when no vertex is called so."""
+        if name in self.vertices:
+            return name
+        if name == "output" and len(self.outputs) == 1:
+            return self.outputs[0]
+        raise ValueError(f"no vertex named {name!r}; write one of: {', '.join(self.vertices)}")
+
+    def at_batch(self, batch: int) -> "Sheaf":
+        """This sheaf for another batch size: itself, unless the model fixes its batch."""
+        fixed = self.network.fixed_batch
+        if fixed is None or fixed == batch:
+            return self
+        assert self.network.model is not None
+        like = next(iter(self.network.parameters().values()), torch.zeros(()))
+        example = [like.new_zeros(batch, *s) for s in self.network.inputs.values()]
+        network = read_network(
+            self.network.model, example, fused=self.form == "fused", unused_parameters="allow"
+        )
+        return replace(self, network=network)
+
+    def read_inputs(self, x: "Inputs") -> dict[str, Tensor]:
+        """Check and name the inputs.
+
+        Raises ValueError naming the input whose count, shape, dtype or values are wrong.
+        """
+        if isinstance(x, Mapping):
+            given = {self.vertex(n): t for n, t in x.items()}
+        else:
+            tensors = (x,) if isinstance(x, Tensor) else tuple(x)
+            if len(tensors) != len(self.inputs):
+                raise ValueError(
+                    f"{len(tensors)} input(s) came; this network has {len(self.inputs)}: "
+                    f"{', '.join(self.inputs)}"
+                )
+            given = dict(zip(self.inputs, tensors, strict=True))
+        batches = {n: t.shape[0] if t.ndim else 0 for n, t in given.items()}
+        for name, tensor in given.items():
+            shape = self.vertices[name].shape
+            if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
+                wanted = ", ".join(("batch", *map(str, shape)))
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; write ({wanted})")
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} contains NaN or infinity; pass finite numbers")
+        if len(set(batches.values())) > 1 or 0 in batches.values():
+            raise ValueError(f"batch sizes must be equal and positive; got {batches}")
+        return given
+
+    @torch.no_grad()
+    def forward(self, x: "Inputs") -> Cochain:
+        """Substitution in topological order: every vertex's value in the forward pass."""
+        values = self.read_inputs(x)
+        for node in self.network.nodes:
+            values[node.name] = self.network.evaluate(node, values)
+        return Cochain(values)
+
+    @torch.no_grad()
+    def residual(self, c: Mapping[str, Tensor]) -> Cochain:
+        """r_e = c_head − f_e(c_parents) for every edge; 0 exactly on global sections."""
+        return Cochain(
+            {n.name: c[n.name] - self.network.evaluate(n, c) for n in self.network.nodes}
+        )
+
+    @torch.no_grad()
+    def linearise(
+        self, at: Mapping[str, Tensor], pattern: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Composition]:
+        """Tail restriction maps at a state: per edge, df_e as push and pull.
+
+        `pattern` overrides the pieces that gates would select at that state. For smooth edges
+        this is the tangent sheaf.
+        """
+        chosen = pattern or {}
+        return {n.name: self.network.linearise(n, at, chosen) for n in self.network.nodes}
+
+    @torch.no_grad()
+    def pattern(self, at: Mapping[str, Tensor]) -> ActivationPattern:
+        """The activation pattern at a cochain: each gate reads its own pre-activation stalk."""
+        selections: dict[str, Tensor] = {}
+        owners: dict[str, str] = {}
+        for node in self.network.nodes:
+            if node.gates:
+                for op, (gate, z) in self.network.gate_operands(node, at).items():
+                    selections[op] = gate.select(z)
+                    owners[op] = node.name
+        return ActivationPattern(selections, owners)
+
+    def graph(self) -> nx.DiGraph:
+        """The computation graph: vertices with shape and dim, arrows with edge, kind and op."""
+        graph = nx.DiGraph(form=self.form)
+        for v in self.vertices.values():
+            graph.add_node(v.name, shape=v.shape, dim=v.dim, is_input=v.is_input, module=v.module)
+        for e in self.edges.values():
+            for parent in e.parents:
+                graph.add_edge(parent, e.head, edge=e.name, kind=str(e.kind), op=e.op)
+        return graph
