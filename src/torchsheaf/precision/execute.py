@@ -1,0 +1,192 @@
+"""Run a graph with a format per operation: the semantics that everything else is measured against."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.network.aten import AtenCall, substitute
+from torchsheaf.precision.dataflow import Dataflow
+from torchsheaf.precision.formats import FORMATS, Format, find_format, format_of
+
+Assignment = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Outputs of one run (tensors, in the model's order) and, where asked for, every value."""
+
+    outputs: tuple[Tensor, ...]
+    values: Mapping[str, Any]
+
+
+def uniform(flow: Dataflow, form: str) -> dict[str, str]:
+    """The assignment that gives every operation one format (tf32: contractions only)."""
+    from torchsheaf.precision.operators import CONTRACTION
+
+    calls = flow.calls
+    if form == "tf32":
+        return {c: "tf32" if calls[c].packet in CONTRACTION else "fp32" for c in flow.choices}
+    return dict.fromkeys(flow.choices, form)
+
+
+def run_exact(
+    flow: Dataflow, inputs: Sequence[Any], dtype: torch.dtype = torch.float64, keep: bool = False
+) -> Execution:
+    """Run every call in one dtype on the given weights and inputs: the reference in float64."""
+    cast = _Caster(dtype)
+    values: dict[str, Any] = dict(zip(flow.graph.inputs, map(cast, inputs), strict=True))
+    values |= {n: cast(t) for n, t in flow.graph.constants.items()}
+    left = _countdown(flow)
+    for c in flow.graph.calls:
+        if c.packet == "_to_copy" and c.is_floating:
+            values[c.name] = values[c.operands[0]].to(dtype)
+        else:
+            values[c.name] = c.call(
+                *substitute(c.args, values.__getitem__), **_kwargs(c, values.__getitem__, dtype)
+            )
+        if not keep:
+            _release(c, left, values)
+    return Execution(tuple(values[n] for n in flow.graph.outputs), values if keep else {})
+
+
+def run_assigned(
+    flow: Dataflow, inputs: Sequence[Any], assignment: Assignment, keep: bool = False
+) -> Execution:
+    """Run every operation in its assigned format, operands cast to it, result rounded to it.
+
+    Native formats run in the machine's own kernels; emulated ones (fp8, tf32) run in float32
+    kernels between roundings. What is returned has the dtype that the model itself returns.
+    """
+    run = _Run(flow, inputs, {c: find_format(f) for c, f in assignment.items()})
+    left = _countdown(flow)
+    for c in flow.graph.calls:
+        run.step(c)
+        if not keep:
+            _release(c, left, run.values)
+    outputs = tuple(run.output(n) for n in flow.graph.outputs)
+    return Execution(outputs, run.values if keep else {})
+
+
+def _countdown(flow: Dataflow) -> dict[str, int]:
+    left = {n: len(readers) for n, readers in flow.graph.consumers().items()}
+    for n in flow.graph.outputs:
+        left[n] = left.get(n, 0) + 1
+    return left
+
+
+def _release(c: AtenCall, left: dict[str, int], values: dict[str, Any]) -> None:
+    for n in c.operands:
+        left[n] -= 1
+        if left[n] == 0:
+            values.pop(n, None)
+
+
+class _Run:
+    """The state of one assigned execution: values as they are held, casts made once each."""
+
+    def __init__(self, flow: Dataflow, inputs: Sequence[Any], formats: dict[str, Format]) -> None:
+        self.flow = flow
+        self.formats = formats
+        self.calls = flow.calls
+        self.values: dict[str, Any] = dict(zip(flow.graph.inputs, inputs, strict=True))
+        self.weights: dict[tuple[str, str], Any] = {}
+
+    def held(self, name: str) -> Format:
+        """The format in which a floating value lies in memory."""
+        source = self.flow.source[name]
+        if source in self.formats:
+            return self.formats[source].result
+        return format_of(self.flow.graph.input_meta[source][1])
+
+    def step(self, c: AtenCall) -> None:
+        kind = self.flow.kinds[c.name]
+        if kind in ("rounding", "select"):
+            form = self.formats[c.name]
+            value = self.call(c, lambda n: self.operand(n, form), form.carrier)
+            self.values[c.name] = round_nest(value, form)
+        elif kind == "structural" and self.flow.is_constant(c.name):
+            return  # evaluated on demand, in the format of whoever reads the weight
+        elif c.packet == "_to_copy" and c.is_floating:
+            self.values[c.name] = self.values[c.operands[0]]
+        else:
+            self.values[c.name] = self.call(c, self.plain, None)
+
+    def call(self, c: AtenCall, value: Callable[[str], Any], dtype: torch.dtype | None) -> Any:
+        return c.call(*substitute(c.args, value), **_kwargs(c, value, dtype))
+
+    def plain(self, name: str) -> Any:
+        if name in self.values:
+            return self.values[name]
+        if name in self.flow.graph.constants:
+            return self.flow.graph.constants[name]
+        return self.weight(name, None)
+
+    def operand(self, name: str, form: Format) -> Any:
+        if name not in self.flow.source:
+            return self.plain(name)
+        if self.flow.is_constant(name):
+            return self.weight(name, form)
+        value = self.values[name]
+        if form.holds(self.held(name)):
+            return value.to(form.carrier)
+        return form.round(value)
+
+    def weight(self, name: str, form: Format | None) -> Any:
+        """A constant, or an exact view of one, stored in the format of its reader."""
+        key = (name, form.name if form else "")
+        if key not in self.weights:
+            if name in self.flow.graph.constants:
+                tensor = self.flow.graph.constants[name]
+                if form is not None and tensor.is_floating_point():
+                    exact = form.holds(format_of(tensor.dtype))
+                    tensor = tensor.to(form.carrier) if exact else form.round(tensor)
+                self.weights[key] = tensor
+            else:
+                c = self.calls[name]
+                if c.packet == "_to_copy" and c.is_floating:
+                    self.weights[key] = self.weight(c.operands[0], form)
+                else:
+                    self.weights[key] = self.call(c, lambda n: self.weight(n, form), None)
+        return self.weights[key]
+
+    def output(self, name: str) -> Tensor:
+        value = self.plain(name)
+        dtype = self.flow.calls[name].dtype if name in self.calls else None
+        return value.to(dtype) if dtype is not None and dtype.is_floating_point else value
+
+
+class _Caster:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if floating else value
+
+
+def _kwargs(c: AtenCall, value: Callable[[str], Any], dtype: torch.dtype | None) -> dict[str, Any]:
+    """The call's keywords, with a floating `dtype` replaced by the one it is run in."""
+    kwargs: dict[str, Any] = substitute(dict(c.kwargs), value)
+    asked = kwargs.get("dtype")
+    if dtype is not None and asked is not None and asked.is_floating_point:
+        kwargs["dtype"] = dtype
+    return kwargs
+
+
+def round_nest(value: Any, form: Format) -> Any:
+    """Round what a kernel returned onto the grid of an emulated format; native results pass."""
+    if isinstance(value, tuple | list):
+        return type(value)(round_nest(v, form) for v in value)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    if form.is_emulated and form.rounds_result:
+        return form.round(value)
+    return value.to(form.carrier) if form.rounds_result else value
+
+
+def reference_format() -> Format:
+    """The format of the reference execution."""
+    return FORMATS["fp64"]

@@ -1,0 +1,141 @@
+"""What each kernel does to an error: its kind, its arithmetic work and its rounding model."""
+
+import math
+from dataclasses import dataclass
+
+from torchsheaf.network.aten import AtenCall, AtenGraph
+from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.precision.formats import Format
+
+# Exact and one floating operand: the result is on the grid of the operand.
+STRUCTURAL = set(
+    """view permute transpose t reshape _unsafe_view expand slice select squeeze unsqueeze clone
+    alias detach getitem relu max_pool2d_with_indices max_pool1d max_pool2d neg abs split
+    split_with_sizes unbind chunk amax amin flip repeat roll contiguous as_strided diagonal unfold
+    im2col lift_fresh_copy max min pixel_shuffle tril triu constant_pad_nd upsample_nearest2d
+    topk sort""".split()
+)
+# Exact, several operands: they must agree on a format, and that format is a choice.
+SELECT = set(
+    """cat where embedding index gather stack maximum minimum index_select masked_fill
+    index_put scatter slice_scatter select_scatter""".split()
+)
+CONTRACTION = {"mm", "addmm", "bmm", "baddbmm", "convolution", "mv", "dot", "linear", "matmul"}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelModel:
+    """|fl(f(x)) − f(x)| ≤ c·u·|f(x)| + δ, with u the unit roundoff of the format.
+
+    narrow, wide: c for 16 bits and fewer, where the kernel computes in float32 and rounds once,
+    and for float32 and float64. floor16, floor32: δ beyond the half subnormal spacing, found by
+    enumerating all inputs. Reductions take `wide` per accumulated term instead.
+    """
+
+    narrow: float = 1.01
+    wide: float = 1.0
+    floor16: float = 0.0
+    floor32: float = 0.0
+    accumulates: bool = False
+
+    def relative(self, form: Format, terms: int = 1) -> float:
+        """c for this format; `terms` is the length of the sum that the kernel accumulates.
+
+        A kernel that accumulates n terms in float32 adds n·u₃₂ at most, in any order of summation.
+        """
+        if form.result.bits >= 24:
+            return self.wide + (1.01 * terms if self.accumulates else 0.0)
+        inner = 1.01 * terms * 2.0**-24 / form.unit if self.accumulates else 0.0
+        return self.narrow + inner
+
+    def floor(self, form: Format) -> float:
+        """δ for this format."""
+        extra = self.floor32 if form.result.bits >= 24 else self.floor16
+        if form.result.bits > 24:
+            extra *= 2.0**-29
+        return form.result.spacing / 2 + extra
+
+
+_EXACT_ROUNDING = KernelModel()
+_ACCUMULATES = KernelModel(accumulates=True, wide=4.0)
+# Every number below was found by `torchsheaf precision conformance`: all 65,536 inputs per format.
+MODELS: dict[str, KernelModel] = {
+    **dict.fromkeys(["add", "sub", "mul", "div", "reciprocal", "sqrt"], _EXACT_ROUNDING),
+    **dict.fromkeys(["_to_copy", "round", "floor", "ceil", "trunc", "sign"], _EXACT_ROUNDING),
+    **dict.fromkeys(["clamp", "hardtanh", "leaky_relu", "fill", "rsub"], _EXACT_ROUNDING),
+    "square": _EXACT_ROUNDING,
+    "rsqrt": KernelModel(narrow=1.51, wide=3.0),
+    **dict.fromkeys(["exp", "exp2", "expm1", "tanh", "atan"], KernelModel(wide=4.0)),
+    **dict.fromkeys(["log", "log2", "log10", "log1p"], KernelModel(wide=4.0)),
+    **dict.fromkeys(["sin", "cos"], KernelModel(wide=4.0)),
+    "erf": KernelModel(wide=4.0, floor16=3e-7, floor32=3e-7),
+    "sigmoid": KernelModel(wide=4.0, floor16=1.2e-38, floor32=1.2e-38),
+    "silu": KernelModel(wide=6.0, floor16=2.0e-36, floor32=2.0e-36),
+    "gelu": KernelModel(wide=8.0, floor16=2.0e-6, floor32=2.0e-6),
+    "mish": KernelModel(narrow=1.1, wide=32.0, floor16=2e-36, floor32=2e-36),
+    "softplus": KernelModel(wide=8.0),
+    "elu": KernelModel(wide=8.0, floor16=1e-7, floor32=1e-7),
+    "hardswish": KernelModel(wide=6.0),
+    "hardsigmoid": KernelModel(wide=6.0, floor32=1e-7, floor16=1e-7),
+    "pow": KernelModel(wide=8.0),
+    "_softmax": KernelModel(wide=16.0, accumulates=True),
+    "_log_softmax": KernelModel(wide=16.0, accumulates=True, floor32=4e-7, floor16=4e-7),
+    "native_layer_norm": KernelModel(wide=16.0, accumulates=True, floor16=2e-6, floor32=2e-6),
+    "native_group_norm": KernelModel(wide=16.0, accumulates=True, floor16=2e-6, floor32=2e-6),
+    "_native_batch_norm_legit_no_training": KernelModel(narrow=2.1, wide=8.0),
+    **dict.fromkeys(["mean", "sum", "cumsum", "var", "var_mean", "prod"], _ACCUMULATES),
+    **dict.fromkeys(["avg_pool2d", "avg_pool1d", "_adaptive_avg_pool2d"], _ACCUMULATES),
+    **dict.fromkeys(["_adaptive_avg_pool2d_backward", "linalg_vector_norm"], _ACCUMULATES),
+    **dict.fromkeys(sorted(CONTRACTION), _ACCUMULATES),
+    **dict.fromkeys(sorted(SELECT), KernelModel(narrow=0.0, wide=0.0)),
+}
+
+
+def kind_of(c: AtenCall) -> str:
+    """`rounding`, `select`, `structural` (exact, one operand) or `discrete` (not floating)."""
+    if not c.is_floating:
+        return "discrete"
+    if c.packet in SELECT:
+        return "select"
+    if c.packet in STRUCTURAL:
+        return "structural"
+    if c.packet == "_to_copy":
+        return "cast"
+    return "rounding" if c.packet in MODELS else "unknown"
+
+
+def refuse_unknown(graph: AtenGraph) -> None:
+    """`UnsupportedModel` with every floating kernel that has no error model."""
+    found = [
+        Offender(c.name, c.module, c.source, f"no rounding model for {c.target}")
+        for c in graph.calls
+        if kind_of(c) == "unknown"
+    ]
+    if found:
+        raise UnsupportedModel("these kernels have no rounding model", found)
+
+
+def terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Length of the longest sum that the kernel accumulates for one number of its result."""
+    names = [n for n in c.operands if n in shapes]
+    if c.packet == "addmm":
+        return shapes[c.operands[1]][-1] + 1 if len(c.operands) > 1 else 1
+    if c.packet in {"mm", "bmm", "mv", "dot", "matmul", "linear", "baddbmm"}:
+        first = c.operands[1 if c.packet == "baddbmm" else 0]
+        return shapes[first][-1]
+    if c.packet == "convolution":
+        return math.prod(shapes[c.operands[1]][1:]) + 1
+    if MODELS.get(c.packet, _EXACT_ROUNDING).accumulates and names:
+        return max(1, round(math.prod(shapes[names[0]]) / max(1, math.prod(c.shape or (1,)))))
+    return 1
+
+
+def flops_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> tuple[float, float]:
+    """(multiply-adds counted as two flops, elementwise operations) of one call."""
+    size = float(math.prod(c.shape or ()))
+    if c.packet in CONTRACTION:
+        return 2.0 * size * terms_of(c, shapes), 0.0
+    biggest = max((math.prod(shapes[n]) for n in c.operands if n in shapes), default=0)
+    if c.packet == "embedding" or c.packet in SELECT:
+        return 0.0, 0.0
+    return 0.0, float(max(size, biggest))

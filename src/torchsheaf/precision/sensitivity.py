@@ -1,0 +1,320 @@
+"""How much each rounding moves the output: adjoints of a few random probes, per operation and format.
+
+To first order the output error is Σ_i J_i·δ_i over all local roundings δ_i. With independent
+roundings of variance ulp²/12, E‖error‖² = Σ_i ‖J_i‖² var_i, and for a random sign vector r,
+E (rᵀJ_i)² = ‖J_i‖² (Hutchinson). One reverse sweep gives rᵀJ_i for every i at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.network.aten import AtenCall, substitute
+from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
+from torchsheaf.precision.execute import _kwargs
+from torchsheaf.precision.formats import Format, binade, format_of
+from torchsheaf.precision.operators import MODELS, terms_of
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Mean-square output error that each rounding causes, one number per probe.
+
+    kernel[call][format]: rounding of the call's own result. weight[call][format]: its weights
+    rounded to the format. cast[operand, call][format]: an operand rounded to the format.
+    Every entry is a tensor (probes,), already divided by the number of output elements.
+    """
+
+    formats: tuple[str, ...]
+    probes: int
+    elements: int
+    kernel: Mapping[str, Mapping[str, Tensor]]
+    weight: Mapping[str, Mapping[str, Tensor]]
+    cast: Mapping[tuple[str, str], Mapping[str, Tensor]]
+    dtype: torch.dtype
+
+
+@dataclass
+class Tape:
+    """A forward pass with a tap on every place where a rounding can happen."""
+
+    outputs: list[Tensor]
+    results: dict[str, list[Tensor]]
+    operands: dict[Edge, Tensor]
+    weights: dict[Edge, Tensor]
+    terms: dict[str, int]
+
+    @property
+    def taps(self) -> list[Tensor]:
+        """Every tapped tensor, in a fixed order."""
+        own = [t for parts in self.results.values() for t in parts]
+        return own + list(self.operands.values()) + list(self.weights.values())
+
+
+def record(flow: Dataflow, inputs: Sequence[Any], dtype: torch.dtype) -> Tape:
+    """Run the graph in `dtype` and keep what the adjoint needs: one tap per rounding.
+
+    A value with several readers is tapped once per reader, so that a cast for one reader is
+    weighed by that reader's path alone; a weight is a separate leaf for every reader.
+    """
+    return _Recorder(flow, inputs, dtype).run()
+
+
+class _Recorder:
+    def __init__(self, flow: Dataflow, inputs: Sequence[Any], dtype: torch.dtype) -> None:
+        self.flow, self.dtype = flow, dtype
+        self.calls = flow.calls
+        self.readers = {n: len(r) for n, r in flow.graph.consumers().items()}
+        for n in flow.graph.outputs:
+            self.readers[n] = self.readers.get(n, 0) + 1
+        self.edges = {(e.operand, e.consumer): e for e in flow.edges}
+        self.values: dict[str, Any] = {}
+        for name, x in zip(flow.graph.inputs, inputs, strict=True):
+            floating = isinstance(x, Tensor) and x.is_floating_point()
+            self.values[name] = x.to(dtype).detach().requires_grad_() if floating else x
+        self.tape = Tape([], {}, {}, {}, {})
+
+    def run(self) -> Tape:
+        with torch.enable_grad():
+            for c in self.flow.graph.calls:
+                self.step(c)
+            for n in self.flow.graph.outputs:
+                if n in self.flow.source:
+                    self.tape.outputs.append(self.operand(n, SINK))
+        return self.tape
+
+    def step(self, c: AtenCall) -> None:
+        kind = self.flow.kinds[c.name]
+        if kind == "structural" and self.flow.is_constant(c.name):
+            return
+        if c.packet == "_to_copy" and c.is_floating and c.operands[0] in self.flow.source:
+            self.values[c.name] = self.values[c.operands[0]]
+            return
+        choosing = kind in ("rounding", "select")
+
+        def value(n: str) -> Any:
+            return self.operand(n, c.name) if choosing else self.plain(n)
+
+        kernel = _DIFFERENTIABLE.get(c.packet, c.call) if choosing else c.call
+        result = kernel(*substitute(c.args, value), **_kwargs(c, value, self.dtype))
+        if choosing:
+            parts = result if isinstance(result, tuple | list) else [result]
+            floating = [p for p in parts if isinstance(p, Tensor) and p.is_floating_point()]
+            self.tape.results[c.name] = [p for p in floating if p.requires_grad][:1] + [
+                p for p in floating[1:] if p.requires_grad and c.packet == "var_mean"
+            ]
+            self.tape.terms[c.name] = terms_of(c, dict(self.flow.shapes))
+        self.values[c.name] = result
+
+    def plain(self, n: str) -> Any:
+        if n in self.values:
+            return self.values[n]
+        return self.view(n, self.flow.graph.constants[self.flow.source.get(n, n)])
+
+    def view(self, n: str, leaf: Tensor) -> Any:
+        """The exact views between a constant and its reader, applied to `leaf`."""
+        if n in self.flow.graph.constants:
+            return leaf if n == self.flow.source.get(n, n) else self.flow.graph.constants[n]
+        c = self.calls[n]
+        if c.packet == "_to_copy":
+            return self.view(c.operands[0], leaf)
+        return c.call(
+            *substitute(c.args, lambda m: self.view(m, leaf)),
+            **_kwargs(c, lambda m: self.view(m, leaf), self.dtype),
+        )
+
+    def operand(self, n: str, reader: str) -> Any:
+        edge = self.edges.get((n, reader))
+        if edge is None:
+            return self.plain(n)
+        if self.flow.is_constant(n):
+            if edge not in self.tape.weights:
+                leaf = self.flow.graph.constants[edge.source].to(self.dtype).detach()
+                self.tape.weights[edge] = leaf.requires_grad_()
+            return self.view(n, self.tape.weights[edge])
+        if edge not in self.tape.operands:
+            value = self.values[n]
+            self.tape.operands[edge] = value.view_as(value) if self.readers[n] > 1 else value
+        return self.tape.operands[edge]
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, momentum: float, eps: float
+) -> tuple[Tensor]:
+    """Batch norm in evaluation, differentiable in its running statistics too: they are weights."""
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    y = (x - mean.view(shape)) * torch.rsqrt(var + eps).view(shape)
+    y = y if weight is None else y * weight.view(shape)
+    return (y if bias is None else y + bias.view(shape),)
+
+
+_DIFFERENTIABLE = {"_native_batch_norm_legit_no_training": _batch_norm}
+
+
+def random_signs(tape: Tape, count: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """`count` independent vectors of ±1 over all outputs."""
+    for _ in range(count):
+        yield [
+            (torch.randint(0, 2, o.shape, generator=generator, device=generator.device) * 2 - 1)
+            .to(device=o.device, dtype=o.dtype)
+            for o in tape.outputs
+        ]  # fmt: skip
+
+
+def unit_vectors(tape: Tape) -> Iterator[list[Tensor]]:
+    """Every output element in turn: the full adjoint, one sweep per element."""
+    for i, o in enumerate(tape.outputs):
+        for k in range(o.numel()):
+            seeds = [torch.zeros_like(t) for t in tape.outputs]
+            seeds[i].view(-1)[k] = 1.0
+            yield seeds
+
+
+def adjoint(tape: Tape, seeds: list[Tensor]) -> list[Tensor | None]:
+    """rᵀJ at every tap, for one vector r over the outputs: one reverse sweep."""
+    pairs = [(o, s) for o, s in zip(tape.outputs, seeds, strict=True) if o.requires_grad]
+    return list(
+        torch.autograd.grad(
+            [o for o, _ in pairs],
+            tape.taps,
+            [s for _, s in pairs],
+            retain_graph=True,
+            allow_unused=True,
+        )
+    )
+
+
+def variances(
+    call: AtenCall | None, value: Tensor, form: Format, terms: int
+) -> tuple[float, float, float]:
+    """(scale, emin floor, constant) with variance = scale·max(binade², floor²) + constant."""
+    scale = 4.0 ** (1 - form.bits) / 12
+    constant = 0.0
+    if call is not None:
+        model = MODELS[call.packet]
+        scale *= model.narrow**2 if form.bits < 24 else 1.0
+        if model.accumulates and form.bits >= 24:
+            # A random walk of roundings over some 32 partial sums; the 4 is fitted to the zoo.
+            scale *= 4.0 * (1.0 + terms / 32.0)
+    return scale, max(2.0**form.emin, 2.0**-126), constant
+
+
+def analyse(
+    flow: Dataflow,
+    inputs: Sequence[Any],
+    formats: Sequence[Format],
+    *,
+    probes: int | str = 4,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Sensitivity:
+    """Tables of the mean-square output error per rounding, from `probes` random adjoints.
+
+    probes: how many, or "full" for one sweep per output element (exact, and costly).
+    Cost: one forward and `probes` reverse sweeps in `dtype`; float64 where float32 overflows.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    tape = record(flow, inputs, dtype)
+    finite = all(bool(torch.isfinite(o).all()) for o in tape.outputs)
+    if not finite and dtype == torch.float32:
+        return analyse(
+            flow, inputs, formats, probes=probes, generator=generator, dtype=torch.float64
+        )
+    elements = sum(o.numel() for o in tape.outputs)
+    if probes == "full":
+        sweeps: Iterator[list[Tensor]] = unit_vectors(tape)
+    else:
+        sweeps = random_signs(tape, int(probes), generator)
+    table = _Table(flow, tape, formats)
+    count = 0
+    for seeds in sweeps:
+        table.add(adjoint(tape, seeds))
+        count += 1
+    return table.finish(count, elements, probes == "full", dtype)
+
+
+class _Table:
+    """Accumulates Σ_i (rᵀJ_i)² var_i(format) per tap and probe."""
+
+    def __init__(self, flow: Dataflow, tape: Tape, formats: Sequence[Format]) -> None:
+        self.flow, self.tape, self.formats = flow, tape, formats
+        self.calls = flow.calls
+        self.rows: list[tuple[str, Any, list[tuple[list[Format], Tensor]]]] = []
+        for name, parts in tape.results.items():
+            for part in parts:
+                silent = flow.kinds[name] == "select"
+                groups = [] if silent else self.by_floor(part.detach(), self.result_formats())
+                self.rows.append(("kernel", name, groups))
+        for edge, value in tape.operands.items():
+            if edge.consumer == SINK:
+                self.rows.append(("none", edge, []))
+            elif edge.source in flow.graph.inputs:
+                self.rows.append(("cast", edge, self.known(value.detach())))
+            else:
+                self.rows.append(("cast", edge, self.by_floor(value.detach(), formats)))
+        for edge, leaf in tape.weights.items():
+            self.rows.append(("weight", edge, self.known(leaf.detach())))
+        self.sums: list[dict[str, list[float]]] = [{f.name: [] for f in formats} for _ in self.rows]
+
+    def result_formats(self) -> list[Format]:
+        return list({f.result.name: f.result for f in self.formats}.values())
+
+    def by_floor(self, value: Tensor, formats: Sequence[Format]) -> list[Any]:
+        """binade² of the value, clamped once per distinct subnormal threshold."""
+        squared = binade(value.reshape(-1))
+        groups = []
+        for floor in sorted({max(2.0**f.emin, 2.0**-126) for f in formats}):
+            members = [f for f in formats if max(2.0**f.emin, 2.0**-126) == floor]
+            groups.append((members, torch.clamp(squared, min=floor).square_()))
+        return groups
+
+    def known(self, value: Tensor) -> list[Any]:
+        """(round(x) − x)² for numbers that are known beforehand: weights and inputs."""
+        groups = []
+        for f in self.formats:
+            if not f.holds(format_of(value.dtype)):
+                delta = (f.round(value).to(value.dtype) - value).reshape(-1)
+                groups.append(([f], torch.nan_to_num(delta).square_()))
+        return groups
+
+    def add(self, adjoints: list[Tensor | None]) -> None:
+        for (kind, key, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
+            squared = None if g is None or not groups else g.reshape(-1).square()
+            done = dict.fromkeys(sums, 0.0)
+            for members, weight in groups:
+                total = float(torch.dot(squared, weight)) if squared is not None else 0.0
+                for f in members:
+                    done[f.name] = total * self.scale(kind, key, f)
+            for f in self.formats:
+                held = f.result.name if kind == "kernel" else f.name
+                sums[f.name].append(done.get(held, 0.0))
+
+    def scale(self, kind: str, key: Any, form: Format) -> float:
+        if kind == "weight" or (kind == "cast" and key.source in self.flow.graph.inputs):
+            return 1.0
+        call = self.calls[key] if kind == "kernel" else None
+        terms = self.tape.terms.get(key, 1) if kind == "kernel" else 1
+        return variances(call, torch.empty(0), form, terms)[0]
+
+    def finish(self, count: int, elements: int, full: bool, dtype: torch.dtype) -> Sensitivity:
+        kernel: dict[str, dict[str, Tensor]] = {}
+        weight: dict[str, dict[str, Tensor]] = {}
+        cast: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for (kind, key, _), sums in zip(self.rows, self.sums, strict=True):
+            if kind == "none":
+                continue
+            table, name = {
+                "kernel": (kernel, key),
+                "weight": (weight, getattr(key, "consumer", "")),
+                "cast": (cast, (getattr(key, "operand", ""), getattr(key, "consumer", ""))),
+            }[kind]
+            entry = table.setdefault(name, {})  # type: ignore[attr-defined]
+            for f in self.formats:
+                column = torch.tensor(sums[f.name], dtype=torch.float64)
+                value = column.sum().reshape(1) if full else column
+                entry[f.name] = entry.get(f.name, 0.0) + value / elements
+        names = tuple(f.name for f in self.formats)
+        return Sensitivity(names, 1 if full else count, elements, kernel, weight, cast, dtype)
