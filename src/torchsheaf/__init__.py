@@ -18,5 +18,7 @@ from torchsheaf.outcome import ConvergenceError as ConvergenceError
 from torchsheaf.outcome import Outcome as Outcome
 from torchsheaf.sheaf import Sheaf as Sheaf
 from torchsheaf.sheaf import encode as encode
+from torchsheaf.train import SheafTrainer as SheafTrainer
+from torchsheaf.train import fit as fit
 
 __version__ = "0.1.0"

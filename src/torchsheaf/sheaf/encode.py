@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from torchsheaf.network import read_network
+from torchsheaf.network import ExportedProgram, read_network
 from torchsheaf.sheaf.sheaf import Sheaf
 
 FORMS = ("unfused", "fused")

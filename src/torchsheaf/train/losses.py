@@ -1,0 +1,175 @@
+"""Losses on the output edge: a potential Φ(z, y) per sample and its force −∂Φ/∂z."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Loss(ABC):
+    """Φ(z, y), one number per sample (summed over the output coordinates, not averaged).
+
+    `curvature` bounds ∂²Φ/∂z² from above (∞ when it is unbounded); the equilibrium rule majorises
+    Φ by a quadratic of that curvature.
+    """
+
+    name: str
+    curvature: float
+
+    @abstractmethod
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        """Φ per sample, `(batch,)`."""
+
+    @abstractmethod
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        """∂Φ/∂z, shape of z."""
+
+    def target(self, z: Tensor, y: Tensor) -> Tensor:
+        """Check y against the output z; returns it in the form that the formulas use.
+
+        Raises ValueError naming the shape, type or range that is wrong.
+        """
+        if y.shape != z.shape:
+            raise ValueError(
+                f"targets have shape {tuple(y.shape)}; {self.name} needs that of the output, "
+                f"{tuple(z.shape)}"
+            )
+        if not bool(y.isfinite().all()):
+            raise ValueError("targets contain NaN or infinity; pass finite numbers")
+        return y.to(z.dtype)
+
+
+def _total(t: Tensor) -> Tensor:
+    return t.flatten(1).sum(1)
+
+
+@final
+@dataclass(frozen=True)
+class SquaredLoss(Loss):
+    """½‖z − y‖², gradient z − y."""
+
+    name: str = "l2"
+    curvature: float = 1.0
+
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * _total((z - y).square())
+
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        return z - y
+
+
+@final
+@dataclass(frozen=True)
+class PowerLoss(Loss):
+    """|z − y|ᵖ / p, gradient |u|^{p−1} sign u; p = 1 is L1."""
+
+    p: float = 1.0
+    name: str = "lp"
+    curvature: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.p >= 1:
+            raise ValueError(f"p is {self.p}; write a power ≥ 1")
+
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        return _total((z - y).abs().pow(self.p)) / self.p
+
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        u = z - y
+        return u.abs().pow(self.p - 1) * u.sign()
+
+
+@final
+@dataclass(frozen=True)
+class HuberLoss(Loss):
+    """Huber potential, gradient clip(z − y, −d, d)."""
+
+    delta: float = 1.0
+    name: str = "huber"
+    curvature: float = 1.0
+
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        u = (z - y).abs()
+        d = self.delta
+        return _total(torch.where(u <= d, 0.5 * u.square(), d * (u - 0.5 * d)))
+
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        return (z - y).clamp(-self.delta, self.delta)
+
+
+@final
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Loss):
+    """BCE on logits, gradient σ(z) − y: the Jacobian of σ cancels, so nothing saturates."""
+
+    name: str = "bce"
+    curvature: float = 0.25
+
+    def target(self, z: Tensor, y: Tensor) -> Tensor:
+        y = y.unsqueeze(1) if y.ndim == z.ndim - 1 and z.shape[1] == 1 else y
+        y = super().target(z, y)
+        if bool(((y < 0) | (y > 1)).any()):
+            raise ValueError(
+                f"targets lie in [{float(y.min())}, {float(y.max())}]; bce needs them in [0, 1]"
+            )
+        return y
+
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        return _total(F.binary_cross_entropy_with_logits(z, y, reduction="none"))
+
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        return z.sigmoid() - y
+
+
+@final
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """Softmax cross-entropy on logits `(batch, classes)`; gradient softmax(z) − y."""
+
+    name: str = "cross_entropy"
+    curvature: float = 0.5
+
+    def target(self, z: Tensor, y: Tensor) -> Tensor:
+        if z.ndim != 2:
+            raise ValueError(
+                f"the output has shape {tuple(z.shape)}; cross_entropy needs (batch, classes)"
+            )
+        if y.ndim == 1 and not y.is_floating_point():
+            low, high = int(y.min()), int(y.max())
+            if low < 0 or high >= z.shape[1]:
+                raise ValueError(
+                    f"labels lie in {low} … {high}; this network has classes 0 … {z.shape[1] - 1}"
+                )
+            if y.shape[0] != z.shape[0]:
+                raise ValueError(f"{y.shape[0]} labels came for {z.shape[0]} samples")
+            return F.one_hot(y, z.shape[1]).to(z.dtype)
+        return super().target(z, y)
+
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        return -(y * F.log_softmax(z, 1)).sum(1)
+
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        return z.softmax(1) * y.sum(1, keepdim=True) - y
+
+
+_NAMED: dict[str, Loss] = {
+    "l2": SquaredLoss(),
+    "l1": PowerLoss(1.0, "l1"),
+    "huber": HuberLoss(),
+    "bce": BinaryCrossEntropy(),
+    "cross_entropy": CrossEntropy(),
+}
+
+
+def loss_named(loss: str | Loss) -> Loss:
+    """A loss by name ("l2", "l1", "huber", "bce", "cross_entropy"), or the loss itself."""
+    if isinstance(loss, Loss):
+        return loss
+    if loss not in _NAMED:
+        known = ", ".join(repr(n) for n in _NAMED)
+        raise ValueError(f"loss is {loss!r}; write one of {known}, or a Loss such as PowerLoss(3)")
+    return _NAMED[loss]
