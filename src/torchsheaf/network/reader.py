@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Reader:
         self._nodes: list[Node] = []
         self._outputs: list[str] = []
         self._offenders: list[Offender] = []
+        self._maxima: set[str] = set()
 
     def add_input(self, node: FxNode) -> None:
         """A user input: a vertex if it is a tensor, a constant otherwise."""
@@ -63,8 +64,10 @@ class Reader:
         if isinstance(value, torch.SymInt | int):
             self._env[node.name] = _Expression(self._size(value))
             return
+        if value is None and not node.users:
+            return  # an assertion of the trace (before a change of dtype, say) computes nothing
         try:
-            expression = self._call(node)
+            expression = self._entry(node) or self._call(node)
         except _Unreadable as problem:
             self._offenders.append(
                 Offender(str(node.target), module_path(node), source_line(node), str(problem))
@@ -98,6 +101,14 @@ class Reader:
         nodes, outputs, inputs = _name(self._nodes, tuple(self._outputs), self._inputs)
         return Network(inputs, nodes, outputs, model, self._fixed, dict(states))
 
+    def _entry(self, node: FxNode) -> _Expression | None:
+        """A gate that returns (maxima, indices) is read as its maxima alone."""
+        if node.target is not operator.getitem or node.args[0].name not in self._maxima:
+            return None
+        if node.args[1] != 0 and node.users:
+            raise _Unreadable("the indices of a max-pooling cannot carry a tangent")
+        return self._env[node.args[0].name]
+
     def _call(self, node: FxNode) -> _Expression:
         target = functional(node.target)
         op_name = "getitem" if target is operator.getitem else str(target)
@@ -114,6 +125,9 @@ class Reader:
         if reason:
             raise _Unreadable(reason)
         value = node.meta.get("val")
+        if rule.gate is not None and isinstance(value, tuple | list):
+            self._maxima.add(node.name)
+            value, target = value[0], _first_of(target)
         if parents and isinstance(value, Tensor) and not value.is_floating_point():
             raise _Unreadable(f"an intermediate value of type {value.dtype} cannot carry a tangent")
         names = [_value_name(a) for a in torch.utils._pytree.tree_leaves([args, kwargs])]
@@ -127,17 +141,17 @@ class Reader:
         fold_gate = self._fused and kind is Kind.GATE
         if kind is Kind.RESHAPE or fold_gate:
             return _Expression(Value(operation.name), (*folded, operation), parents)
-        return self._vertex(node, op_name, kind, (*folded, operation), parents)
+        return self._vertex(node, value, op_name, kind, (*folded, operation), parents)
 
     def _vertex(
         self,
         node: FxNode,
+        value: Any,
         op_name: str,
         kind: Kind,
         operations: tuple[Operation, ...],
         parents: tuple[str, ...],
     ) -> _Expression:
-        value = node.meta["val"]
         if not isinstance(value, Tensor):
             raise _Unreadable("an operation with several outputs needs a rule of its own")
         shape, forth, back = self._layout(value, node.name)
@@ -222,6 +236,16 @@ class Reader:
 
 class _Unreadable(Exception):
     pass
+
+
+def _first_of(target: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation whose value is the first of the values of `target`."""
+
+    def first(*args: Any, **kwargs: Any) -> Any:
+        return target(*args, **kwargs)[0]
+
+    first.__name__ = str(target)
+    return first
 
 
 def _merge(used: list[_Expression]) -> tuple[Operation, ...]:

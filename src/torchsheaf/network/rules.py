@@ -204,7 +204,7 @@ _TABLE: dict[str, Rule] = {
             "squeeze.dims", "squeeze.default", "unsqueeze.default", "slice.Tensor", "select.int",
             "expand.default", "contiguous.default", "clone.default", "alias.default",
             "detach.default", "movedim.int", "split.Tensor", "split_with_sizes.default",
-            "chunk.default", "unbind.int", "_to_copy.default", "to.dtype", "dropout_.default",
+            "chunk.default", "unbind.int", "_to_copy.default", "to.dtype",
         )
     },
     "getitem": _RESHAPE,
