@@ -58,6 +58,12 @@ class Edge:
         return self.node.op
 
     @property
+    def operation(self) -> str:
+        """The operation for readers: "linear", not "aten.linear.default"."""
+        parts = self.node.op.split(".")
+        return parts[1] if parts[0] == "aten" and len(parts) > 1 else self.node.op
+
+    @property
     def module(self) -> str:
         """Path of the module that runs it."""
         return self.node.module

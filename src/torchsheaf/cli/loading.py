@@ -1,0 +1,59 @@
+"""The arguments that several commands share: a target, its weights, a seed."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from torchsheaf.examples import EXAMPLES
+from torchsheaf.network.target import FORMS, Target, load_target
+
+Command = Callable[..., Any]
+
+
+def target_argument(command: Command) -> Command:
+    """TARGET and --weights."""
+    command = click.option(
+        "--weights",
+        metavar="FILE",
+        help="A .safetensors file or a state dictionary (torch.save), read without unpickling.",
+    )(command)
+    return click.argument("target", metavar="TARGET")(command)
+
+
+def seed_option(command: Command) -> Command:
+    """--seed for whatever is random."""
+    return click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")(
+        command
+    )
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr, so that stdout stays clean for piping."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def load(target: str, weights: str | None = None) -> Target:
+    """Load a target as the command line means it: modules in the current folder are found."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if target not in EXAMPLES or weights is not None:
+        return load_target(target, weights)
+    with progress_bar() as bar:
+        task = bar.add_task(f"training {target}", total=EXAMPLES[target].epochs)
+        return load_target(target, progress=lambda done, _: bar.update(task, completed=done))
+
+
+TARGET_HELP = f"TARGET is {FORMS}."
+"""One sentence for help texts."""
