@@ -1,0 +1,149 @@
+"""The paper's explicit scheme: masks from the old state, a fixed step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.cochain import Cochain
+from torchsheaf.flow.method import Course, FlowMethod, Task
+from torchsheaf.flow.velocity import descent
+from torchsheaf.flow.walls import Walls
+from torchsheaf.harmonic import spectrum
+from torchsheaf.outcome import Outcome
+
+CHECK_EVERY = 100
+"""Steps between stationarity tests, which cost as much as a step."""
+
+
+@torch.no_grad()
+def euler_step(
+    problem: Problem, c: Cochain, dt: float, alpha: float = 1.0, *, adjoint_output: bool = True
+) -> Cochain:
+    """c − αdt ∇E(c): one explicit step, every force from the old state.
+
+    Held coordinates do not move. Cost: one forward and one reverse pass.
+    Source: Bosca & Ghrist 2026, section 4; book eq. 6.3.
+    """
+    g = descent(problem, c, adjoint_output=adjoint_output)
+    return Cochain({n: t - alpha * dt * g[n] if n in g else t for n, t in c.items()})
+
+
+def step_bound(problem: Problem, c: Cochain, walls: Walls, alpha: float) -> float:
+    """2/(αλ_max): above it explicit Euler diverges inside a region.
+
+    λ_max is the largest over the samples of two patterns, that of `c` and the one with every gate
+    on its steepest piece, which dominates in practice (not proved). For smooth edges it is the
+    tangent sheaf's at `c`.
+    """
+    patterns: list[Mapping[str, Tensor] | None] = [None]
+    if walls.readers:
+        steepest = {
+            r.operation: torch.full(
+                (problem.batch, *r.shape), max(r.gate.slopes, key=abs),
+                dtype=problem.like.dtype, device=problem.like.device,
+            )
+            for r in walls.readers
+        }  # fmt: skip
+        patterns.append(steepest)
+    tops = [
+        spectrum(problem, which="largest", at=c, pattern=p, tol=1e-3, throw=False).values.max()
+        for p in patterns
+    ]
+    return 2 / (alpha * float(torch.stack(tops).max()))
+
+
+@final
+@dataclass(frozen=True)
+class Euler(FlowMethod):
+    """Explicit Euler with step `dt` (None: half the stability bound).
+
+    Convergence is of first order in dt, also across walls. Where the energy has a minimum on a
+    wall (output held, docs/flow.md) it chatters for ever with an amplitude proportional to dt and
+    never becomes stationary.
+    """
+
+    dt: float | None = None
+    name = "euler"
+
+    def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
+        return None
+
+    def step_size(self, task: Task) -> float:
+        """`dt`, checked against the bound."""
+        bound = step_bound(task.problem, task.start, task.walls, task.alpha)
+        if self.dt is None:
+            return bound / 2
+        if not 0 < self.dt < bound:
+            raise ValueError(
+                f"dt is {self.dt:g}; explicit Euler is stable for 0 < dt < 2/(αλ_max) = "
+                f"{bound:.4g} on this problem: write dt={0.9 * bound:.2g} or less"
+            )
+        return self.dt
+
+    @torch.no_grad()
+    def integrate(self, task: Task) -> Course:
+        problem, walls, c = task.problem, task.walls, task.start
+        dt = self.step_size(task)
+        asked = math.ceil(task.until / dt - 1e-9) if math.isfinite(task.until) else task.max_steps
+        rows = torch.round(task.recorder.times / dt).to(torch.int64).tolist()
+        state = walls.state(problem.free.flatten(c))
+        run = _Run(c, state, state, problem.like.new_full((problem.batch,), torch.inf), [])
+        row, outcome, where, step = 0, Outcome.STOPPED_EARLY, "", 0
+        while True:
+            while row < len(rows) and rows[row] <= step:
+                task.recorder.write_all(row, run.c)
+                row += 1
+            if step >= min(asked, task.max_steps):
+                outcome = outcome if step >= asked and math.isfinite(task.until) else _LIMIT
+                break
+            if step % CHECK_EVERY == 0:
+                task.progress(step / max(asked, 1))
+                if not run.c.is_finite():
+                    name = run.c.first_nonfinite()
+                    outcome, where = Outcome.NONFINITE, f"{name} at t = {step * dt:.4g}"
+                    break
+                run.test(problem, task.tol, step * dt)
+                if bool(run.stopped.isfinite().all()):
+                    outcome = Outcome.SETTLED
+                    break
+            run.step(task, dt, step)
+            step += 1
+        for later in range(row, len(rows)):
+            task.recorder.write_all(later, run.c)
+        return Course(run.c, run.start, run.events, run.stopped, step, outcome, where)
+
+
+_LIMIT = Outcome.STEP_LIMIT
+
+
+@dataclass
+class _Run:
+    c: Cochain
+    start: Tensor
+    state: Tensor
+    stopped: Tensor
+    events: list[tuple[Tensor, ...]]
+
+    def test(self, problem: Problem, tol: float, time: float) -> None:
+        settled = stationarity(problem, self.c).distance <= tol
+        self.stopped = torch.where(settled, self.stopped.clamp_max(time), self.stopped)
+
+    def step(self, task: Task, dt: float, step: int) -> None:
+        problem, old = task.problem, self.c
+        new = euler_step(problem, old, dt, task.alpha, adjoint_output=task.adjoint_output)
+        moving = self.stopped.isinf()
+        self.c = new if bool(moving.all()) else new.where(moving, old)
+        if not len(task.walls):
+            return
+        state = task.walls.state(problem.free.flatten(self.c))
+        changed = (state != self.state).nonzero()
+        if changed.numel():
+            sample, wall = changed.unbind(1)
+            time = torch.full((sample.numel(),), (step + 1) * dt, dtype=torch.float64)
+            self.events.append((time, sample, wall, self.state[sample, wall], state[sample, wall]))
+        self.state = state

@@ -1,0 +1,60 @@
+"""What every integrator of the heat equation offers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from torchsheaf.boundary import Problem
+from torchsheaf.cochain import Cochain
+from torchsheaf.flow.recorder import Recorder
+from torchsheaf.flow.walls import Walls
+from torchsheaf.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Task:
+    """One integration: what flows, from where, how far, what is kept.
+
+    ċ = −α ∇E (with `adjoint_output=False` the output edge pulls without its Jacobian) from `start`
+    to time `until`, or until dist(0, ∂E) ≤ `tol` per sample; at most `max_steps` steps.
+    """
+
+    problem: Problem
+    walls: Walls
+    start: Cochain
+    alpha: float
+    until: float
+    tol: float
+    max_steps: int
+    recorder: Recorder
+    adjoint_output: bool = True
+    progress: Callable[[float], None] = field(default=lambda fraction: None)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What an integrator hands back; `events` are rows for `Events.gather`."""
+
+    final: Cochain
+    start_states: Tensor
+    events: list[tuple[Tensor, ...]]
+    stopped: Tensor
+    steps: int
+    outcome: Outcome
+    where: str = ""
+
+
+class FlowMethod(ABC):
+    """Integrates the heat equation. Settings live in the object; it keeps no state."""
+
+    name: str
+
+    @abstractmethod
+    def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
+        """Why this method cannot take the problem, or None."""
+
+    @abstractmethod
+    def integrate(self, task: Task) -> Course:
+        """Run the flow, writing to the task's recorder on the way."""

@@ -1,0 +1,64 @@
+"""What a flow leaves behind: energies, chosen states, switches, the end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem
+from torchsheaf.cochain import Cochain
+from torchsheaf.flow.events import Events
+from torchsheaf.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A relaxation of a held problem, T recorded times of a batch.
+
+    `times` (T,); `energy` (T, batch) is E; `edge_energy[e]` (T, batch) is ½ w_e ‖r_e‖², soft pins
+    included; `states[v]` (T, batch, *shape) where recorded (chosen coordinates: (T, batch, k)).
+    `start_states` (batch, walls) are the gate states just after t = 0 and `events` the switches
+    since. `stopped` (batch,) is the time at which a sample was found stationary (∞: it was not),
+    after which it stands still; `stationarity` (batch,) is dist(0, ∂E) at the end. `steps` counts
+    steps (Euler), linear pieces (exact) or evaluations of the velocity (ode).
+    """
+
+    problem: Problem
+    method: str
+    alpha: float
+    times: Tensor
+    energy: Tensor
+    edge_energy: Mapping[str, Tensor]
+    states: Mapping[str, Tensor]
+    start_states: Tensor
+    events: Events
+    final: Cochain
+    stopped: Tensor
+    stationarity: Tensor
+    steps: int
+    outcome: Outcome
+    where: str = ""
+
+    @property
+    def output(self) -> Tensor:
+        """Final value of the (first) output vertex."""
+        return self.final[self.problem.sheaf.outputs[0]]
+
+    def states_of_walls(self, sample: int = 0) -> tuple[Tensor, Tensor]:
+        """The gate states of a sample over time: start of each band `(m,)`, states `(m, walls)`.
+
+        The states are those of `Events`: 0 off, 1 sliding, 2 on for a ReLU.
+        """
+        events = self.events.of_sample(sample)
+        states = [self.start_states[sample].cpu().clone()]
+        starts = [0.0]
+        for i in range(len(events)):
+            after = states[-1].clone()
+            after[events.wall[i]] = events.after[i]
+            if float(events.time[i]) == starts[-1]:
+                states[-1] = after
+                continue
+            starts.append(float(events.time[i]))
+            states.append(after)
+        return torch.tensor(starts, dtype=torch.float64), torch.stack(states)

@@ -1,0 +1,185 @@
+"""The walls of a problem: coordinates at which gates switch pieces, and their breakpoints."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem
+from torchsheaf.network import ScalarGate
+from torchsheaf.network.network import Node
+from torchsheaf.network.rules import Kind
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One gate operation: which wall each of its inputs is (−1: held or not a wall), its slopes.
+
+    `slopes` (inputs, K+1) is the slope on every interval of that wall's own breakpoints.
+    """
+
+    operation: str
+    wall: Tensor
+    slopes: Tensor
+    shape: tuple[int, ...]
+    gate: ScalarGate
+    node: Node
+
+
+@dataclass(frozen=True)
+class Walls:
+    """Free coordinates that some coordinatewise gate reads, with the union of its breakpoints.
+
+    `index` (walls,) counts into the flat free vector of the problem; `thresholds` (walls, K) is
+    ascending, padded with +∞. The state of a wall is an integer: 2k on the interval above k
+    breakpoints, 2k + 1 on breakpoint k. Gates that switch otherwise (max-pooling) have no walls
+    here and are listed in `unread`.
+    """
+
+    index: Tensor
+    vertices: tuple[str, ...]
+    neurons: Tensor
+    thresholds: Tensor
+    readers: tuple[Reader, ...]
+    unread: tuple[str, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, problem: Problem) -> "Walls":
+        """Find the walls of a problem. Cost: one pass over the nodes, once per flow."""
+        found: list[tuple[str, Node, ScalarGate, str, Tensor]] = []
+        unread: list[str] = []
+        for node in problem.sheaf.network.nodes:
+            if node.gates:
+                _find(problem, node, found, unread)
+        places = _places(problem)
+        breaks: dict[tuple[str, int], set[float]] = {}
+        for _, _, gate, vertex, index in found:
+            for neuron in index.flatten().tolist():
+                if (vertex, neuron) in places:
+                    breaks.setdefault((vertex, neuron), set()).update(gate.breakpoints)
+        keys = sorted(breaks, key=lambda k: places[k])
+        like = problem.like
+        depth = max((len(b) for b in breaks.values()), default=1)
+        rows = [sorted(breaks[k]) + [torch.inf] * (depth - len(breaks[k])) for k in keys]
+        thresholds = like.new_tensor(rows).reshape(len(keys), depth)
+        number = {k: i for i, k in enumerate(keys)}
+        middle = _interior(thresholds)
+        readers = tuple(_reader(f, number, middle) for f in found)
+        return cls(
+            torch.tensor([places[k] for k in keys], dtype=torch.int64, device=like.device),
+            tuple(k[0] for k in keys),
+            torch.tensor([k[1] for k in keys], dtype=torch.int64),
+            thresholds,
+            readers,
+            tuple(unread),
+        )
+
+    def __len__(self) -> int:
+        return len(self.vertices)
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """Thresholds with −∞ before and +∞ after, `(walls, K + 2)`: interval k is between k, k+1."""
+        edge = self.thresholds.new_full((len(self), 1), torch.inf)
+        return torch.cat([-edge, self.thresholds, edge], 1)
+
+    def state(self, flat: Tensor) -> Tensor:
+        """States 2k of the walls at flat free vectors `(batch, n)`; on a breakpoint: above it."""
+        z = flat[:, self.index]
+        return 2 * (z[..., None] >= self.thresholds).sum(-1)
+
+    def label(self, wall: int, state: int) -> str:
+        """A state in words."""
+        if int(self.thresholds[wall].isfinite().sum()) == 1:
+            return ("off", "sliding", "on")[state]
+        return f"wall {state // 2}" if state % 2 else f"piece {state // 2}"
+
+    def selections(
+        self, problem: Problem, c: Mapping[str, Tensor], state: Tensor, upper: bool
+    ) -> dict[str, Tensor]:
+        """Slopes of every gate for given wall states; a wall at 2k + 1 takes its upper (k + 1) or
+        lower (k) neighbour. Gates of held coordinates select at their own value."""
+        interval = (state + 1) // 2 if upper else state // 2
+        chosen: dict[str, Tensor] = {}
+        for r in self.readers:
+            piece = interval[:, r.wall.clamp_min(0)]
+            slope = r.slopes.expand(piece.shape[0], -1, -1).gather(2, piece[..., None])[..., 0]
+            if bool((r.wall < 0).any()):
+                z = problem.sheaf.network.gate_operands(r.node, c)[r.operation][1]
+                slope = torch.where(r.wall < 0, r.gate.select(z).flatten(1), slope)
+            chosen[r.operation] = slope.reshape(-1, *r.shape)
+        return chosen
+
+    @property
+    def reads_held(self) -> bool:
+        """Whether some gate reads a held coordinate, so that L depends on more than the states."""
+        return any(bool((r.wall < 0).any()) for r in self.readers)
+
+
+def _find(
+    problem: Problem,
+    node: Node,
+    found: list[tuple[str, Node, ScalarGate, str, Tensor]],
+    unread: list[str],
+) -> None:
+    network = problem.sheaf.network
+    # Sending the numbers 0, 1, 2 … through the relabellings shows which coordinate a gate reads.
+    numbers = {}
+    for parent in node.parents:
+        shape = problem.sheaf.vertices[parent].shape
+        count = torch.arange(torch.Size(shape).numel(), dtype=problem.like.dtype)
+        full = count.reshape(1, *shape).expand(problem.batch, *shape)
+        numbers[parent] = full.to(problem.like.device)
+    operations = {op.name: op for op in node.operations}
+    operands = network.gate_operands(node, numbers)
+    for op in node.gates:
+        gate, z = operands[op.name]
+        source, plain = op.operands[0], isinstance(gate, ScalarGate)
+        while plain and source in operations:
+            plain = operations[source].rule.kind is Kind.RESHAPE
+            source = operations[source].operands[0]
+        if plain and isinstance(gate, ScalarGate):
+            found.append((op.name, node, gate, source, z[0].round().to(torch.int64).cpu()))
+        else:
+            unread.append(op.name)
+
+
+def _places(problem: Problem) -> dict[tuple[str, int], int]:
+    """(vertex, coordinate) → place in the flat free vector."""
+    free = problem.free
+    places = {}
+    for name, shape in free.shapes.items():
+        first = free.slices[name].start
+        if name in free.where:
+            coordinates = free.where[name].flatten().nonzero().flatten().tolist()
+        else:
+            coordinates = list(range(torch.Size(shape).numel()))
+        places.update({(name, j): first + i for i, j in enumerate(coordinates)})
+    return places
+
+
+def _interior(thresholds: Tensor) -> Tensor:
+    """A point strictly inside every interval, `(walls, K + 1)`."""
+    first, last = thresholds[:, :1] - 1, thresholds[:, -1:] + 1
+    middle = (thresholds[:, 1:] + thresholds[:, :-1]) / 2
+    points = torch.cat([first, middle, last], 1)
+    return points.clamp_max(torch.finfo(points.dtype).max / 2)
+
+
+def _reader(
+    entry: tuple[str, Node, ScalarGate, str, Tensor],
+    number: dict[tuple[str, int], int],
+    middle: Tensor,
+) -> Reader:
+    operation, node, gate, vertex, index = entry
+    wall = torch.tensor(
+        [number.get((vertex, j), -1) for j in index.flatten().tolist()], dtype=torch.int64
+    ).to(middle.device)
+    if middle.shape[0] == 0:
+        slopes = middle.new_zeros(wall.numel(), middle.shape[1])
+    else:
+        slopes = gate.select(middle[wall.clamp_min(0)])
+    return Reader(operation, wall, slopes, tuple(index.shape), gate, node)
