@@ -1,5 +1,6 @@
 """The linear part of one operation at a state: push tangents forward, pull cotangents back."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Tangent(Differential):
     operands: Mapping[str, Tensor]
 
     def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
-        primals = tuple(self.operands.values())
+        # forward mode cannot write to an expanded tensor, whose entries share memory
+        primals = tuple(p.contiguous() for p in self.operands.values())
         given = tuple(tangents.get(n, torch.zeros_like(p)) for n, p in self.operands.items())
         return torch.func.jvp(self.function, primals, given)[1]
 
@@ -60,11 +62,15 @@ class Relabelling(Differential):
 
     def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
         given = (tangents.get(n, _zeros(p)) for n, p in self.operands.items())
-        return self.function(*given)
+        return self._image(*given)
+
+    def _image(self, *values: Any) -> Any:
+        image = self.function(*values)
+        return tuple(image) if isinstance(image, list) else image
 
     @cached_property
     def _pullback(self) -> Callable[[Any], Sequence[Any]]:
-        return torch.func.vjp(self.function, *self.operands.values())[1]
+        return torch.func.vjp(self._image, *self.operands.values())[1]
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.operands, self._pullback(cotangent), strict=True))
@@ -147,3 +153,114 @@ class Combination(Differential):
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         return {p: s * cotangent if s != 1 else cotangent for p, s in self.factors.items()}
+
+
+@final
+@dataclass(frozen=True)
+class Pointwise(Differential):
+    """y_i = f(x_i): J is diagonal, so push and pull are one and the same product f'(x) · u.
+
+    The slope is recomputed at every product: nothing is kept beside the state.
+    """
+
+    operand: str
+    x: Tensor
+    function: Callable[[Tensor], Tensor]
+
+    def _product(self, u: Tensor) -> Tensor:
+        return torch.func.vjp(self.function, self.x)[1](u)[0]
+
+    def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        return self._product(tangents[self.operand])
+
+    def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
+        return {self.operand: self._product(cotangent)}
+
+
+@final
+@dataclass(frozen=True)
+class Product(Differential):
+    """y = a · b, of one shape: push b·u_a + a·u_b."""
+
+    first: str
+    second: str
+    a: Tensor
+    b: Tensor
+
+    def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        pairs = ((self.first, self.b), (self.second, self.a))
+        terms = [factor * tangents[n] for n, factor in pairs if n in tangents]
+        return sum(terms[1:], terms[0])
+
+    def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
+        first = self.b * cotangent
+        second = self.a * cotangent
+        if self.first == self.second:
+            return {self.first: first + second}
+        return {self.first: first, self.second: second}
+
+
+@final
+@dataclass(frozen=True)
+class Attention(Differential):
+    """Y = softmax(s Q Kᵀ + M) V in closed form; only the probabilities P are kept.
+
+    With D = P ∘ (S' − rowsum(P ∘ S')) for a change S' of the scores: push D V + P V', and pull the
+    transposes. `names` are the operands of Q, K, V; None where that one is constant.
+    """
+
+    names: tuple[str | None, str | None, str | None]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+
+    @property
+    def _scale(self) -> float:
+        return self.scale if self.scale is not None else self.q.shape[-1] ** -0.5
+
+    @cached_property
+    def _probabilities(self) -> Tensor:
+        scores = self._scale * (self.q @ self.k.mT)
+        if self.causal:
+            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+            scores = scores.masked_fill(~allowed, -math.inf)
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            scores = scores.masked_fill(~self.mask, -math.inf)
+        elif self.mask is not None:
+            scores = scores + self.mask
+        # A row that may look at nothing attends to nothing, as in torch.
+        return torch.softmax(scores, -1).nan_to_num(0.0)
+
+    def _through_softmax(self, change: Tensor) -> Tensor:
+        p = self._probabilities
+        return p * (change - (p * change).sum(-1, keepdim=True))
+
+    def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        uq, uk, uv = (tangents.get(n) if n else None for n in self.names)
+        change = None if uq is None else uq @ self.k.mT
+        if uk is not None:
+            other = self.q @ uk.mT
+            change = other if change is None else change + other
+        out = None if uv is None else self._probabilities @ uv
+        if change is not None:
+            moved = self._scale * (self._through_softmax(change) @ self.v)
+            out = moved if out is None else out + moved
+        if out is None:
+            raise ValueError("push needs a tangent of the queries, keys or values")
+        return out
+
+    def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
+        nq, nk, nv = self.names
+        found: dict[str, Tensor] = {}
+        if nv:
+            found[nv] = self._probabilities.mT @ cotangent
+        if nq or nk:
+            change = self._scale * self._through_softmax(cotangent @ self.v.mT)
+            if nq:
+                found[nq] = change @ self.k
+            if nk:
+                found[nk] = change.mT @ self.q
+        return found

@@ -16,7 +16,7 @@ from torchsheaf.network.network import Network, Node
 from torchsheaf.network.operation import Operation, Size, State, Value
 from torchsheaf.network.rules import Kind, Rule, functional, rule_for
 
-_IDENTITY = Rule(Kind.AFFINE, linear_in=(0,))
+_IDENTITY = Rule(Kind.RESHAPE)
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,14 @@ class Reader:
 
     def _entry(self, node: FxNode) -> _Expression | None:
         """A gate that returns (maxima, indices) is read as its maxima alone."""
-        if node.target is not operator.getitem or node.args[0].name not in self._maxima:
+        if node.target is not operator.getitem:
+            return None
+        source = node.all_input_nodes[0].name
+        if source not in self._maxima:
             return None
         if node.args[1] != 0 and node.users:
             raise _Unreadable("the indices of a max-pooling cannot carry a tangent")
-        return self._env[node.args[0].name]
+        return self._env[source]
 
     def _call(self, node: FxNode) -> _Expression:
         target = functional(node.target)
@@ -121,6 +124,7 @@ class Reader:
             raise _Unreadable("no rule for this operation; see torchsheaf.register_rule")
         args = tuple(self._symbolic(a) for a in node.args)
         kwargs = {k: self._symbolic(v) for k, v in node.kwargs.items()}
+        target, args = _settled(target, args, node) if parents else (target, args)
         reason = rule.refuse(tuple(node.args)) if rule.refuse else None
         if reason:
             raise _Unreadable(reason)
@@ -236,6 +240,17 @@ class Reader:
 
 class _Unreadable(Exception):
     pass
+
+
+def _settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tuple[Any, ...]]:
+    """Calls whose meaning hangs on autograd or on the batch size, written so that it does not."""
+    if target is torch.ops.aten.detach.default:
+        return torch.ops.aten.alias.default, args  # a restriction map is not cut by it
+    if target is torch.ops.aten.squeeze.default:
+        shape = node.all_input_nodes[0].meta["val"].shape
+        single = [i for i, s in enumerate(shape) if i > 0 and isinstance(s, int) and s == 1]
+        return torch.ops.aten.squeeze.dims, (args[0], single)  # a batch of one keeps its axis
+    return target, args
 
 
 def _first_of(target: Callable[..., Any]) -> Callable[..., Any]:
