@@ -1,0 +1,12 @@
+"""Results → findings: how much each edge disagrees, and whether the claims about a network hold.
+
+`discord` reads the disagreement of every edge off an equilibrium; `agreement` checks that the
+forward pass is the harmonic extension. Nothing here relaxes, trains or draws.
+"""
+
+from torchsheaf.diagnose.agreement import agreement as agreement
+from torchsheaf.diagnose.discord import Discord as Discord
+from torchsheaf.diagnose.discord import DiscordEdge as DiscordEdge
+from torchsheaf.diagnose.discord import discord as discord
+from torchsheaf.diagnose.findings import Finding as Finding
+from torchsheaf.diagnose.findings import Verdict as Verdict
