@@ -9,13 +9,13 @@ from torchsheaf.boundary import Problem as Problem
 from torchsheaf.boundary import hold as hold
 from torchsheaf.boundary import stationarity as stationarity
 from torchsheaf.cochain import Cochain as Cochain
-from torchsheaf.flow import Trajectory as Trajectory
-from torchsheaf.flow import heat_flow as heat_flow
 from torchsheaf.diagnose import Discord as Discord
 from torchsheaf.diagnose import Finding as Finding
 from torchsheaf.diagnose import Verdict as Verdict
 from torchsheaf.diagnose import agreement as agreement
 from torchsheaf.diagnose import discord as discord
+from torchsheaf.flow import Trajectory as Trajectory
+from torchsheaf.flow import heat_flow as heat_flow
 from torchsheaf.harmonic import Extension as Extension
 from torchsheaf.harmonic import Spectrum as Spectrum
 from torchsheaf.harmonic import harmonic_extension as harmonic_extension
