@@ -2,6 +2,7 @@
 
 from torchsheaf.harmonic.extension import Extension as Extension
 from torchsheaf.harmonic.extension import harmonic_extension as harmonic_extension
+from torchsheaf.harmonic.newton import Newton as Newton
 from torchsheaf.harmonic.solver import HarmonicSolver as HarmonicSolver
 from torchsheaf.harmonic.spectrum import Spectrum as Spectrum
 from torchsheaf.harmonic.spectrum import spectrum as spectrum

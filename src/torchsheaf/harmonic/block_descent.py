@@ -77,6 +77,28 @@ def _solution(
     return Solution(cochain, settled, passes, outcome, tuple(energies))
 
 
+OVER_RELAXATION = 1.5
+
+
+@torch.no_grad()
+def over_relaxed(problem: Problem, start: Cochain) -> Cochain:
+    """A first cochain for held outputs: one a-step from `start`, over-relaxed by 1.5.
+
+    The output is moved to where its own pins want it first. Monotone for factors below 2, and it
+    leads Newton's method to lower minima on shallow untrained nets. Cost: two passes and one
+    factorisation per layer, shared by the batch.
+    """
+    path = _Path.of(problem)
+    state = dict(start.items())
+    last = len(path.pre) - 1
+    if len(path.post) == last:
+        state[path.pre[last]] = path._pre(last, state)
+    old = {a: state[a] for a in path.post}
+    for i, a in enumerate(path.post):
+        state[a] = old[a] + OVER_RELAXATION * (path._post(i, state) - old[a])
+    return problem.clamp(state)
+
+
 @dataclass(frozen=True)
 class _Pull:
     """Quadratic pull on one vertex from its pins: Γ (per coordinate), Γp, and what is held."""

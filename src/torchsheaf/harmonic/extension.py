@@ -8,11 +8,12 @@ from torch import Tensor
 
 from torchsheaf.boundary import GateStates, Problem, Stationarity, stationarity
 from torchsheaf.cochain import Cochain
-from torchsheaf.harmonic.block_descent import BlockDescent
+from torchsheaf.harmonic.block_descent import BlockDescent, over_relaxed
+from torchsheaf.harmonic.newton import Newton
 from torchsheaf.harmonic.solver import HarmonicSolver, Solution, Substitution
 from torchsheaf.outcome import ConvergenceError, Outcome
 
-SOLVERS: tuple[HarmonicSolver, ...] = (Substitution(), BlockDescent())
+SOLVERS: tuple[HarmonicSolver, ...] = (Substitution(), Newton(), BlockDescent())
 """In the order in which solver="auto" tries them."""
 
 
@@ -64,7 +65,7 @@ def harmonic_extension(
     problem: Problem,
     *,
     solver: str = "auto",
-    start: str | Cochain = "forward",
+    start: str | Cochain = "auto",
     tol: float | None = None,
     max_passes: int = 20_000,
     throw: bool = True,
@@ -72,9 +73,12 @@ def harmonic_extension(
     """The cochain of least energy that extends the held values.
 
     With only the input held this is substitution, one forward pass, and the result is `model(x)`
-    at the output (Bosca & Ghrist 2026, Prop. 1). Otherwise a relaxation from `start` ("forward",
-    "zeros", "random" or a cochain), until dist(0, ∂E) ≤ `tol` for every sample; `tol` defaults to
-    1e-8 in float64, 1e-4 in float32.
+    at the output (Bosca & Ghrist 2026, Prop. 1). Otherwise a relaxation from `start` until
+    dist(0, ∂E) ≤ `tol` for every sample; `tol` defaults to 1e-8 in float64, 1e-4 in float32.
+
+    `start`: "forward" (substitution through the pins), "auto" (the same, then for a ReLU MLP one
+    over-relaxed block step), "zeros", "random", or a cochain such as a neighbouring solution's.
+    `solver`: "auto" takes substitution where it applies and Newton's method otherwise.
 
     Raises ValueError when no solver takes the problem, `ConvergenceError` (unless `throw=False`)
     when the tolerance was not reached.
@@ -89,8 +93,7 @@ def harmonic_extension(
     """
     chosen = _choose(solver, problem)
     tol = _tolerance(problem) if tol is None else tol
-    first = start if isinstance(start, Cochain) else problem.start(start)
-    named = "given" if isinstance(start, Cochain) else start
+    first, named = first_cochain(problem, start)
     found: Solution = chosen.solve(problem, problem.clamp(first), tol, max_passes)
     residual = problem.residual(found.cochain)
     energy = problem.energy(found.cochain, residual)
@@ -111,6 +114,18 @@ def harmonic_extension(
             result,
         )
     return result
+
+
+def first_cochain(problem: Problem, start: str | Cochain) -> tuple[Cochain, str]:
+    """The cochain that a start names, and what it is called in the result."""
+    if isinstance(start, Cochain):
+        return start, "given"
+    if start != "auto":
+        return problem.start(start), start
+    forward = problem.start("forward")
+    if problem.holds_input_only or BlockDescent().refuses(problem) is not None:
+        return forward, "forward"
+    return over_relaxed(problem, forward), "forward, one block step"
 
 
 def _tolerance(problem: Problem) -> float:

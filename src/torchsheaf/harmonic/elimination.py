@@ -1,0 +1,131 @@
+"""Exact elimination of pre-activations: the best z of a gate, given what enters and what leaves."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Weight = float | Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """σ(z) = slope·z + offset on [low, high]."""
+
+    low: float
+    high: float
+    slope: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A continuous piecewise linear scalar function, lowest interval first."""
+
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(
+        cls, breakpoints: tuple[float, ...], slopes: tuple[float, ...], anchor: float
+    ) -> "Pieces":
+        """From slopes between breakpoints, and σ(t_1) = `anchor`."""
+        edges = (-float("inf"), *breakpoints, float("inf"))
+        offsets = [anchor - slopes[0] * breakpoints[0]]
+        for t, below, above in zip(breakpoints, slopes, slopes[1:], strict=False):
+            offsets.append(offsets[-1] + (below - above) * t)
+        return cls(
+            tuple(
+                Piece(edges[i], edges[i + 1], float(s), float(o))
+                for i, (s, o) in enumerate(zip(slopes, offsets, strict=True))
+            )
+        )
+
+    def value(self, z: Tensor) -> Tensor:
+        """σ(z)."""
+        first = self.pieces[0]
+        out = first.slope * z + first.offset
+        for piece in self.pieces[1:]:
+            out = torch.where(z >= piece.low, piece.slope * z + piece.offset, out)
+        return out
+
+
+@dataclass(frozen=True)
+class Eliminated:
+    """The minimiser z, σ(z), the slope of its piece (0 where z is stuck) and whether it is stuck.
+
+    A stuck z sits on a breakpoint that attracts it from both sides (sliding), or is held there.
+    """
+
+    z: Tensor
+    value: Tensor
+    slope: Tensor
+    stuck: Tensor
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A soft pin on z: γ/2 (z − target)², per coordinate; γ = 0 where there is none."""
+
+    gamma: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """Coordinates of z that are held: `mask` broadcasts over the batch."""
+
+    mask: Tensor
+    value: Tensor
+
+
+def eliminate(
+    pieces: Pieces,
+    m: Tensor,
+    a: Tensor,
+    w_in: Weight,
+    w_out: Weight,
+    pull: Pull | None = None,
+    held: Held | None = None,
+) -> Eliminated:
+    """argmin_z  ½ w_in (z − m)² + ½ w_out (a − σ(z))² + ½ γ (z − p)², coordinate by coordinate.
+
+    On each piece the cost is a parabola, so the global minimum is the best of the pieces'
+    minimisers clamped to their intervals; of equal ones the higher piece is taken. A clamped
+    minimiser can only win on a breakpoint that attracts from both sides: the sliding state.
+
+    Cost: a few elementwise passes. Source: docs/notes/solver.md §1; the three ReLU states are T4.
+    """
+    goal, weight = (m, w_in) if pull is None else _merge(m, w_in, pull)
+    best: tuple[Tensor, Tensor] | None = None
+    slope = stuck = value = goal
+    for piece in reversed(pieces.pieces):
+        if piece.slope == 0.0:
+            free = goal
+        else:
+            s = piece.slope
+            aim = a - piece.offset if piece.offset else a
+            free = (weight * goal + (s * w_out) * aim) / (weight + s * s * w_out)
+        z = free.clamp(piece.low, piece.high)
+        out = piece.slope * z + piece.offset if piece.slope else torch.full_like(z, piece.offset)
+        cost = weight * (z - goal).square() + w_out * (a - out).square()
+        if best is None:
+            best, value, stuck = (z, cost), out, z != free
+            slope = torch.full_like(z, piece.slope)
+            continue
+        lower = cost < best[1]
+        best = torch.where(lower, z, best[0]), torch.where(lower, cost, best[1])
+        value = torch.where(lower, out, value)
+        stuck = torch.where(lower, z != free, stuck)
+        slope = slope.masked_fill(lower, piece.slope)
+    assert best is not None
+    z = best[0]
+    if held is not None:
+        z = torch.where(held.mask, held.value, z)
+        value = torch.where(held.mask, pieces.value(held.value), value)
+        stuck = stuck | held.mask
+    return Eliminated(z, value, slope.masked_fill(stuck, 0.0), stuck)
+
+
+def _merge(m: Tensor, w_in: Weight, pull: Pull) -> tuple[Tensor, Weight]:
+    weight = w_in + pull.gamma
+    return (w_in * m + pull.gamma * pull.target) / weight, weight

@@ -1,0 +1,137 @@
+"""The Newton system of one branch: two triangular sweeps per product, never assembled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchsheaf.harmonic.reduced_energy import Branch
+from torchsheaf.harmonic.reduction import Cell, Layout
+from torchsheaf.network import Composition
+
+Maps = Mapping[str, Composition]
+"""Differentials by node name."""
+
+
+@dataclass(frozen=True)
+class FrozenSystem:
+    """H = I + GᵀG in the variables u, with dc = D u + S dm and dm = J dc solved forward.
+
+    The identity covers free heads (and pulled sources); G reads the pinned rows. All eigenvalues
+    are ≥ 1 unless sources are free. Source: docs/notes/solver.md §2.
+    """
+
+    layout: Layout
+    maps: Maps
+    branch: Branch
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(dc, dm) of u: forward substitution. Cost: one sweep."""
+        layout, branch = self.layout, self.branch
+        dc = branch.scale * u
+        dm = dc.new_zeros(dc.shape[0], layout.values)
+        views = _Blocks(layout, dc)
+        for cell in layout.cells:
+            pushed = self._push(cell, views)
+            if pushed is None:
+                continue
+            dm[:, cell.rows] = pushed
+            if cell.head is not None:
+                dc[:, cell.rows].addcmul_(branch.slope[:, cell.rows], pushed)
+        return dc, dm
+
+    def _push(self, cell: Cell, views: "_Blocks") -> Tensor | None:
+        tangents = {p: views[p] for p in cell.node.parents if p in self.layout.slots}
+        if not tangents:
+            return None
+        return self.maps[cell.node.name].push(tangents).flatten(1)
+
+    def reverse(
+        self, on_c: Tensor, on_m: Tensor, *, substitute: bool = True, scaled: bool = True
+    ) -> Tensor:
+        """Total derivative with respect to u of a function with partials (on_c, on_m).
+
+        With `substitute=False`, `scaled=False` the derivative with respect to C alone, M a
+        function of C: one local vector–Jacobian product per map. Cost: one reverse sweep.
+        """
+        layout, branch = self.layout, self.branch
+        total = on_c.clone()
+        for cell in reversed(layout.cells):
+            if not any(p in layout.slots for p in cell.node.parents):
+                continue
+            cotangent = on_m[:, cell.rows]
+            if substitute and cell.head is not None:
+                cotangent = torch.addcmul(
+                    cotangent, branch.slope[:, cell.rows], total[:, cell.rows]
+                )
+            shaped = cotangent.reshape(-1, *layout.shapes[cell.node.name])
+            for parent, g in self.maps[cell.node.name].pull(shaped).items():
+                if parent in layout.slots:
+                    total[:, layout.slots[parent]] += g.flatten(1)
+        return branch.scale * total if scaled else total
+
+    def product(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(H u, dc, dm). Cost: two sweeps."""
+        branch = self.branch
+        dc, dm = self.forward(u)
+        on_c = torch.zeros_like(dc) if branch.gamma is None else branch.gamma * dc
+        pinned = self.reverse(on_c, branch.omega * dm)
+        return pinned + (u if branch.identity is None else branch.identity * u), dc, dm
+
+
+class _Blocks:
+    """Shaped views into the columns, made once per vertex."""
+
+    def __init__(self, layout: Layout, columns: Tensor) -> None:
+        self._layout, self._columns = layout, columns
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            block = self._columns[:, self._layout.slots[name]]
+            self._made[name] = block.reshape(block.shape[0], *self._layout.shapes[name])
+        return self._made[name]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A step: du, and the (dc, dm) that it causes; `steps` conjugate gradient steps were taken."""
+
+    u: Tensor
+    dc: Tensor
+    dm: Tensor
+    steps: int
+
+
+def newton_direction(
+    system: FrozenSystem, gradient: Tensor, forcing: Tensor, *, max_steps: int = 400
+) -> Direction:
+    """Conjugate gradients on H u = −g per sample, until ‖residual‖ ≤ forcing · ‖g‖.
+
+    Truncated from 0, so u is a descent direction of the true energy at every step count. A sample
+    that is done takes steps of length 0; (dc, dm) accumulate with u at no further sweep. A
+    direction without curvature (free sources only) stops its sample.
+    """
+    u = torch.zeros_like(gradient)
+    dc, dm = torch.zeros_like(gradient), gradient.new_zeros(gradient.shape[0], system.layout.values)
+    r = -gradient
+    p = r
+    rr = torch.linalg.vecdot(r, r)
+    goal = forcing.square() * rr
+    active = rr > goal
+    for step in range(max_steps):
+        if not bool(active.any()):
+            return Direction(u, dc, dm, step)
+        q, pc, pm = system.product(p)
+        curvature = torch.linalg.vecdot(p, q)
+        active = active & (curvature > 1e-14 * torch.linalg.vecdot(p, p))
+        alpha = torch.where(active, rr / torch.where(active, curvature, 1), 0)[:, None]
+        u, dc, dm = u + alpha * p, dc + alpha * pc, dm + alpha * pm
+        r = r - alpha * q
+        fresh = torch.linalg.vecdot(r, r)
+        beta = torch.where(active, fresh / rr.clamp_min(1e-300), 0)[:, None]
+        p = r + beta * p
+        rr = torch.where(active, fresh, rr)
+        active = active & (rr > goal)
+    return Direction(u, dc, dm, max_steps)

@@ -1,0 +1,73 @@
+"""How far to go along a direction: Armijo backtracking on the true energy, then secant steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SUFFICIENT = 1e-4
+NOISE = 4e-15
+"""Relative rounding error allowed in the energy, float64; scaled by eps for other types."""
+
+Along = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""t (batch,) ↦ (φ(t), φ′(t)) per sample."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step lengths (0 where no decrease was found), the energy there, and evaluations used."""
+
+    length: Tensor
+    energy: Tensor
+    trials: int
+
+
+def line_search(
+    along: Along, energy: Tensor, slope: Tensor, *, refine: int = 3, max_halvings: int = 40
+) -> Step:
+    """Per sample: t = 1, then quadratic interpolation until φ(t) ≤ φ(0) + 1e-4 t φ′(0).
+
+    Where that succeeds, up to `refine` secant steps on φ′ inside [0.1 t, 3 t], each kept only if
+    φ is lower. For a frozen branch E_s ≥ E this is Armijo on E too (docs/notes/solver.md §3).
+    """
+    noise = NOISE * max(1.0, torch.finfo(energy.dtype).eps / 2.3e-16) * energy
+    t = torch.ones_like(energy)
+    value, derivative = along(t)
+    trials = 1
+    for _ in range(max_halvings):
+        failed = ~(value <= energy + SUFFICIENT * t * slope + noise)
+        if not bool(failed.any()):
+            break
+        curvature = value - energy - t * slope
+        guess = -slope * t * t / (2 * curvature)
+        guess = torch.where(guess.isfinite(), guess, 0.1 * t)
+        t = torch.where(failed, guess.clamp(0.1 * t, 0.5 * t), t)
+        fresh, fresh_derivative = along(t)
+        trials += 1
+        value = torch.where(failed, fresh, value)
+        derivative = torch.where(failed, fresh_derivative, derivative)
+    failed = ~(value <= energy + SUFFICIENT * t * slope + noise)
+    t = torch.where(failed, 0, t)
+    value = torch.where(failed, energy, value)
+    low, high = 0.1 * t, 3 * t
+    before, slope_before = torch.zeros_like(t), slope
+    for _ in range(refine):
+        gap = derivative - slope_before
+        guess = t - derivative * (t - before) / torch.where(gap == 0, 1, gap)
+        guess = torch.where((gap == 0) | failed | ~guess.isfinite(), t, guess).clamp(low, high)
+        worth = (guess - t).abs() > 1e-2 * t
+        if not bool(worth.any()):
+            break
+        fresh, fresh_derivative = along(guess)
+        trials += 1
+        lower = worth & (fresh < value)
+        before, slope_before = (
+            torch.where(lower, t, before),
+            torch.where(lower, derivative, slope_before),
+        )
+        t, value = torch.where(lower, guess, t), torch.where(lower, fresh, value)
+        derivative = torch.where(lower, fresh_derivative, derivative)
+        if not bool(lower.any()):
+            break
+    return Step(t, value, trials)

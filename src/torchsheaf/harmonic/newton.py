@@ -1,0 +1,243 @@
+"""Inexact Newton on the reduced energy: the solver for held networks of any depth."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem
+from torchsheaf.cochain import Cochain
+from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
+from torchsheaf.harmonic.line_search import line_search
+from torchsheaf.harmonic.reduced_energy import Forces, branch, forces
+from torchsheaf.harmonic.reduction import Reduction
+from torchsheaf.harmonic.solver import HarmonicSolver, Solution
+from torchsheaf.outcome import Outcome
+
+FRESH_EVERY = 8
+"""Steps after which M is recomputed instead of updated, against rounding drift."""
+FORCING = 0.1
+
+
+@final
+class Newton(HarmonicSolver):
+    """Eliminates pre-activations exactly, then line-searched semismooth Newton on what is left.
+
+    Each step freezes the gates' states (off, on, sliding), solves (I + GᵀG) u = −g by conjugate
+    gradients in the variables u in which forward substitution is the identity (two sweeps per
+    step, eigenvalues ≥ 1), and searches along the step on the true energy. With affine edges the
+    search costs no sweep. Smooth edges are linearised at every step: Gauss–Newton.
+
+    Energy never rises. Equilibria with the output held are local minima. Cost: see
+    docs/choose-a-solver.md. Source: docs/notes/solver.md.
+    """
+
+    name = "newton"
+
+    def refuses(self, problem: Problem) -> str | None:
+        return None
+
+    @torch.no_grad()
+    def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
+        reduction = Reduction.of(problem)
+        return _Iteration(reduction, start, tol, max_passes).run()
+
+
+@dataclass
+class _Active:
+    """The samples still moving: who they are, where they are."""
+
+    index: Tensor
+    reduction: Reduction
+    c: Tensor
+    m: Tensor
+    state: Tensor | None = None
+    quiet: Tensor | None = None
+
+    def samples(self, keep: Tensor) -> "_Active":
+        return _Active(
+            self.index[keep],
+            self.reduction.samples(keep),
+            self.c[keep],
+            self.m[keep],
+            None if self.state is None else self.state[keep],
+            None if self.quiet is None else self.quiet[keep],
+        )
+
+
+class _Iteration:
+    """One run of the solver; a loop with memory, hence a class."""
+
+    def __init__(
+        self, reduction: Reduction, start: Cochain, tol: float, max_passes: int
+    ) -> None:  # fmt: skip
+        self.whole, self.tol, self.max_passes = reduction, tol, max_passes
+        layout, nodes = reduction.layout, [c.node for c in reduction.layout.cells]
+        self.straight = all(n.piecewise_affine and not n.gates for n in nodes)
+        self.divisible = reduction.problem.sheaf.network.fixed_batch is None
+        c = layout.gather(start)
+        self.final = c.clone()
+        self.settled = torch.zeros(c.shape[0], dtype=torch.bool, device=c.device)
+        self.left = torch.ones_like(self.settled)
+        self.energy = c.new_zeros(c.shape[0])
+        self.passes = 1
+        self.steps = 0
+        self.trace: list[float] = []
+        index = torch.arange(c.shape[0], device=c.device)
+        self.now = _Active(index, reduction, c, reduction.incoming(c))
+        self._maps: tuple[int, Maps] | None = None
+
+    def run(self) -> Solution:
+        outcome = Outcome.SETTLED
+        while True:
+            now = self.now
+            here = forces(now.reduction, now.c, now.m)
+            self.energy[now.index] = here.energy
+            self.trace.append(float(self.energy.sum()))
+            if not torch.isfinite(here.energy).all():
+                outcome = Outcome.NONFINITE
+                break
+            self._note_states(here)
+            system = self._system(here)
+            gradient = system.reverse(here.on_variables, here.on_values)
+            self.passes += 1
+            done = self._arrived(system, here, gradient)
+            self._retire(done)
+            if not bool(self.left.any()):
+                break
+            if self.passes >= self.max_passes:
+                outcome = Outcome.STEP_LIMIT
+                break
+            if bool(done.any()) and self.divisible:
+                keep = ~done
+                self.now = self.now.samples(keep)
+                here, gradient = _pick(here, keep), gradient[keep]
+                self._maps = None
+                system = self._system(here)
+            if not self._advance(system, here, gradient):
+                outcome = Outcome.STALLED
+                break
+        return self._solution(outcome)
+
+    def _system(self, here: Forces) -> FrozenSystem:
+        now = self.now
+        batch = now.c.shape[0]
+        if self._maps is None or self._maps[0] != batch or not self.straight:
+            point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
+            cells = now.reduction.layout.cells
+            maps = {c.node.name: network.linearise(c.node, point, {}) for c in cells}
+            self._maps = (batch, maps)
+        frozen = branch(now.reduction, now.c, here.gates)
+        return FrozenSystem(now.reduction.layout, self._maps[1], frozen)
+
+    def _note_states(self, here: Forces) -> None:
+        now = self.now
+        if here.gates is None:
+            now.quiet = torch.ones_like(now.index, dtype=torch.bool)
+            return
+        state = torch.where(here.gates.stuck, torch.nan, here.gates.slope)
+        if now.state is None:
+            now.quiet = torch.ones_like(now.index, dtype=torch.bool)
+        else:
+            same = (state == now.state) | (state.isnan() & now.state.isnan())
+            now.quiet = same.all(1)
+        now.state = state
+
+    def _arrived(self, system: FrozenSystem, here: Forces, gradient: Tensor) -> Tensor:
+        """Which samples are stationary: ‖∂E/∂C‖ ≤ tol, tested where ‖g_u‖ comes near."""
+        near = gradient.norm(dim=1) <= 10 * self.tol
+        if not bool(near.any()):
+            return near
+        plain = system.reverse(here.on_variables, here.on_values, substitute=False, scaled=False)
+        self.passes += 1
+        keep = self.whole.holds.keep
+        if keep is not None:
+            plain = plain * keep
+        return near & (plain.norm(dim=1) <= self.tol)
+
+    def _retire(self, done: Tensor) -> None:
+        now = self.now
+        index = now.index[done]
+        self.final[index] = now.c[done]
+        assert now.quiet is not None
+        self.settled[index] = now.quiet[done]
+        self.left[index] = False
+
+    def _advance(self, system: FrozenSystem, here: Forces, gradient: Tensor) -> bool:
+        """One Newton step for every active sample; False when none of them can move."""
+        now = self.now
+        size = gradient.norm(dim=1)
+        direction = newton_direction(system, gradient, size.sqrt().clamp_max(FORCING))
+        self.passes += 2 * direction.steps
+        slope = torch.linalg.vecdot(gradient, direction.u)
+        uphill = ~(slope < 0)
+        if bool(uphill.any()):  # rounding only: fall back to steepest descent in u
+            direction, slope = self._steepest(system, gradient, direction, slope, uphill)
+        moving = self.left[now.index]
+        step = self._search(direction, here, torch.where(moving, slope, 0))
+        length = torch.where(moving, step, 0)[:, None]
+        now.c = now.c + length * direction.dc
+        self.steps += 1
+        if self.straight and self.steps % FRESH_EVERY:
+            now.m = now.m + length * direction.dm
+        else:
+            now.m = now.reduction.incoming(now.c)
+            self.passes += 1
+        return bool((length > 0).any())
+
+    def _steepest(
+        self, system: FrozenSystem, gradient: Tensor, direction: Direction, slope: Tensor,
+        uphill: Tensor,
+    ) -> tuple[Direction, Tensor]:  # fmt: skip
+        dc, dm = system.forward(-gradient)
+        self.passes += 1
+        pick = uphill[:, None]
+        mixed = Direction(
+            torch.where(pick, -gradient, direction.u),
+            torch.where(pick, dc, direction.dc),
+            torch.where(pick, dm, direction.dm),
+            direction.steps,
+        )
+        return mixed, torch.where(uphill, -gradient.square().sum(1), slope)
+
+    def _search(self, direction: Direction, here: Forces, slope: Tensor) -> Tensor:
+        now = self.now
+
+        def along(t: Tensor) -> tuple[Tensor, Tensor]:
+            t = t[:, None]
+            c = now.c + t * direction.dc
+            if self.straight:
+                m = now.m + t * direction.dm
+            else:
+                m = now.reduction.incoming(c)
+                self.passes += 1
+            there = forces(now.reduction, c, m)
+            derivative = torch.linalg.vecdot(there.on_variables, direction.dc)
+            derivative = derivative + torch.linalg.vecdot(there.on_values, direction.dm)
+            return there.energy, derivative
+
+        refine = 3 if self.straight else 0
+        return line_search(along, here.energy, slope, refine=refine).length
+
+    def _solution(self, outcome: Outcome) -> Solution:
+        now, whole = self.now, self.whole
+        unfinished = self.left[now.index]
+        self.final[now.index[unfinished]] = now.c[unfinished]
+        m = whole.incoming(self.final)
+        self.passes += 1
+        last = forces(whole, self.final, m)
+        z = m if last.gates is None else last.gates.z
+        cochain = whole.restore(self.final, m, z)
+        return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
+
+
+def _pick(here: Forces, keep: Tensor) -> Forces:
+    gates = here.gates
+    chosen = None
+    if gates is not None:
+        chosen = replace(
+            gates, z=gates.z[keep], value=gates.value[keep], slope=gates.slope[keep],
+            stuck=gates.stuck[keep],
+        )  # fmt: skip
+    return Forces(here.energy[keep], here.on_variables[keep], here.on_values[keep], chosen)

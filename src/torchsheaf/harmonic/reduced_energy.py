@@ -1,0 +1,138 @@
+"""The energy after elimination: value, forces, and the branch of it that is frozen for a step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchsheaf.harmonic.elimination import Eliminated, Held, Pull, eliminate
+from torchsheaf.harmonic.reduction import Reduction
+
+
+@dataclass(frozen=True)
+class Forces:
+    """Partial derivatives of E at (C, M), taking M as independent of C.
+
+    `energy` (batch,); `on_variables` like C; `on_values` like M; `gates` what was eliminated.
+    """
+
+    energy: Tensor
+    on_variables: Tensor
+    on_values: Tensor
+    gates: Eliminated | None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Second-order model of E with every gate's state frozen, per column.
+
+    Rows of the model: √κ (dc − S dm) for each free head, i.e. dc = D u + S dm in the scaled
+    variables u; √ω dm for values that are pinned; √Γ dc for pulled variables. S, D and the
+    identity are zero where the head is held.
+    """
+
+    slope: Tensor
+    scale: Tensor
+    omega: Tensor
+    gamma: Tensor | None
+    identity: Tensor | None
+
+
+def forces(reduction: Reduction, c: Tensor, m: Tensor) -> Forces:
+    """Value and first derivatives. Cost: elementwise, no pass through the network."""
+    layout, holds = reduction.layout, reduction.holds
+    g, h = layout.gated, layout.heads
+    on_c, on_m = torch.empty_like(c), torch.empty_like(m)
+    # the squared residuals are summed here and weighted once per group of columns
+    total = c.new_zeros(c.shape[0])
+    gates = None
+    if g:
+        gates = _eliminate(reduction, c, m)
+        below, above = m[:, :g] - gates.z, c[:, :g] - gates.value
+        on_m[:, :g] = holds.w_in * below
+        on_c[:, :g] = holds.w_out * above
+        total = total + _dot(on_m[:, :g], below) + _dot(on_c[:, :g], above)
+        if holds.gate_pull is not None:
+            miss = gates.z - holds.gate_pull.target
+            total = total + _dot(holds.gate_pull.gamma * miss, miss)
+    if h > g:
+        residual = c[:, g:h] - m[:, g:h]
+        on_c[:, g:h] = holds.w_plain * residual
+        on_m[:, g:h] = -on_c[:, g:h]
+        total = total + _dot(on_c[:, g:h], residual)
+    if layout.leaves:
+        miss = m[:, h:] - holds.leaf_target
+        on_m[:, h:] = holds.leaf_weight * miss
+        total = total + _dot(on_m[:, h:], miss)
+    if layout.sources:
+        on_c[:, h:] = 0
+    if holds.pull is not None:
+        miss = c - holds.pull.target
+        total = total + _dot(holds.pull.gamma * miss, miss)
+        on_c = on_c + holds.pull.gamma * miss
+    return Forces(0.5 * total, on_c, on_m, gates)
+
+
+def _dot(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.vecdot(u, v)
+
+
+def _eliminate(reduction: Reduction, c: Tensor, m: Tensor) -> Eliminated:
+    holds, layout = reduction.holds, reduction.layout
+    parts = []
+    for rows, pieces in layout.groups:
+        w_in = holds.w_in[rows] if isinstance(holds.w_in, Tensor) else holds.w_in
+        w_out = holds.w_out[rows] if isinstance(holds.w_out, Tensor) else holds.w_out
+        pull, held = holds.gate_pull, holds.gate_held
+        pulled = None if pull is None else Pull(pull.gamma[rows], pull.target[:, rows])
+        stuck = None if held is None else Held(held.mask[rows], held.value[:, rows])
+        parts.append(eliminate(pieces, m[:, rows], c[:, rows], w_in, w_out, pulled, stuck))
+    if len(parts) == 1:
+        return parts[0]
+    return Eliminated(
+        torch.cat([p.z for p in parts], 1),
+        torch.cat([p.value for p in parts], 1),
+        torch.cat([p.slope for p in parts], 1),
+        torch.cat([p.stuck for p in parts], 1),
+    )
+
+
+def branch(reduction: Reduction, c: Tensor, gates: Eliminated | None) -> Branch:
+    """Freeze the gates' states. Cost: elementwise."""
+    layout, holds = reduction.layout, reduction.holds
+    g, h, n = layout.gated, layout.heads, c.shape[0]
+    slope, scale = c.new_ones(n, h), c.new_ones(n, layout.variables)
+    omega = c.new_zeros(n, layout.values)
+    if gates is not None:
+        pull = holds.gate_pull
+        weight = holds.w_in if pull is None else holds.w_in + pull.gamma
+        # κ = w̃ w_a / (w̃ + s² w_a), the stiffness left between m and a when z has gone
+        scale[:, :g] = (1 / weight * gates.slope.square() + 1 / holds.w_out).sqrt()
+        slope[:, :g] = gates.slope if pull is None else gates.slope * (holds.w_in / weight)
+        loose = 0.0 if pull is None else holds.w_in * pull.gamma / weight
+        omega[:, :g] = torch.where(
+            gates.stuck, torch.as_tensor(holds.w_in, dtype=c.dtype, device=c.device),
+            torch.as_tensor(loose, dtype=c.dtype, device=c.device),
+        )  # fmt: skip
+    if isinstance(holds.w_plain, Tensor):
+        scale[:, g:h] = holds.w_plain.rsqrt()
+    if layout.leaves:
+        omega[:, h:] = holds.leaf_weight
+    gamma, identity = None, None
+    if holds.pull is not None:
+        gamma = holds.pull.gamma
+        pulled = gamma[h:] > 0
+        scale[:, h:] = torch.where(pulled, gamma[h:].clamp_min(1e-300).rsqrt(), 1.0)
+        gamma = torch.cat([gamma[:h], torch.zeros_like(gamma[h:])])
+    if layout.sources or holds.keep is not None:
+        identity = c.new_ones(layout.variables)
+        if layout.sources:
+            identity[h:] = 0 if holds.pull is None else (holds.pull.gamma[h:] > 0).to(c.dtype)
+    if holds.keep is not None:
+        keep = holds.keep
+        assert identity is not None
+        identity = identity * keep
+        # a held head leaves its row κ (S dm)² behind
+        omega[:, :h] += (1 - keep[:h]) * (slope / scale[:, :h]).square()
+        slope, scale = slope * keep[:h], scale * keep
+    return Branch(slope, scale, omega, gamma, identity)

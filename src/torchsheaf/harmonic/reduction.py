@@ -1,0 +1,319 @@
+"""What is eliminated and what stays: the columns of a held problem's reduced variables."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem
+from torchsheaf.cochain import Cochain
+from torchsheaf.harmonic.elimination import Held, Pieces, Pull, Weight
+from torchsheaf.network import Kind, Node, ScalarGate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One computed value m = f(parents) among the columns `rows` of M.
+
+    `head` is the variable that it feeds: the node's own vertex, or, when that vertex was
+    eliminated, the gate's output; None for an eliminated leaf. `pieces` is the gate in between.
+    """
+
+    node: Node
+    head: str | None
+    rows: slice
+    pieces: Pieces | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns of the variables C = [gated heads | plain heads | sources] and of the incoming
+    values M = [gated | plain | leaves]; heads and their incoming values share columns.
+
+    A vertex z is eliminated when its only use is one coordinatewise gate; so are leaves. Sources
+    are inputs with free coordinates.
+    """
+
+    cells: tuple[Cell, ...]
+    slots: Mapping[str, slice]
+    shapes: Mapping[str, tuple[int, ...]]
+    gated: int
+    heads: int
+    leaves: int
+    sources: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Layout":
+        """Choose what to eliminate, in topological order."""
+        sheaf = problem.sheaf
+        nodes = {n.name: n for n in sheaf.network.nodes}
+        pieces = _eliminable(problem)
+        behind = {sheaf.children[z][0]: z for z in pieces}
+        leaves = [n for n in nodes if not sheaf.children[n] and n not in behind]
+        gated = sorted(behind, key=lambda a: (repr(pieces[behind[a]]), list(nodes).index(a)))
+        plain = [n for n in nodes if n not in behind and n not in pieces and n not in leaves]
+        free = problem.free.shapes
+        sources = [n for n in sheaf.inputs if n in free]
+        slots, widths, start = {}, [], 0
+        for group in (gated, plain, sources, leaves):
+            begin = start
+            if group is leaves:
+                start -= widths[2]
+            for name in group:
+                size = sheaf.vertices[name].dim
+                slots[name] = slice(start, start + size)
+                start += size
+            widths.append(start - begin if group is not leaves else start - begin + widths[2])
+        cells = []
+        for node in sheaf.network.nodes:
+            name = node.name
+            if name in behind:
+                continue
+            head = sheaf.children[name][0] if name in pieces else name
+            rows = slots[head]
+            given = pieces.get(name)
+            cells.append(Cell(node, None if name in leaves else head, rows, given))
+        return cls(
+            tuple(cells),
+            {n: s for n, s in slots.items() if n not in leaves},
+            {n: v.shape for n, v in sheaf.vertices.items()},
+            widths[0], widths[0] + widths[1], widths[3], widths[2],
+        )  # fmt: skip
+
+    @property
+    def variables(self) -> int:
+        """Width of C."""
+        return self.heads + self.sources
+
+    @property
+    def values(self) -> int:
+        """Width of M."""
+        return self.heads + self.leaves
+
+    @cached_property
+    def groups(self) -> tuple[tuple[slice, Pieces], ...]:
+        """Gated columns with one and the same gate."""
+        found: dict[Pieces, slice] = {}
+        for cell in self.cells:
+            if cell.pieces is not None:
+                old = found.get(cell.pieces, cell.rows)
+                start, stop = min(old.start, cell.rows.start), max(old.stop, cell.rows.stop)
+                found[cell.pieces] = slice(start, stop)
+        return tuple((rows, pieces) for pieces, rows in found.items())
+
+    def view(self, columns: Tensor, name: str) -> Tensor:
+        """A variable's block, `(batch, *shape)`."""
+        return columns[:, self.slots[name]].unflatten(1, self.shapes[name] or (1,))
+
+    def gather(self, c: Mapping[str, Tensor]) -> Tensor:
+        """C of a cochain."""
+        batch = next(iter(c.values())).shape[0]
+        like = next(iter(c[n] for n in self.slots)) if self.slots else next(iter(c.values()))
+        out = like.new_empty(batch, self.variables)
+        for name, slot in self.slots.items():
+            out[:, slot] = c[name].flatten(1)
+        return out
+
+
+def _eliminable(problem: Problem) -> dict[str, Pieces]:
+    sheaf, network = problem.sheaf, problem.sheaf.network
+    nodes = {n.name: n for n in network.nodes}
+    found: dict[str, Pieces] = {}
+    for name, node in nodes.items():
+        children = sheaf.children[name]
+        if len(children) != 1 or any(p in found for p in node.parents):
+            continue
+        gate_node = nodes[children[0]]
+        plain = gate_node.kind is Kind.GATE and len(gate_node.operations) == 1
+        if not plain or gate_node.parents != (name,) or gate_node.shape != node.shape:
+            continue
+        probe = problem.like.new_zeros(problem.batch, *node.shape)
+        ((gate, _),) = network.gate_operands(gate_node, {name: probe}).values()
+        if isinstance(gate, ScalarGate):
+            found[name] = _pieces(problem, gate_node, name, gate)
+    return found
+
+
+def _pieces(problem: Problem, node: Node, parent: str, gate: ScalarGate) -> Pieces:
+    shape = problem.sheaf.vertices[parent].shape
+    first = problem.like.new_full((problem.batch, *shape), gate.breakpoints[0])
+    anchor = float(problem.sheaf.network.evaluate(node, {parent: first}).flatten()[0])
+    return Pieces.of(gate.breakpoints, gate.slopes, anchor)
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What pulls on and holds the columns, per coordinate and (where it differs) per sample.
+
+    `w_in` over M's heads is the weight of a value's own edge, `w_out` over the gated columns that
+    of the gate's edge. Leaves: weight ω and target q of ½ ω (m − q)², with y eliminated.
+    """
+
+    w_in: Weight
+    w_out: Weight
+    w_plain: Weight
+    gate_pull: Pull | None
+    gate_held: Held | None
+    pull: Pull | None
+    keep: Tensor | None
+    leaf_weight: Tensor
+    leaf_target: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, layout: Layout) -> "Holds":
+        """Read the problem's weights, pins and held coordinates into columns."""
+        reader = _HoldReader(problem, layout)
+        return reader.read()
+
+    def samples(self, index: Tensor) -> "Holds":
+        """The chosen samples."""
+
+        def pick(pull: Pull | None) -> Pull | None:
+            return None if pull is None else Pull(pull.gamma, pull.target[index])
+
+        held = self.gate_held
+        return replace(
+            self,
+            gate_pull=pick(self.gate_pull),
+            gate_held=None if held is None else Held(held.mask, held.value[index]),
+            pull=pick(self.pull),
+            leaf_target=self.leaf_target[index],
+        )
+
+
+@dataclass(frozen=True)
+class _HoldReader:
+    problem: Problem
+    layout: Layout
+
+    def read(self) -> Holds:
+        layout, problem = self.layout, self.problem
+        gated = [(c.node.name, c.head, c.rows) for c in layout.cells if c.pieces is not None]
+        plain = [
+            (c.node.name, c.rows) for c in layout.cells if c.pieces is None and c.head is not None
+        ]
+        leaves = [(c.node.name, c.rows) for c in layout.cells if c.head is None]
+        first = layout.gated
+        shifted = [(n, slice(r.start - first, r.stop - first)) for n, r in plain]
+        below = [(n, slice(r.start - layout.heads, r.stop - layout.heads)) for n, r in leaves]
+        into = [(z, r) for z, _, r in gated]
+        mask, value = self._held(into, layout.gated)
+        kept, _ = self._held(list(layout.slots.items()), layout.variables)
+        leaf_pull = self._pull(below, layout.leaves)
+        leaf_mask, leaf_value = self._held(below, layout.leaves)
+        weight = torch.as_tensor(self._weights(below, layout.leaves)) * problem.like.new_ones(
+            layout.leaves
+        )
+        omega, target = torch.zeros_like(weight), leaf_value
+        if leaf_pull is not None:
+            omega = weight * leaf_pull.gamma / (weight + leaf_pull.gamma)
+            target = leaf_pull.target
+        target = torch.where(leaf_mask, leaf_value, target)
+        omega = torch.where(leaf_mask, weight, omega)
+        return Holds(
+            self._weights(into, layout.gated),
+            self._weights([(a or "", r) for _, a, r in gated], layout.gated),
+            self._weights(shifted, layout.heads - first),
+            self._pull(into, layout.gated),
+            Held(mask, value) if bool(mask.any()) else None,
+            self._pull(list(layout.slots.items()), layout.variables),
+            (~kept).to(problem.like.dtype) if bool(kept.any()) else None,
+            omega,
+            target,
+        )
+
+    def _weights(self, columns: list[tuple[str, slice]], width: int) -> Weight:
+        given = self.problem.edge_weights
+        if not any(n in given for n, _ in columns):
+            return 1.0
+        out = self.problem.like.new_ones(width)
+        for name, rows in columns:
+            out[rows] = given.get(name, 1.0)
+        return out
+
+    def _pull(self, columns: list[tuple[str, slice]], width: int) -> Pull | None:
+        """All soft pins of a coordinate together: γ = Σγ_i, and the γ-weighted mean target."""
+        problem, where = self.problem, dict(columns)
+        if not any(p.vertex in where for p in problem.soft):
+            return None
+        gamma = problem.like.new_zeros(width)
+        moment = problem.like.new_zeros(problem.batch, width)
+        for p in problem.soft:
+            if p.vertex in where:
+                index = p.index + where[p.vertex].start
+                weight = problem.like.new_full((index.numel(),), p.weight)
+                gamma.index_add_(0, index, weight)
+                moment.index_add_(1, index, p.weight * p.target)
+        return Pull(gamma, moment / torch.where(gamma > 0, gamma, 1))
+
+    def _held(self, columns: list[tuple[str, slice]], width: int) -> tuple[Tensor, Tensor]:
+        problem = self.problem
+        mask = torch.zeros(width, dtype=torch.bool, device=problem.like.device)
+        value = problem.like.new_zeros(problem.batch, width)
+        for name, rows in columns:
+            held = problem.held.get(name)
+            if held is not None:
+                mask[rows] = held.flatten()
+                value[:, rows] = problem.values[name].flatten(1)
+        return mask, value
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A held problem with its pre-activations and leaves eliminated."""
+
+    problem: Problem
+    layout: Layout
+    holds: Holds
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Reduction":
+        """Choose the columns and read the holds."""
+        layout = Layout.of(problem)
+        return cls(problem, layout, Holds.of(problem, layout))
+
+    def samples(self, index: Tensor) -> "Reduction":
+        """The chosen samples only."""
+        return Reduction(self.problem.samples(index), self.layout, self.holds.samples(index))
+
+    def point(self, columns: Tensor) -> dict[str, Tensor]:
+        """Values by vertex name of everything that a map reads: held inputs and variables."""
+        layout, problem = self.layout, self.problem
+        held = {n: problem.values[n] for n in problem.sheaf.inputs if n not in layout.slots}
+        batch = columns.shape[0]
+        read = {n: columns[:, s].reshape(batch, *layout.shapes[n]) for n, s in layout.slots.items()}
+        return held | read
+
+    @torch.no_grad()
+    def incoming(self, columns: Tensor) -> Tensor:
+        """M: every map at the present variables. Cost: one forward pass."""
+        point, network = self.point(columns), self.problem.sheaf.network
+        out = columns.new_empty(columns.shape[0], self.layout.values)
+        for cell in self.layout.cells:
+            out[:, cell.rows] = network.evaluate(cell.node, point).flatten(1)
+        return out
+
+    def width_of(self, name: str) -> int:
+        """Number of coordinates of a vertex."""
+        return math.prod(self.layout.shapes[name])
+
+    def restore(self, columns: Tensor, incoming: Tensor, z: Tensor) -> Cochain:
+        """The whole cochain: variables, eliminated z, eliminated leaves."""
+        layout, holds, problem = self.layout, self.holds, self.problem
+        batch = columns.shape[0]
+        point = self.point(columns)
+        for cell in layout.cells:
+            name, shape = cell.node.name, layout.shapes[cell.node.name]
+            if cell.pieces is not None:
+                point[name] = z[:, cell.rows].reshape(batch, *shape)
+            elif cell.head is None:
+                m = incoming[:, cell.rows]
+                rows = slice(cell.rows.start - layout.heads, cell.rows.stop - layout.heads)
+                w = problem.edge_weights.get(name, 1.0)
+                # y = m + (ω/w)(q − m): all of it where held, the weighted mean where pulled
+                y = m + holds.leaf_weight[rows] / w * (holds.leaf_target[:, rows] - m)
+                point[name] = y.reshape(batch, *shape)
+        return problem.clamp({n: point[n] for n in problem.sheaf.vertices})
