@@ -47,8 +47,10 @@ def read_network(
 
 def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
     states = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
+    masks = set() if isinstance(model, ExportedProgram) else dict(model.named_buffers()).keys()
     for name, tensor in states.items():
-        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+        # an attention mask may hold minus infinity: what leaves a softmax is finite
+        if isinstance(tensor, Tensor) and not _usable(tensor, allow_mask=name in masks):
             raise ValueError(
                 f"weight {name!r} contains NaN or infinity; restore or re-initialise it"
             )
@@ -61,6 +63,12 @@ def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tenso
             )
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise ValueError(f"input {i} contains NaN or infinity; pass finite numbers")
+
+
+def _usable(tensor: Tensor, *, allow_mask: bool) -> bool:
+    if not allow_mask:
+        return bool(torch.isfinite(tensor).all())
+    return not bool(tensor.isnan().any() or tensor.isposinf().any())
 
 
 def _export(
@@ -114,7 +122,8 @@ def _static_batch(program: ExportedProgram) -> int | None:
 
 def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool) -> Network:
     states = _states(program, module)
-    reader = Reader(fused=fused, fixed_batch=fixed)
+    learnable = frozenset(n for n, _ in module.named_parameters(remove_duplicate=False))
+    reader = Reader(fused=fused, fixed_batch=fixed, states=states, learnable=learnable)
     signature = program.graph_signature
     specs = {s.arg.name: s for s in signature.input_specs}
     for node in program.graph.nodes:
@@ -124,15 +133,17 @@ def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused:
                 reader.add_input(node)
             else:
                 assert spec.target is not None
-                reader.add_state(node.name, spec.target)
+                reader.add_state(node, spec.target)
         elif node.op == "call_function":
             reader.add_call(node)
         elif node.op == "get_attr":
-            reader.add_state(node.name, str(node.target))
-            states.setdefault(str(node.target), getattr(program.graph_module, str(node.target)))
+            held = getattr(program.graph_module, str(node.target))
+            if isinstance(held, Tensor):  # otherwise the body of a traced context manager
+                reader.add_state(node, str(node.target))
+                states.setdefault(str(node.target), held)
         elif node.op == "output":
             reader.add_output(node.args[0])
-    return reader.finish(module, states)
+    return reader.finish(module)
 
 
 def _states(program: ExportedProgram, module: nn.Module) -> dict[str, tuple[Any, str] | Tensor]:

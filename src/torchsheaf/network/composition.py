@@ -1,7 +1,7 @@
 """The linear part of a whole node: its operations' differentials, chained."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchsheaf.network.differential import Differential, Relabelling, Selected, Tangent
 from torchsheaf.network.operation import Operation
-from torchsheaf.network.rules import Kind
+from torchsheaf.network.rules import Kind, Site
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Composition(Differential):
 
     def pull_tapped(self, cotangent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Jᵀg by parent, and the cotangent that arrives at each operation's output."""
+        if not self.parts:  # a map of held integers alone (an embedding): no tangent enters
+            return {}, {}
         if len(self.parts) == 1:
             name, part = next(iter(self.parts.items()))
             return part.pull(cotangent), {name: cotangent}
@@ -69,8 +71,6 @@ def differential(
     kwargs: dict[str, Any],
     scope: Mapping[str, Any],
     selections: Mapping[str, Tensor],
-    state: Callable[[str], Tensor],
-    batch: int,
 ) -> Differential:
     """The differential of one operation at its resolved arguments."""
     operands = {name: scope[name] for name in op.operands}
@@ -78,21 +78,15 @@ def differential(
         gate, z = op.rule.gate(args, kwargs), scope[op.operands[0]]
         selection = selections[op.name] if op.name in selections else gate.select(z)
         return Selected(op.operands[0], gate, selection, z)
-    if op.rule.shortcut is not None and not kwargs:
-        short = op.rule.shortcut(operands, op.args, args)
+    site = Site(op, args, kwargs, operands)
+    if op.rule.shortcut is not None:
+        short = op.rule.shortcut(site)
         if short is not None:
             return short
     if op.target is operator.getitem:
         return _Item(op.operands[0], args[1], len(args[0]), tuple(args[0]))
-    rest = {k: v for k, v in scope.items() if k not in operands}
-
-    def function(*values: Any) -> Any:
-        given = rest | dict(zip(operands, values, strict=True))
-        full, named = op.resolve(given, state, batch)
-        return op.target(*full, **named)
-
     linear = op.rule.kind is Kind.RESHAPE
-    return Relabelling(function, operands) if linear else Tangent(function, operands)
+    return Relabelling(site.function, operands) if linear else Tangent(site.function, operands)
 
 
 @dataclass(frozen=True)

@@ -81,5 +81,47 @@ class WindowGate(Gate):
         return flat.scatter_add(-1, selection.flatten(lead), g.flatten(lead)).reshape(z.shape)
 
 
+@final
+@dataclass(frozen=True)
+class SlopeGate(Gate):
+    """PReLU: slope 1 from zero upwards, a learned slope below (broadcast over the stalk)."""
+
+    below: Tensor
+
+    def select(self, z: Tensor) -> Tensor:
+        return torch.where(z >= 0, torch.ones_like(z), self.below.detach().expand_as(z))
+
+    def push(self, selection: Tensor, u: Tensor) -> Tensor:
+        return selection * u
+
+    def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
+        return selection * g
+
+
+@final
+@dataclass(frozen=True)
+class ExtremeGate(Gate):
+    """The largest (or least) entry along one axis; the selection is its index there."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+    largest: bool
+
+    def select(self, z: Tensor) -> Tensor:
+        index = z.argmax(self.dims[0], True) if self.largest else z.argmin(self.dims[0], True)
+        return index if self.keepdim else index.squeeze(self.dims[0])
+
+    def _index(self, selection: Tensor) -> Tensor:
+        return selection if self.keepdim else selection.unsqueeze(self.dims[0])
+
+    def push(self, selection: Tensor, u: Tensor) -> Tensor:
+        taken = u.gather(self.dims[0], self._index(selection))
+        return taken if self.keepdim else taken.squeeze(self.dims[0])
+
+    def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
+        spread = g if self.keepdim else g.unsqueeze(self.dims[0])
+        return torch.zeros_like(z).scatter_add(self.dims[0], self._index(selection), spread)
+
+
 GateFactory = Callable[[tuple[Any, ...], dict[str, Any]], Gate]
 """Builds a gate from the resolved arguments of its operation (the activation is args[0])."""

@@ -18,9 +18,10 @@ from torchsheaf.network.rules import Kind
 class Node:
     """One vertex that is computed: c_v = f_v(c_parents), by `operations` in order.
 
-    The last operation is the node's own; those before it are relabellings (and, in the fused
-    form, gates) folded into this node. `piecewise_affine` says that f_v is affine or a gate, also
-    as a join, so that its linear part does not depend on the state within one pattern.
+    Before the node's own operation come relabellings (and, in the fused form, gates) folded into
+    this node; after it, where its result is not batch first, the relabelling that makes it so.
+    `piecewise_affine` says that f_v is affine or a gate, also as a join, so that its linear part
+    does not depend on the state within one pattern.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Network:
     model: nn.Module | None
     fixed_batch: int | None
     states: Mapping[str, tuple[Any, str] | Tensor] = field(repr=False)
+    positions: tuple[int, ...] = ()
+    """Which of the model's flattened outputs each entry of `readout` is."""
 
     def state(self, name: str) -> Tensor:
         """A parameter, buffer or constant by name, as it is now."""
@@ -73,12 +76,13 @@ class Network:
 
     def evaluate(self, node: Node, values: Mapping[str, Tensor]) -> Tensor:
         """f_v at the parents' values."""
-        batch = next(iter(values.values())).shape[0]
+        batch = values[node.parents[0]].shape[0]
         if len(node.operations) == 1:
             op = node.operations[0]
             args, kwargs = op.resolve(values, self.state, batch)
             return op.target(*args, **kwargs)
-        scope: dict[str, Any] = dict(values)
+        # The parents only: copying a whole cochain for every node would be quadratic in depth.
+        scope: dict[str, Any] = {p: values[p] for p in node.parents}
         for op in node.operations:
             args, kwargs = op.resolve(scope, self.state, batch)
             scope[op.name] = op.target(*args, **kwargs)
@@ -88,16 +92,14 @@ class Network:
         self, node: Node, values: Mapping[str, Tensor], selections: Mapping[str, Tensor]
     ) -> Composition:
         """df_v at the parents' values; gates named in `selections` take that piece instead."""
-        batch = next(iter(values.values())).shape[0]
-        scope: dict[str, Any] = dict(values)
+        batch = values[node.parents[0]].shape[0]
+        scope: dict[str, Any] = {p: values[p] for p in node.parents}
         parts: dict[str, Differential] = {}
         last = node.operations[-1]
         for op in node.operations:
             args, kwargs = op.resolve(scope, self.state, batch)
             if op.operands:
-                parts[op.name] = differential(
-                    op, args, kwargs, scope, selections, self.state, batch
-                )
+                parts[op.name] = differential(op, args, kwargs, scope, selections)
             if op is not last:
                 scope[op.name] = op.target(*args, **kwargs)
         return Composition(parts, node.parents)
@@ -106,8 +108,8 @@ class Network:
         self, node: Node, values: Mapping[str, Tensor]
     ) -> dict[str, tuple[Gate, Tensor]]:
         """Per gate operation inside the node: the gate and its pre-activation z."""
-        batch = next(iter(values.values())).shape[0]
-        scope: dict[str, Any] = dict(values)
+        batch = values[node.parents[0]].shape[0]
+        scope: dict[str, Any] = {p: values[p] for p in node.parents}
         found: dict[str, tuple[Gate, Tensor]] = {}
         for op in node.operations:
             args, kwargs = op.resolve(scope, self.state, batch)

@@ -1,96 +1,137 @@
 """Walks a traced graph in order and folds it into nodes."""
 
 import operator
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
+from torchsheaf.network.calls import first_of, settled
 from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.layout import PROBE_BATCH, Layout, candidates, probe, settle
+from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
 from torchsheaf.network.operation import Operation, Size, State, Value
 from torchsheaf.network.rules import Kind, Rule, functional, rule_for
 
 _IDENTITY = Rule(Kind.RESHAPE)
+_FOLDED = Rule(Kind.RESHAPE)  # arithmetic on held values alone: evaluated, never linearised
 
 
 @dataclass(frozen=True)
 class _Expression:
-    """A traced value: a leaf, plus the relabellings (and constants) folded on top of it."""
+    """A traced value: a leaf, plus the relabellings (and constants) folded on top of it.
+
+    `live`: an activation enters, so a tangent may. Integers made from integer inputs have parents
+    and are not live. `pending` is the kind of an operation with several results, until one is
+    taken out of it.
+    """
 
     leaf: Any
     operations: tuple[Operation, ...] = ()
     parents: tuple[str, ...] = ()
+    live: bool = False
+    pending: Kind | None = None
 
 
 class Reader:
-    """Collects nodes; every call either becomes a vertex or is folded into the one that uses it."""
+    """Collects nodes; every call either becomes a vertex or is folded into the one that uses it.
 
-    def __init__(self, *, fused: bool, fixed_batch: int | None) -> None:
+    `states` are the model's tensors by name and `learnable` the names of its parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        fused: bool,
+        fixed_batch: int | None,
+        states: dict[str, Any],
+        learnable: frozenset[str],
+    ) -> None:
         self._fused = fused
         self._batch: int | sympy.Symbol | None = fixed_batch
         self._fixed = fixed_batch
-        self._env: dict[str, _Expression] = {}
+        self._states = states
+        self._learnable = learnable
+        self._env: dict[FxNode, _Expression] = {}
+        self._results: dict[FxNode, list[_Expression]] = {}
+        self._names: dict[FxNode, str] = {}
+        self._taken: set[str] = set()
+        self._stalks: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._inputs: dict[str, tuple[int, ...]] = {}
         self._nodes: list[Node] = []
         self._outputs: list[str] = []
+        self._positions: list[int] = []
         self._offenders: list[Offender] = []
-        self._maxima: set[str] = set()
+        self._maxima: set[FxNode] = set()
+        self._same: dict[Any, Any] = {}
 
     def add_input(self, node: FxNode) -> None:
         """A user input: a vertex if it is a tensor, a constant otherwise."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
-            self._env[node.name] = _Expression(value)
+            self._env[node] = _Expression(value)
             return
-        if self._batch is None:
-            size: Any = value.shape[0]
-            self._batch = size.node.expr
-        self._inputs[node.name] = tuple(int(s) for s in value.shape[1:])
-        self._env[node.name] = _Expression(Value(node.name), parents=(node.name,))
+        size: Any = value.shape[0]
+        if not isinstance(size, int):
+            symbol = size.node.expr
+            self._batch = symbol if self._batch is None else self._batch
+            self._same[symbol] = self._batch  # inputs that never meet have symbols of their own
+        elif self._batch is None:
+            self._batch = size
+        name = self._name(node)
+        self._inputs[name] = tuple(int(s) for s in value.shape[1:])
+        self._stalks[name] = self._inputs[name], value.dtype
+        self._env[node] = _Expression(
+            Value(name), parents=(name,), live=value.is_floating_point() or value.is_complex()
+        )
 
-    def add_state(self, name: str, target: str) -> None:
+    def add_state(self, node: FxNode, target: str) -> None:
         """A parameter, buffer or constant."""
-        self._env[name] = _Expression(State(target))
+        self._env[node] = _Expression(State(target))
 
     def add_call(self, node: FxNode) -> None:
         """An operation; unreadable ones are collected and reported together."""
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int):
-            self._env[node.name] = _Expression(self._size(value))
+            self._env[node] = _Expression(self._size(value))
+            return
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            self._inline(node)
             return
         if value is None and not node.users:
             return  # an assertion of the trace (before a change of dtype, say) computes nothing
         try:
             expression = self._entry(node) or self._call(node)
         except _Unreadable as problem:
-            self._offenders.append(
-                Offender(str(node.target), module_path(node), source_line(node), str(problem))
-            )
-            expression = _Expression(Value(node.name), parents=(node.name,))
-        self._env[node.name] = expression
+            self._offend(node, str(problem))
+            expression = _Expression(Value(self._name(node)), parents=(self._name(node),))
+        self._env[node] = expression
         if str(node.target) != str(functional(node.target)) and isinstance(node.args[0], FxNode):
-            self._env[node.args[0].name] = expression
+            self._env[node.args[0]] = expression
 
     def add_output(self, outputs: Any) -> None:
         """What the model returns."""
-        flat = [o for o in torch.utils._pytree.tree_leaves(outputs) if isinstance(o, FxNode)]
+        flat = torch.utils._pytree.tree_leaves(outputs)
         for i, node in enumerate(flat):
-            expression = self._env[node.name]
-            if not expression.parents or not isinstance(node.meta.get("val"), Tensor):
+            if not isinstance(node, FxNode):
                 continue
+            expression = self._env[node]
+            if not expression.live or not isinstance(node.meta.get("val"), Tensor):
+                continue
+            self._positions.append(i)
             if expression.operations or expression.leaf.name in self._inputs:
                 name = "output" if len(flat) == 1 else f"output.{i}"
                 self._outputs.append(self._close(name, node, expression))
             else:
                 self._outputs.append(expression.leaf.name)
 
-    def finish(self, model: nn.Module, states: Mapping[str, Any]) -> Network:
+    def finish(self, model: nn.Module) -> Network:
         """The network; raises `UnsupportedModel` with every offender."""
         if self._offenders:
             raise UnsupportedModel(
@@ -98,14 +139,54 @@ class Reader:
             )
         if not self._outputs:
             raise UnsupportedModel("no output of this model depends on its input")
-        nodes, outputs, inputs = _name(self._nodes, tuple(self._outputs), self._inputs)
-        return Network(inputs, nodes, outputs, model, self._fixed, dict(states))
+        nodes, outputs, inputs = name_vertices(self._nodes, tuple(self._outputs), self._inputs)
+        return Network(
+            inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions)
+        )
+
+    def _offend(self, node: FxNode, reason: str) -> None:
+        self._offenders.append(
+            Offender(str(node.target), module_path(node), source_line(node), reason)
+        )
+
+    def _inline(self, node: FxNode) -> None:
+        """`with torch.no_grad()` and disabled autocast are traced as graphs of their own."""
+        owner = node.graph.owning_module
+        bodies = [
+            (i, getattr(owner, str(a.target), None))
+            for i, a in enumerate(node.args)
+            if isinstance(a, FxNode) and a.op == "get_attr"
+        ]
+        found = [(i, b) for i, b in bodies if isinstance(b, GraphModule)]
+        if len(found) != 1 or "wrap_with" not in str(node.target):
+            self._offend(node, "control flow that depends on the data has no fixed graph")
+            self._env[node] = _Expression(Value(self._name(node)), parents=(self._name(node),))
+            return
+        ((at, body),) = found
+        operands = iter(node.args[at + 1 :])
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                given = next(operands)
+                self._env[inner] = (
+                    self._env[given] if isinstance(given, FxNode) else _Expression(given)
+                )
+            elif inner.op == "call_function":
+                self.add_call(inner)
+            elif inner.op == "get_attr" and isinstance(getattr(body, inner.target), Tensor):
+                target = f"{self._name(inner)}"
+                self._states[target] = getattr(body, inner.target)
+                self.add_state(inner, target)
+            elif inner.op == "output":
+                results = torch.utils._pytree.tree_leaves(inner.args[0])
+                self._results[node] = [self._env[r] for r in results]
 
     def _entry(self, node: FxNode) -> _Expression | None:
-        """A gate that returns (maxima, indices) is read as its maxima alone."""
+        """An entry of an inlined graph, or of a gate that returns (maxima, indices)."""
         if node.target is not operator.getitem:
             return None
-        source = node.all_input_nodes[0].name
+        source = node.all_input_nodes[0]
+        if source in self._results:
+            return self._results[source][int(node.args[1])]  # type: ignore[arg-type]
         if source not in self._maxima:
             return None
         if node.args[1] != 0 and node.users:
@@ -115,37 +196,73 @@ class Reader:
     def _call(self, node: FxNode) -> _Expression:
         target = functional(node.target)
         op_name = "getitem" if target is operator.getitem else str(target)
-        used = [self._env[n.name] for n in node.all_input_nodes]
-        parents = tuple(dict.fromkeys(p for e in used for p in e.parents))
+        used = [self._env[n] for n in node.all_input_nodes]
         rule = rule_for(op_name)
-        if rule is None and not parents:
-            rule = Rule(Kind.RESHAPE)  # arithmetic on constants only: folded, never linearised
-        if rule is None:
-            raise _Unreadable("no rule for this operation; see torchsheaf.register_rule")
+        used_parents = tuple(dict.fromkeys(p for e in used for p in e.parents))
+        live = any(e.live for e in used) and not (rule is not None and rule.constant)
         args = tuple(self._symbolic(a) for a in node.args)
         kwargs = {k: self._symbolic(v) for k, v in node.kwargs.items()}
-        target, args = _settled(target, args, node) if parents else (target, args)
-        reason = rule.refuse(tuple(node.args)) if rule.refuse else None
+        value = node.meta.get("val")
+        if not live:
+            return self._held(node, op_name, target, args, kwargs, used, used_parents)
+        if rule is None:
+            raise _Unreadable("no rule for this operation; see torchsheaf.register_rule")
+        target, args = settled(target, args, node)
+        reason = rule.refuse(tuple(node.args), node.kwargs) if rule.refuse else None
         if reason:
             raise _Unreadable(reason)
-        value = node.meta.get("val")
         if rule.gate is not None and isinstance(value, tuple | list):
-            self._maxima.add(node.name)
-            value, target = value[0], _first_of(target)
-        if parents and isinstance(value, Tensor) and not value.is_floating_point():
-            raise _Unreadable(f"an intermediate value of type {value.dtype} cannot carry a tangent")
-        names = [_value_name(a) for a in torch.utils._pytree.tree_leaves([args, kwargs])]
-        depends = {e.leaf.name for e in used if e.parents and isinstance(e.leaf, Value)}
-        operands = tuple(dict.fromkeys(n for n in names if n in depends))
-        operation = Operation(_op_name(node), target, args, kwargs, operands, rule)
-        folded = _merge(used)
-        if not parents:
-            return _Expression(Value(operation.name), (*folded, operation))
-        kind = _kind(rule, operation)
+            self._maxima.add(node)
+            value, target = value[0], first_of(target)
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise _Unreadable(
+                f"an intermediate value of type {value.dtype}, computed from activations, cannot "
+                "carry a tangent"
+            )
+        operation = self._operation(node, target, args, kwargs, used, rule)
+        operations = (*_merge(used), operation)
+        pending = next((e.pending for e in used if e.pending is not None), None)
+        kind = pending or rule.kind_of(operation)
+        if rule.kind is not Kind.RESHAPE and isinstance(value, tuple | list):
+            return _Expression(Value(operation.name), operations, used_parents, True, kind)
         fold_gate = self._fused and kind is Kind.GATE
         if kind is Kind.RESHAPE or fold_gate:
-            return _Expression(Value(operation.name), (*folded, operation), parents)
-        return self._vertex(node, value, op_name, kind, (*folded, operation), parents)
+            return _Expression(Value(operation.name), operations, used_parents, True)
+        return self._vertex(node, value, op_name, kind, operations, used_parents)
+
+    def _held(
+        self,
+        node: FxNode,
+        op_name: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        used: Sequence[_Expression],
+        parents: tuple[str, ...],
+    ) -> _Expression:
+        """No activation enters: folded, unless parameters meet held integers (an embedding)."""
+        operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
+        operations = (*_merge(used), operation)
+        value = node.meta.get("val")
+        learns = any(s in self._learnable for op in operations for s in op.states())
+        if parents and learns and isinstance(value, Tensor) and value.is_floating_point():
+            return self._vertex(node, value, op_name, Kind.AFFINE, operations, parents)
+        return _Expression(Value(operation.name), operations, parents)
+
+    def _operation(
+        self,
+        node: FxNode,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        used: Sequence[_Expression],
+        rule: Rule,
+    ) -> Operation:
+        leaves = torch.utils._pytree.tree_leaves([args, kwargs])
+        names = [a.name for a in leaves if isinstance(a, Value)]
+        depends = {e.leaf.name for e in used if e.live and isinstance(e.leaf, Value)}
+        operands = tuple(dict.fromkeys(n for n in names if n in depends))
+        return Operation(self._own(node), target, args, kwargs, operands, rule)
 
     def _vertex(
         self,
@@ -156,35 +273,41 @@ class Reader:
         operations: tuple[Operation, ...],
         parents: tuple[str, ...],
     ) -> _Expression:
-        if not isinstance(value, Tensor):
-            raise _Unreadable("an operation with several outputs needs a rule of its own")
-        shape, forth, back = self._layout(value, node.name)
         last = operations[-1]
-        if forth:
-            operations = (*operations, *forth)
+        name = self._name(node)
+        layout, shape = self._layout(value, operations, parents)
+        expression = _Expression(Value(name), (), (name,), True)
+        if not layout.is_batch_first:
+            forth, back = layout.operations(name, last.name)
+            operations = (*operations, forth)
+            expression = _Expression(Value(back.name), (back,), (name,), True)
         constant = kind in (Kind.AFFINE, Kind.GATE) or (kind is Kind.JOIN and last.rule.additive)
+        self._stalks[name] = shape, value.dtype
         self._nodes.append(
             Node(
-                node.name, kind, op_name, module_path(node), source_line(node), parents,
+                name, kind, op_name, module_path(node), source_line(node), parents,
                 operations, shape, value.dtype, constant,
             )
         )  # fmt: skip
-        leaf = Value(node.name)
-        if back:
-            return _Expression(Value(back[-1].name), back, (node.name,))
-        return _Expression(leaf, (), (node.name,))
+        return expression
 
     def _close(self, name: str, node: FxNode, expression: _Expression) -> str:
         """A relabelled (or bare) output gets an identity vertex, so that it can be held."""
         value = node.meta["val"]
-        shape, forth, _ = self._layout(value, expression.leaf.name)
-        if forth:
-            raise UnsupportedModel("the output's first axis is not the batch axis")
         identity = Operation(
             f"%{name}", torch.ops.aten.alias.default, (expression.leaf,), {},
             (expression.leaf.name,), _IDENTITY,
         )  # fmt: skip
         operations = (*expression.operations, identity)
+        try:
+            layout, shape = self._layout(value, operations, expression.parents)
+        except _Unreadable as problem:
+            raise UnsupportedModel(f"output {name!r} has no batch axis: {problem}") from None
+        if not layout.is_batch_first:
+            raise UnsupportedModel(
+                f"the first axis of output {name!r} is not the batch axis; transpose it in the "
+                "model's forward"
+            )
         self._nodes.append(
             Node(
                 name, Kind.AFFINE, "identity", "", source_line(node), expression.parents,
@@ -194,45 +317,66 @@ class Reader:
         return name
 
     def _layout(
-        self, value: Tensor, name: str
-    ) -> tuple[tuple[int, ...], tuple[Operation, ...], tuple[Operation, ...]]:
-        """Stalk shape, and the relabellings to and from batch-first where the op is not."""
-        sizes = [s if isinstance(s, int) else s.node.expr for s in value.shape]
-        batch = self._batch
-        if sizes and sizes[0] == batch:
-            return tuple(int(s) for s in sizes[1:]), (), ()
-        rule = Rule(Kind.RESHAPE)
-        own = f"%{name}"
-        for axis, size in enumerate(sizes):
-            if size == batch:
-                rest = tuple(int(s) for i, s in enumerate(sizes) if i != axis)
-                to = Operation(f"{own}:in", torch.movedim, (Value(own), axis, 0), {}, (own,), rule)
-                back = Operation(
-                    f"{own}:out", torch.movedim, (Value(name), 0, axis), {}, (name,), rule
-                )
-                return rest, (to,), (back,)
-        if sizes and batch is not None and sympy.sympify(sizes[0]) % sympy.sympify(batch) == 0:
-            inner = int(sympy.sympify(sizes[0]) / sympy.sympify(batch))
-            split = (Value(own), 0, (-1, inner))
-            to = Operation(f"{own}:in", torch.unflatten, split, {}, (own,), rule)
-            back = Operation(f"{own}:out", torch.flatten, (Value(name), 0, 1), {}, (name,), rule)
-            return (inner, *(int(s) for s in sizes[1:])), (to,), (back,)
-        raise _Unreadable(f"its value has shape {tuple(value.shape)}, with no batch axis in it")
+        self, value: Tensor, operations: tuple[Operation, ...], parents: tuple[str, ...]
+    ) -> tuple[Layout, tuple[int, ...]]:
+        """Where the batch lies in a value, and the stalk's shape."""
+        sizes = [self._expr(s) for s in value.shape]
+        assert self._batch is not None
+        found = list(candidates(sizes, self._batch))
+        if not found:
+            raise _Unreadable(f"its value has shape {tuple(value.shape)}, with no batch axis in it")
+        if len(found) > 1 and self._offenders:
+            return found[0], found[0].shape(sizes)  # the model is refused anyway
+        layout: Layout | None = found[0]
+        if len(found) > 1:
+            batch = self._fixed or PROBE_BATCH
+            stalks = {p: self._stalks[p] for p in parents}
+            touched = probe(operations, stalks, self._state, batch)
+            layout = settle(found, touched, batch)
+        if layout is None:
+            raise _Unreadable("it mixes the samples of a batch; a sheaf is one per sample")
+        return layout, layout.shape(sizes)
+
+    def _state(self, name: str) -> Tensor:
+        entry = self._states[name]
+        return entry if isinstance(entry, Tensor) else getattr(*entry)
+
+    def _name(self, node: FxNode) -> str:
+        """The traced name, made unique over inlined graphs."""
+        if node not in self._names:
+            name, n = node.name, 1
+            while name in self._taken:
+                n += 1
+                name = f"{node.name}_{n}"
+            self._taken.add(name)
+            self._names[node] = name
+        return self._names[node]
+
+    def _own(self, node: FxNode) -> str:
+        """Operations are named apart from vertices, which share one scope with them."""
+        return f"%{self._name(node)}"
 
     def _symbolic(self, arg: Any) -> Any:
         if isinstance(arg, FxNode):
-            return self._env[arg.name].leaf
+            return self._env[arg].leaf
         if isinstance(arg, torch.SymInt):
             return self._size(arg)
+        if isinstance(arg, slice):
+            parts = (arg.start, arg.stop, arg.step)
+            return slice(*(self._symbolic(p) for p in parts))
         if isinstance(arg, list | tuple):
             return type(arg)(self._symbolic(a) for a in arg)
         return arg
 
+    def _expr(self, size: int | torch.SymInt) -> Any:
+        if isinstance(size, int):
+            return size
+        expr = size.node.expr
+        return expr.subs({s: b for s, b in self._same.items() if s != b})
+
     def _size(self, value: int | torch.SymInt) -> Any:
-        if isinstance(value, int):
-            return value
-        expr = value.node.expr
-        if not expr.free_symbols:
+        expr = self._expr(value)
+        if isinstance(expr, int) or not expr.free_symbols:
             return int(expr)
         function = sympy.lambdify(self._batch, expr, modules="math")
         return Size(lambda b: int(function(b)), str(expr))
@@ -242,107 +386,6 @@ class _Unreadable(Exception):
     pass
 
 
-def _settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tuple[Any, ...]]:
-    """Calls whose meaning hangs on autograd or on the batch size, written so that it does not."""
-    if target is torch.ops.aten.detach.default:
-        return torch.ops.aten.alias.default, args  # a restriction map is not cut by it
-    if target is torch.ops.aten.squeeze.default:
-        shape = node.all_input_nodes[0].meta["val"].shape
-        single = [i for i, s in enumerate(shape) if i > 0 and isinstance(s, int) and s == 1]
-        return torch.ops.aten.squeeze.dims, (args[0], single)  # a batch of one keeps its axis
-    return target, args
-
-
-def _first_of(target: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation whose value is the first of the values of `target`."""
-
-    def first(*args: Any, **kwargs: Any) -> Any:
-        return target(*args, **kwargs)[0]
-
-    first.__name__ = str(target)
-    return first
-
-
-def _merge(used: list[_Expression]) -> tuple[Operation, ...]:
+def _merge(used: Sequence[_Expression]) -> tuple[Operation, ...]:
     merged = {op.name: op for e in used for op in e.operations}
     return tuple(merged.values())
-
-
-def _op_name(node: FxNode) -> str:
-    """Operations are named apart from vertices, which share one scope with them."""
-    return f"%{node.name}"
-
-
-def _value_name(arg: Any) -> str | None:
-    return arg.name if isinstance(arg, Value) else None
-
-
-def _kind(rule: Rule, operation: Operation) -> Kind:
-    """A join when several activations enter; affine when one enters an affine position."""
-    if rule.kind is Kind.RESHAPE:
-        return Kind.RESHAPE
-    if len(operation.operands) > 1:
-        return Kind.JOIN
-    if rule.additive:
-        return Kind.AFFINE
-    if rule.linear_in:
-        name = operation.operands[0]
-        at = [i for i, a in enumerate(operation.args) if _value_name(a) == name]
-        return Kind.AFFINE if len(at) == 1 and at[0] in rule.linear_in else Kind.SMOOTH
-    return rule.kind
-
-
-def module_path(node: FxNode) -> str:
-    """Path of the module that ran this node, as `named_modules` spells it."""
-    stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return ""
-    path = list(stack.values())[-1][0]
-    return re.sub(r"@\d+$", "", path)
-
-
-def source_line(node: FxNode) -> str:
-    """file:line of the user's code behind this node, when the trace kept it."""
-    places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    places = [p for p in places if "/torch/" not in p[0]] or places
-    return f"{places[-1][0].rsplit('/', 1)[-1]}:{places[-1][1]}" if places else ""
-
-
-def _name(
-    nodes: list[Node], outputs: tuple[str, ...], inputs: Mapping[str, tuple[int, ...]]
-) -> tuple[tuple[Node, ...], tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Rename vertices by module path, with the op appended where a module has several."""
-    per_module: dict[str, int] = {}
-    for node in nodes:
-        per_module[node.module] = per_module.get(node.module, 0) + 1
-    names = {n: "input" if len(inputs) == 1 else f"input.{n}" for n in inputs}
-    taken: dict[str, int] = {}
-    for node in nodes:
-        op = node.op.removeprefix("aten.").split(".")[0]
-        single = node.module and per_module[node.module] == 1
-        wanted = node.module if single else ".".join(filter(None, (node.module, op)))
-        wanted = node.name if node.op == "identity" else wanted
-        count = taken.get(wanted, 0)
-        taken[wanted] = count + 1
-        names[node.name] = wanted if count == 0 else f"{wanted}_{count}"
-    renamed = []
-    for node in nodes:
-        rename = {p: names[p] for p in node.parents}
-        operations = tuple(_rename(op, rename) for op in node.operations)
-        parents = tuple(names[p] for p in node.parents)
-        renamed.append(replace(node, name=names[node.name], operations=operations, parents=parents))
-    shapes = {names[n]: s for n, s in inputs.items()}
-    return tuple(renamed), tuple(names[o] for o in outputs), shapes
-
-
-def _rename(op: Operation, names: Mapping[str, str]) -> Operation:
-    def leaf(arg: Any) -> Any:
-        if isinstance(arg, Value):
-            return Value(names.get(arg.name, arg.name))
-        if isinstance(arg, list | tuple):
-            return type(arg)(leaf(a) for a in arg)
-        return arg
-
-    operands = tuple(names.get(n, n) for n in op.operands)
-    kwargs = {k: leaf(v) for k, v in op.kwargs.items()}
-    return replace(op, args=tuple(leaf(a) for a in op.args), kwargs=kwargs, operands=operands)

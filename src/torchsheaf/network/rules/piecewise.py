@@ -1,0 +1,119 @@
+"""Gates: continuous piecewise linear operations with a pattern that can be frozen."""
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from torchsheaf.network.gates import (
+    ExtremeGate,
+    Gate,
+    GateFactory,
+    ScalarGate,
+    SlopeGate,
+    WindowGate,
+)
+from torchsheaf.network.rules.rule import Kind, Rule
+
+
+def _scalar(breakpoints: tuple[float, ...], slopes: tuple[float, ...]) -> GateFactory:
+    gate = ScalarGate(breakpoints, slopes)
+    return lambda args, kwargs: gate
+
+
+def _leaky(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
+    return ScalarGate((0.0,), (float(slope), 1.0))
+
+
+def _hardtanh(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
+    high = args[2] if len(args) > 2 else kwargs.get("max_val", 1.0)
+    return ScalarGate((float(low), float(high)), (0.0, 1.0, 0.0))
+
+
+def _clamp(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    low = args[1] if len(args) > 1 else kwargs.get("min")
+    high = args[2] if len(args) > 2 else kwargs.get("max")
+    points: list[float] = []
+    slopes: list[float] = [1.0]
+    if low is not None:
+        points, slopes = [float(low)], [0.0, 1.0]
+    if high is not None:
+        points, slopes = [*points, float(high)], [*slopes, 0.0]
+    return ScalarGate(tuple(points), tuple(slopes))
+
+
+def _threshold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    return ScalarGate((float(args[1]),), (0.0, 1.0))
+
+
+def _softshrink(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    width = float(args[1]) if len(args) > 1 else 0.5
+    return ScalarGate((-width, width), (1.0, 0.0, 1.0))
+
+
+def _prelu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    z, weight = args[0], args[1]
+    shape = (1, -1, *([1] * (z.ndim - 2))) if weight.numel() > 1 else (1,) * z.ndim
+    return SlopeGate(weight.reshape(shape))
+
+
+def _max_pool(spatial: int) -> GateFactory:
+    pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[spatial]
+
+    def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        options = dict(zip(names, args[1:], strict=False)) | kwargs
+        if options.get("stride") == []:
+            options["stride"] = None
+        return WindowGate(lambda z: pool(z, return_indices=True, **options), spatial)
+
+    return build
+
+
+def _adaptive_max_pool2d(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    return WindowGate(lambda z: F.adaptive_max_pool2d(z, args[1], return_indices=True), 2)
+
+
+def _extreme(largest: bool) -> GateFactory:
+    def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+        dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
+        keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+        return ExtremeGate(tuple(dims), bool(keep), largest)
+
+    return build
+
+
+def _one_axis(args: tuple[Any, ...], kwargs: Any) -> str | None:
+    dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
+    return (
+        None if len(dims) == 1 else "an extreme over several axes has no rule; flatten them first"
+    )
+
+
+def _gate(factory: GateFactory) -> Rule:
+    return Rule(Kind.GATE, gate=factory)
+
+
+PIECEWISE: dict[str, Rule] = {
+    "aten.relu.default": _gate(_scalar((0.0,), (0.0, 1.0))),
+    "aten.leaky_relu.default": _gate(_leaky),
+    "aten.prelu.default": _gate(_prelu),
+    "aten.hardtanh.default": _gate(_hardtanh),
+    "aten.relu6.default": _gate(_scalar((0.0, 6.0), (0.0, 1.0, 0.0))),
+    "aten.hardsigmoid.default": _gate(_scalar((-3.0, 3.0), (0.0, 1 / 6, 0.0))),
+    "aten.clamp.default": _gate(_clamp),
+    "aten.clamp_min.default": _gate(_clamp),
+    "aten.clamp_max.default": _gate(
+        lambda args, kwargs: _clamp((args[0], None, args[1]), kwargs)
+    ),
+    "aten.threshold.default": _gate(_threshold),
+    "aten.softshrink.default": _gate(_softshrink),
+    "aten.abs.default": _gate(_scalar((0.0,), (-1.0, 1.0))),
+    "aten.max_pool1d.default": _gate(_max_pool(1)),
+    "aten.max_pool2d.default": _gate(_max_pool(2)),
+    "aten.max_pool3d.default": _gate(_max_pool(3)),
+    "aten.adaptive_max_pool2d.default": _gate(_adaptive_max_pool2d),
+    "aten.amax.default": Rule(Kind.GATE, gate=_extreme(True), refuse=_one_axis),
+    "aten.amin.default": Rule(Kind.GATE, gate=_extreme(False), refuse=_one_axis),
+}  # fmt: skip

@@ -1,0 +1,42 @@
+"""Exact relabellings, folded into the edge that uses them, and operations of the shape alone."""
+
+from torchsheaf.network.rules.rule import Kind, Rule, training_flag
+
+_RESHAPE = Rule(Kind.RESHAPE)
+_CONSTANT = Rule(Kind.RESHAPE, constant=True)
+_DROPOUT = Rule(Kind.RESHAPE, refuse=training_flag(2, "train", "dropout"))
+
+RELABELLINGS: dict[str, Rule] = {
+    "getitem": _RESHAPE,
+    **{
+        f"aten.{name}.default": _DROPOUT
+        for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    },
+    **{
+        f"aten.{name}": _RESHAPE
+        for name in (
+            "view.default", "reshape.default", "_unsafe_view.default", "view_as.default",
+            "reshape_as.default", "expand_as.default", "flatten.using_ints", "unflatten.int",
+            "permute.default", "transpose.int", "t.default", "mT.default", "squeeze.dim",
+            "squeeze.dims", "squeeze.default", "unsqueeze.default", "slice.Tensor", "select.int",
+            "expand.default", "repeat.default", "repeat_interleave.self_int", "contiguous.default",
+            "clone.default", "alias.default", "detach.default", "detach_.default",
+            "lift_fresh_copy.default", "movedim.int", "movedim.intlist", "swapaxes.default",
+            "split.Tensor", "split.sizes", "split_with_sizes.default", "tensor_split.sections",
+            "chunk.default", "unbind.int", "unsafe_chunk.default", "unsafe_split.Tensor",
+            "narrow.default", "roll.default", "flip.default", "index.Tensor",
+            "index_select.default", "gather.default", "take_along_dim.default", "diagonal.default",
+            "unfold.default", "im2col.default", "pixel_shuffle.default",
+            "pixel_unshuffle.default", "channel_shuffle.default", "tile.default",
+            "atleast_1d.default", "_to_copy.default", "to.dtype", "to.dtype_layout", "to.device",
+            "to.other", "type_as.default", "broadcast_to.default",
+        )
+    },
+    **{
+        f"aten.{name}": _CONSTANT
+        for name in (
+            "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default",
+            "new_zeros.default", "new_ones.default", "new_full.default", "new_empty.default",
+        )
+    },
+}  # fmt: skip

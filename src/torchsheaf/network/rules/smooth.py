@@ -1,0 +1,53 @@
+"""Smooth operations: linearised at the state, by their diagonal where they act pointwise."""
+
+from typing import Any
+
+from torchsheaf.network.rules.affine import pointwise
+from torchsheaf.network.rules.rule import Kind, Rule
+
+# hardswish, selu, celu and elu with alpha ≠ 1 have a kink of slope; they are locally Lipschitz
+# and smooth in pieces, which is all that T2 asks, but carry no pattern that could be frozen.
+_POINTWISE = (
+    "sigmoid.default", "tanh.default", "gelu.default", "silu.default", "mish.default",
+    "elu.default", "selu.default", "celu.default", "softplus.default", "log_sigmoid.default",
+    "hardswish.default", "exp.default", "exp2.default", "expm1.default", "log.default",
+    "log2.default", "log1p.default", "sin.default", "cos.default", "tan.default", "atan.default",
+    "asinh.default", "sinh.default", "cosh.default", "erf.default", "square.default",
+    "sqrt.default", "rsqrt.default", "reciprocal.default", "pow.Tensor_Scalar",
+)  # fmt: skip
+
+_DENSE = (
+    "softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
+    "logsumexp.default", "layer_norm.default", "native_layer_norm.default", "rms_norm.default",
+    "group_norm.default", "native_group_norm.default", "var.correction", "var.dim", "std.dim",
+    "std.correction", "var_mean.correction", "linalg_vector_norm.default", "norm.ScalarOpt_dim",
+    "prod.dim_int", "glu.default", "pow.Tensor_Tensor", "pow.Scalar", "atan2.default",
+    "logaddexp.default", "gru_cell.default", "lstm_cell.default", "rnn_tanh_cell.default",
+    "rnn_relu_cell.default", "cumprod.default",
+)  # fmt: skip
+
+
+def _recurrent_dropout(rate: int, train: int) -> Any:
+    def refuse(args: tuple[Any, ...], kwargs: Any) -> str | None:
+        if len(args) > train and args[rate] and args[train]:
+            return "a recurrent layer with dropout draws random numbers: call model.eval() first"
+        return None
+
+    return refuse
+
+
+def _instance_norm(args: tuple[Any, ...], kwargs: Any) -> str | None:
+    if args[3] is not None and args[5]:
+        return "instance-norm in training mode changes its statistics: call model.eval() first"
+    return None
+
+
+SMOOTH: dict[str, Rule] = {
+    **{f"aten.{name}": Rule(Kind.SMOOTH, shortcut=pointwise) for name in _POINTWISE},
+    **{f"aten.{name}": Rule(Kind.SMOOTH) for name in _DENSE},
+    "aten.instance_norm.default": Rule(Kind.SMOOTH, refuse=_instance_norm),
+    **{
+        f"aten.{name}.input": Rule(Kind.SMOOTH, refuse=_recurrent_dropout(5, 6))
+        for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")
+    },
+}

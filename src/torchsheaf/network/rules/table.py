@@ -1,0 +1,48 @@
+"""The table of rules by ATen operation. Adding an operation is one entry in a family's file."""
+
+from typing import Any
+
+import torch
+
+from torchsheaf.network.rules.affine import AFFINE
+from torchsheaf.network.rules.joins import JOINS
+from torchsheaf.network.rules.piecewise import PIECEWISE
+from torchsheaf.network.rules.relabellings import RELABELLINGS
+from torchsheaf.network.rules.rule import Rule
+from torchsheaf.network.rules.smooth import SMOOTH
+
+_BUILT_IN: dict[str, Rule] = {**AFFINE, **JOINS, **PIECEWISE, **SMOOTH, **RELABELLINGS}
+_REGISTERED: dict[str, Rule] = {}
+
+
+def rule_for(op: str) -> Rule | None:
+    """The rule of an operation such as "aten.relu.default", or None."""
+    return _REGISTERED.get(op) or _BUILT_IN.get(op)
+
+
+def known_operations() -> tuple[str, ...]:
+    """Names of all operations with a rule."""
+    return tuple(dict.fromkeys((*_BUILT_IN, *_REGISTERED)))
+
+
+def store_rule(op: str, rule: Rule) -> None:
+    """Add a checked rule; built-in rules are never replaced."""
+    if op in _BUILT_IN:
+        raise ValueError(
+            f"op {op!r} has a built-in rule; registered rules are for other operations"
+        )
+    _REGISTERED[op] = rule
+
+
+def forget_rule(op: str) -> None:
+    """Remove a registered rule."""
+    _REGISTERED.pop(op, None)
+
+
+def functional(target: Any) -> Any:
+    """The out-of-place twin of an in-place ATen overload; the target itself otherwise."""
+    packet, _, overload = str(target).removeprefix("aten.").partition(".")
+    if not packet.endswith("_") or packet.endswith("__"):
+        return target
+    twin = getattr(torch.ops.aten, packet[:-1], None)
+    return getattr(twin, overload, target)
