@@ -55,6 +55,9 @@ class Laplacian(LinearMap):
         With only the input held: δ⁻¹W⁻¹δ⁻ᵀb, two sweeps, at any depth. Otherwise conjugate
         gradients preconditioned by that same product; L then differs from the unpinned one by a
         term of rank #pinned, so at most #pinned + 1 steps (4 sweeps each) in exact arithmetic.
+
+        Raises `ConvergenceError` when L is singular: more input coordinates are free than pins
+        hold downstream of them.
         """
         if self.coboundary.is_triangular:
             return self._unpinned_inverse(b), 2
@@ -70,8 +73,17 @@ class Laplacian(LinearMap):
                 return self._restricted_inverse(v, set())
 
         tol = tol if tol is not None else 100 * torch.finfo(self.like.dtype).eps
-        solution, steps = conjugate_gradient(self.apply, b, precondition, tol=tol)
+        solution, steps = conjugate_gradient(
+            self.apply, b, precondition, tol=tol, max_steps=4 * self._defect(extra) + 100
+        )
         return solution, 4 * steps
+
+    def _defect(self, extra: set[str]) -> int:
+        """Rank of what sets L apart from the preconditioner's inverse, at most."""
+        free = self.domain.dims
+        missing = self.unpinned.domain.dim - sum(d for n, d in free.items() if n not in extra)
+        taps = self.coboundary.codomain.dim - self.unpinned.codomain.dim
+        return missing + taps + 2 * sum(d for n, d in free.items() if n in extra)
 
     def _restricted_inverse(self, v: Cochain, extra: set[str]) -> Cochain:
         space = self.unpinned.domain
