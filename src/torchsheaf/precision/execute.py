@@ -154,8 +154,11 @@ class _Run:
 
     def output(self, name: str) -> Tensor:
         value = self.plain(name)
-        dtype = self.flow.calls[name].dtype if name in self.calls else None
-        return value.to(dtype) if dtype is not None and dtype.is_floating_point else value
+        dtype = self.calls[name].dtype if name in self.calls else None
+        if dtype is None or not dtype.is_floating_point or self.flow.is_constant(name):
+            return value
+        # A result that is wider than the model's own output is delivered as it is.
+        return value.to(dtype) if format_of(dtype).bits > format_of(value.dtype).bits else value
 
 
 class _Caster:

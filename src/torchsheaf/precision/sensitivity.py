@@ -236,6 +236,23 @@ def analyse(
     return table.finish(count, elements, probes == "full", dtype)
 
 
+def analyse_output(
+    flow: Dataflow, inputs: Sequence[Any], formats: Sequence[Format], index: int,
+    dtype: torch.dtype = torch.float32,
+) -> Sensitivity:  # fmt: skip
+    """The exact table of one output element (flat index over all outputs): one reverse sweep."""
+    tape = record(flow, inputs, dtype)
+    seeds = [torch.zeros_like(t) for t in tape.outputs]
+    for seed in seeds:
+        if index < seed.numel():
+            seed.view(-1)[index] = 1.0
+            break
+        index -= seed.numel()
+    table = _Table(flow, tape, formats)
+    table.add(adjoint(tape, seeds))
+    return table.finish(1, 1, False, dtype)
+
+
 class _Table:
     """Accumulates Σ_i (rᵀJ_i)² var_i(format) per tap and probe."""
 

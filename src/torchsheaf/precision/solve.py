@@ -225,3 +225,28 @@ def _multipliers(kind: str, equal: np.ndarray, upper: np.ndarray) -> dict[str, A
         "equal": {str(i): float(m) for i, m in enumerate(equal) if m != 0.0},
         "upper": {str(i): float(m) for i, m in enumerate(upper) if m != 0.0},
     }
+
+
+def least_error(problem: AssignmentProblem, row: int = 0, seconds: float = 10.0) -> Solution:
+    """The section with the smallest value of one budget row, whatever it costs.
+
+    Its `bound` is then a bound on that row: where it exceeds the limit, no section meets it.
+    """
+    if any(not problem.stalk_of(g) for g in problem.free()):
+        return Solution(None, np.inf, np.inf, {"leaf": "empty stalk"}, "a stalk is empty")
+    program = build(problem)
+    first = program.upper.shape[0] - program.budgets
+    objective = np.asarray(program.upper[[first + row], :].toarray()).ravel()
+    constraints = [LinearConstraint(program.equal, program.equal_rhs, program.equal_rhs)]
+    integrality = np.zeros(len(program.c))
+    integrality[list(program.z.values())] = 1
+    result = milp(
+        objective, constraints=constraints, integrality=integrality, bounds=(0, 1),
+        options={"mip_rel_gap": 1e-6, "time_limit": seconds},
+    )  # fmt: skip
+    if result.x is None:
+        return Solution(None, np.inf, np.inf, {}, str(result.message))
+    section = read_section(program, result.x)
+    limit = problem.rows[row].limit
+    bound = float(result.mip_dual_bound) * limit
+    return Solution(section, problem.price(section), bound, {}, str(result.message))

@@ -1,0 +1,158 @@
+"""What a plan refuses at the door, and what it says about itself at the end."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.precision.bounds import reference_bound
+from torchsheaf.precision.dataflow import Dataflow
+from torchsheaf.precision.execute import uniform
+from torchsheaf.precision.formats import Format, find_format
+from torchsheaf.precision.measure import NORMS, Measurement
+from torchsheaf.precision.predict import predict
+from torchsheaf.precision.price import NoSection
+from torchsheaf.precision.ranges import Range, measure_ranges, needed_range
+from torchsheaf.precision.sensitivity import Sensitivity
+from torchsheaf.precision.tighten import Attempt
+
+
+def check(
+    budget: float, norm: str, formats: Sequence[str], margin: float, range_margin: float
+) -> list[Format]:
+    """The formats, widest first; `ValueError` names the argument that is wrong."""
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise ValueError(f"budget is {budget!r}; write a positive number in the output's units")
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}; write one of {', '.join(NORMS)}")
+    if isinstance(formats, str) or not formats:
+        raise ValueError(f"formats is {formats!r}; write a tuple such as ('fp32', 'bf16')")
+    if not 0 < margin <= 1:
+        raise ValueError(f"margin is {margin!r}; write a number in (0, 1]")
+    if not range_margin >= 1:
+        raise ValueError(f"range_margin is {range_margin!r}; write a number ≥ 1")
+    found = dict.fromkeys(find_format(f) for f in formats)
+    return sorted(found, key=lambda f: (-f.bits, -f.largest))
+
+
+def refuse_nonfinite(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> None:
+    """`ValueError` naming the weight or input that holds a NaN, or an input that is infinite."""
+    for name, tensor in flow.graph.constants.items():
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            origin = flow.graph.origins.get(name, name)
+            raise ValueError(f"weight {origin!r} contains NaN; restore or re-initialise it")
+    for batch in batches:
+        for name, x in zip(flow.graph.inputs, batch, strict=True):
+            if isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all():
+                raise ValueError(f"input {name!r} contains NaN or infinity; pass finite numbers")
+
+
+def joint_ranges(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> dict[str, Range]:
+    """What every choosing call needs of a range, over all batches."""
+    whole: dict[str, Range] = {}
+    for batch in batches:
+        for name, r in needed_range(flow, measure_ranges(flow, batch)).items():
+            whole[name] = whole[name].join(r) if name in whole else r
+    return whole
+
+
+def needs_double(formats: Sequence[Format], budget: float) -> bool:
+    """Whether float32 adjoints would be coarser than what they price."""
+    return max(f.bits for f in formats) > 24
+
+
+def refuse_empty(
+    flow: Dataflow,
+    stalks: Mapping[str, tuple[str, ...]],
+    verdicts: Mapping[str, Mapping[str, str]],
+    pins: Mapping[str, str],
+) -> None:
+    """`NoSection` naming every operation that no format is left for, with the reasons."""
+    empty = [c for c in flow.choices if not stalks[flow.labels[c]]]
+    if empty:
+        lines = []
+        for c in empty[:8]:
+            label = flow.labels[c]
+            why = [f"{f}: {r}" for f, r in verdicts[c].items() if r]
+            pinned = f" (pinned to {pins[label]})" if label in pins else ""
+            lines.append(f"{label}{pinned}: " + "; ".join(why))
+        raise NoSection(
+            "empty stalk", "no format is left for these operations:\n  " + "\n  ".join(lines)
+        )
+
+
+def groups(flow: Dataflow, together: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """User groups as ties of labels; `ValueError` where a key names nothing."""
+    ties = []
+    for group in together:
+        if isinstance(group, str):
+            raise ValueError(f"together: {group!r} is a string; write lists of names")
+        members: dict[str, None] = {}
+        for key in group:
+            found = flow.find(key)
+            if not found:
+                raise ValueError(f"together: {key!r} names no operation")
+            members |= {flow.labels[c]: None for c in found}
+        ties.append(tuple(members))
+    return tuple(t for t in ties if len(t) > 1)
+
+
+def over_budget(tried: Sequence[Attempt], budget: float, norm: str, margin: float) -> NoSection:
+    """The error for when even the most precise section measures over the budget."""
+    best = min((a.measured for a in tried), key=lambda m: m.value, default=None)
+    measured = f"{best.value:.4g}" if best else "nothing that could be run"
+    return NoSection(
+        "budget",
+        f"no section meets the budget {budget:.4g} ({norm}, {margin:.0%} of it on calibration "
+        f"inputs): the best of {len(tried)} that were run measures {measured}; "
+        "add a wider format, raise the budget or drop pins",
+        best,
+    )
+
+
+def flags(
+    best: Attempt, tried: Sequence[Attempt], flow: Dataflow, formats: Sequence[Format]
+) -> tuple[str, ...]:
+    """What should not be trusted about this plan, in sentences."""
+    found = []
+    ratio = best.predicted.rms / best.measured.rms if best.measured.rms > 0 else 1.0
+    narrow = {f.name for f in formats if f.bits < 24} & set(best.section.values())
+    if narrow and not 0.8 <= ratio <= 1.25:
+        found.append(f"the prediction is off here: predicted/measured rms is {ratio:.2f}")
+    worst = max((a.predicted.spread for a in tried), default=0.0)
+    if worst > 0.3:
+        found.append(
+            f"the probes differ by {worst:.0%}: few directions carry the error, so errors are not "
+            "averaged; raise probes or rely on the measured number"
+        )
+    bend = max((a.shift.bend for a in tried), default=0.0)
+    if bend > 0.1:
+        found.append(
+            f"the response bends by {bend:.0%} within the roundings: the first-order estimate is "
+            "not reliable for the narrowest formats"
+        )
+    emulated = sorted({f.name for f in formats if f.is_emulated} & set(best.section.values()))
+    if emulated:
+        found.append(f"{', '.join(emulated)}: emulated here (rounding around float32 kernels)")
+    compared = [c.name for c in flow.graph.calls if c.packet in _COMPARISONS]
+    if compared:
+        found.append(
+            f"{len(compared)} comparisons of floating values ({', '.join(compared[:3])}): a rounding "
+            "that flips one is not in the prediction"
+        )
+    return tuple(found)
+
+
+_COMPARISONS = {"gt", "ge", "lt", "le", "argmax", "argmin", "topk", "sort", "sign"}
+
+
+def with_reference(
+    flow: Dataflow, batches: Sequence[tuple[Any, ...]], m: Measurement, table: Sensitivity
+) -> Measurement:
+    """The measurement with what is known about the error of its float64 reference."""
+    estimate = predict(flow, table, uniform(flow, "fp64"), "rms").rms
+    bound = max(reference_bound(flow, b) for b in batches)
+    return replace(m, reference_bound=bound, reference_estimate=estimate)

@@ -1,0 +1,267 @@
+"""How far a kernel's result can move when its operands move by at most E, kernel by kernel.
+
+Every rule takes operand values x and bounds E (float64, elementwise) and returns (P, S): P bounds
+|f(x̂) − f(x)| for every x̂ with |x̂ − x| ≤ E; S is the sum of absolute terms that the kernel
+accumulates, on which its internal float32 rounding acts (0 where it does not accumulate).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Bound = tuple[Any, Any]  # (value, bound); numbers have bound 0
+Rule = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _value(pair: Any) -> Any:
+    return pair[0] if isinstance(pair, tuple) else pair
+
+
+def _bound(pair: Any) -> Any:
+    return pair[1] if isinstance(pair, tuple) else 0.0
+
+
+def _zero(x: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def _minus(total: Tensor, part: Tensor) -> Tensor:
+    """total − part for non-negative sums, rounded upward; infinite where the total is."""
+    difference = total - part + 4e-16 * total
+    return torch.nan_to_num(difference, nan=math.inf, posinf=math.inf).clamp_min(0.0)
+
+
+def bilinear(call: Callable[..., Tensor], first: int, bias: int | None = None) -> Rule:
+    """Products: S = K(|A| + E_A, |B| + E_B), P = S − K(|A|, |B|), plus the bias's own bound."""
+
+    def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        low, high = list(args), list(args)
+        for i in (first, first + 1):
+            low[i] = _value(args[i]).abs()
+            high[i] = _value(args[i]).abs() + _bound(args[i])
+        if bias is not None and isinstance(args[bias], tuple):
+            low[bias] = _value(args[bias]).abs()
+            high[bias] = _value(args[bias]).abs() + _bound(args[bias])
+        total = call(*high, **kwargs)
+        return _minus(total, call(*low, **kwargs)), total
+
+    return rule
+
+
+def averaging(call: Callable[..., Tensor]) -> Rule:
+    """Sums and means: linear with non-negative weights."""
+
+    def rule(x: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return call(x[1], *args, **kwargs), call(x[0].abs() + x[1], *args, **kwargs)
+
+    return rule
+
+
+def monotone(f: Callable[..., Tensor], low: float = -math.inf, strict: bool = False) -> Rule:
+    """Increasing or decreasing functions: the ends of the interval; infinite past the domain."""
+
+    def rule(x: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        y, below = f(x[0], *args, **kwargs), x[0] - x[1]
+        outside = below <= low if strict else torch.zeros_like(below, dtype=torch.bool)
+        left = (f(below.clamp_min(low), *args, **kwargs) - y).abs()
+        right = (f(x[0] + x[1], *args, **kwargs) - y).abs()
+        worst = torch.maximum(left, right)
+        worst = torch.where(outside & (x[1] > 0), math.inf, worst)
+        return torch.where(x[1] == 0, 0.0, torch.nan_to_num(worst, nan=math.inf)), _zero(y)
+
+    return rule
+
+
+def lipschitz(constant: float) -> Rule:
+    """|f(x̂) − f(x)| ≤ constant·E."""
+
+    def rule(x: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return constant * x[1], _zero(x[1])
+
+    return rule
+
+
+def leaky(x: Bound, slope: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Leaky ReLU."""
+    return max(1.0, abs(slope)) * x[1], _zero(x[1])
+
+
+def elu(x: Bound, alpha: float = 1.0, scale: float = 1.0, inner: float = 1.0) -> Any:
+    """ELU."""
+    return max(1.0, abs(alpha * inner)) * abs(scale) * x[1], _zero(x[1])
+
+
+def addition(a: Any, b: Any, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+    """a ± alpha·b."""
+    bound = _bound(a) + abs(alpha) * _bound(b)
+    shape = torch.broadcast_shapes(*(p[0].shape for p in (a, b) if isinstance(p, tuple)))
+    bound = torch.as_tensor(bound, dtype=torch.float64).expand(shape)
+    return bound, _zero(bound)
+
+
+def product(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """a·b."""
+    x, y = (torch.as_tensor(_value(p), dtype=torch.float64).abs() for p in (a, b))
+    bound = x * _bound(b) + y * _bound(a) + _bound(a) * _bound(b)
+    bound = torch.as_tensor(bound, dtype=torch.float64)
+    return torch.nan_to_num(bound, nan=math.inf, posinf=math.inf), _zero(bound)
+
+
+def quotient(a: Any, b: Any, rounding_mode: str | None = None) -> tuple[Tensor, Tensor]:
+    """a/b; infinite where the divisor's interval reaches 0."""
+    x, y = (torch.as_tensor(_value(p), dtype=torch.float64).abs() for p in (a, b))
+    floor = y - _bound(b)
+    bound = (_bound(a) * y + x * _bound(b)) / (y * floor)
+    bound = torch.where(torch.as_tensor(floor > 0), bound, math.inf)
+    return torch.nan_to_num(bound, nan=math.inf), _zero(bound)
+
+
+def power(x: Bound, exponent: float) -> tuple[Tensor, Tensor]:
+    """x^p for a number p: binomial growth for whole p ≥ 1, the interval's ends for positive x."""
+    if float(exponent).is_integer() and exponent >= 1:
+        size = x[0].abs()
+        return _minus((size + x[1]) ** exponent, size**exponent), _zero(x[0])
+    return monotone(lambda t: t**exponent, 0.0, strict=exponent < 0)(x)
+
+
+def reciprocal(x: Bound) -> tuple[Tensor, Tensor]:
+    """1/x."""
+    return quotient(1.0, x)
+
+
+def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
+    """The largest and smallest value that softmax can take on the box, coordinate by coordinate.
+
+    S carries y·(|x − max x| + E): the float32 rounding of the exponent's argument.
+    """
+    value, e = x
+    top = value.amax(dim, keepdim=True)
+    weight = torch.exp(value - top)
+    y = weight / weight.sum(dim, keepdim=True)
+    # With the other coordinates moved against i: s e^{±2E}-like growth, but never past 1 or 0.
+    up, down = weight * torch.exp(e.clamp_max(300.0)), weight * torch.exp(-e)
+    rest_down = (down.sum(dim, keepdim=True) - down).clamp_min(0.0)
+    rest_up = (up.sum(dim, keepdim=True) - up).clamp_min(0.0)
+    highest = torch.where(up + rest_down > 0, up / (up + rest_down), 1.0)
+    lowest = torch.where(down + rest_up > 0, down / (down + rest_up), 0.0)
+    bound = torch.maximum(highest - y, y - lowest).clamp(0.0, 1.0) + 1e-15
+    bound = torch.nan_to_num(bound, nan=1.0)
+    reach = torch.nan_to_num((value - top).abs(), posinf=0.0) + torch.nan_to_num(e, posinf=1e3)
+    return bound, (y + bound) * (reach + 4.0)
+
+
+def log_softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
+    """x_i − log Σ e^x moves by at most E_i + max E."""
+    bound = x[1] + x[1].amax(dim, keepdim=True)
+    reach = (x[0] - x[0].amax(dim, keepdim=True)).abs()
+    return bound, torch.nan_to_num(reach, posinf=0.0) + bound + 4.0
+
+
+def layer_norm(
+    x: Bound, shape: list[int], weight: Any, bias: Any, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(x − m)/σ·w + b with σ² = var + eps.
+
+    σ moves by at most ρ = rms(E) because √(mean c² + eps) is 1-Lipschitz in the rms of c, and the
+    normalised vector is at most √n in every coordinate whatever the variance does. So the bound
+    is finite where an interval for the variance would reach 0.
+    """
+    dims = list(range(-len(shape), 0))
+    value, e = x
+    n = math.prod(shape)
+    mean = value.mean(dims, keepdim=True)
+    centred = value - mean
+    sigma = (centred.square().mean(dims, keepdim=True) + eps).sqrt()
+    rho = e.square().mean(dims, keepdim=True).sqrt()
+    moved = e + e.mean(dims, keepdim=True)
+    z = centred / sigma
+    least = (sigma - rho).clamp_min(math.sqrt(eps))
+    far = torch.clamp((centred.abs() + moved) / least, max=math.sqrt(n))
+    bound = torch.minimum((far * rho + moved) / sigma, math.sqrt(n) + z.abs())
+    bound = torch.nan_to_num(bound, nan=math.inf)
+    bound = torch.minimum(bound, math.sqrt(n) + z.abs())
+    w = _value(weight) if weight is not None else torch.ones_like(value)
+    ew = _bound(weight) if weight is not None else 0.0
+    total = bound * (w.abs() + ew) + z.abs() * ew + (_bound(bias) if bias is not None else 0.0)
+    reach = (value.abs() + mean.abs() + torch.nan_to_num(e, posinf=0.0)) / least
+    inside = torch.minimum(reach, torch.full_like(reach, math.inf)) + z.abs() + bound
+    return total, inside * (w.abs() + ew)
+
+
+def batch_norm(
+    x: Bound, weight: Any, bias: Any, mean: Bound, var: Bound, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(x − m)·s·w + b with s = (var + eps)^−½ from the (rounded) running statistics."""
+    shape = [1, -1] + [1] * (x[0].ndim - 2)
+    s = (var[0] + eps).rsqrt()
+    es = torch.maximum(
+        ((var[0] - var[1]).clamp_min(0.0) + eps).rsqrt() - s,
+        s - (var[0] + var[1] + eps).rsqrt(),
+    )
+    one = torch.ones_like(s)
+    w, ew = (weight[0], weight[1]) if weight is not None else (one, 0.0 * one)
+    gain, most = (s * w.abs()).view(shape), ((s + es) * (w.abs() + ew)).view(shape)
+    centred = (x[0] - mean[0].view(shape)).abs()
+    reach = centred + x[1] + mean[1].view(shape)
+    bound = _minus(reach * most, centred * gain)
+    total = (x[0].abs() + x[1] + (mean[0].abs() + mean[1]).view(shape)) * most
+    if bias is not None:
+        bound = bound + bias[1].view(shape)
+        total = total + (bias[0].abs() + bias[1]).view(shape)
+    return bound, total
+
+
+aten = torch.ops.aten
+RULES: dict[str, Rule] = {
+    "mm": bilinear(aten.mm.default, 0),
+    "bmm": bilinear(aten.bmm.default, 0),
+    "mv": bilinear(aten.mv.default, 0),
+    "dot": bilinear(aten.dot.default, 0),
+    "addmm": bilinear(aten.addmm.default, 1, bias=0),
+    "baddbmm": bilinear(aten.baddbmm.default, 1, bias=0),
+    "convolution": bilinear(aten.convolution.default, 0, bias=2),
+    "add": addition,
+    "sub": addition,
+    "rsub": addition,
+    "mul": product,
+    "div": quotient,
+    "reciprocal": reciprocal,
+    "square": lambda x: power(x, 2),
+    "pow": power,
+    "exp": monotone(torch.exp),
+    "exp2": monotone(torch.exp2),
+    "expm1": monotone(torch.expm1),
+    "log": monotone(torch.log, 0.0, strict=True),
+    "log2": monotone(torch.log2, 0.0, strict=True),
+    "log10": monotone(torch.log10, 0.0, strict=True),
+    "log1p": monotone(torch.log1p, -1.0, strict=True),
+    "sqrt": monotone(torch.sqrt, 0.0),
+    "rsqrt": monotone(torch.rsqrt, 0.0, strict=True),
+    "tanh": monotone(torch.tanh),
+    "sigmoid": monotone(torch.sigmoid),
+    "erf": monotone(torch.erf),
+    "atan": monotone(torch.atan),
+    "softplus": lipschitz(1.0),
+    "sin": lipschitz(1.0),
+    "cos": lipschitz(1.0),
+    "gelu": lipschitz(1.13),
+    "silu": lipschitz(1.1),
+    "mish": lipschitz(1.1),
+    "elu": elu,
+    "leaky_relu": leaky,
+    "hardtanh": lipschitz(1.0),
+    "clamp": lipschitz(1.0),
+    "hardswish": lipschitz(1.5),
+    "hardsigmoid": lipschitz(0.17),
+    "_to_copy": lipschitz(1.0),
+    "_softmax": softmax,
+    "_log_softmax": log_softmax,
+    "native_layer_norm": layer_norm,
+    "_native_batch_norm_legit_no_training": batch_norm,
+    "avg_pool2d": averaging(aten.avg_pool2d.default),
+    "avg_pool1d": averaging(aten.avg_pool1d.default),
+    "_adaptive_avg_pool2d": averaging(aten._adaptive_avg_pool2d.default),
+}

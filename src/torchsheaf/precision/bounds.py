@@ -1,0 +1,263 @@
+"""Bounds on the output error of one assignment on one input: rigorous, and first-order worst case.
+
+The rigorous bound (U1) is a theorem about every execution whose kernels obey the models in
+`operators`: it follows |x̂ − x| ≤ E through the graph, around the float64 values, without dropping
+second-order terms. The first-order worst case (U2) is Σ |J|·e, the adjoint's magnitude times the
+largest local error: sound up to products of errors.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.network.aten import AtenCall, substitute
+from torchsheaf.precision.bound_rules import RULES, averaging
+from torchsheaf.precision.dataflow import Dataflow, Edge
+from torchsheaf.precision.execute import Assignment, Execution, _Caster, _kwargs
+from torchsheaf.precision.formats import FORMATS, Format, format_of
+from torchsheaf.precision.measure import by_sample, floating_outputs
+from torchsheaf.precision.operators import MODELS, terms_of
+from torchsheaf.precision.predict import held_format
+from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
+
+# The float64 values themselves are rounded: bounds are widened by this, relative.
+WIDEN = 1.0 + 1e-10
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """Bounds per output tensor, and the local error of every operation, cast and weight.
+
+    unbounded: labels of operations without a rule, through which the bound is infinite.
+    """
+
+    outputs: tuple[Tensor, ...]
+    local: Mapping[str, Tensor]
+    casts: Mapping[Edge, Tensor]
+    weights: Mapping[Edge, Tensor]
+    unbounded: tuple[str, ...]
+
+    @property
+    def largest(self) -> float:
+        """The bound in the max norm over all outputs."""
+        return max((float(o.max()) for o in self.outputs if o.numel()), default=0.0)
+
+
+def rigorous_bound(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment) -> ErrorBound:
+    """Elementwise bound on |executed − exact| at the outputs (U1), for these inputs.
+
+    Holds for every execution whose kernels obey the models of `operators` (checked on a machine by
+    `torchsheaf precision conformance`). Cost: some five forward passes in float64.
+    """
+    return _Walk(flow, inputs, assignment, isolate=False).run()
+
+
+def local_errors(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment) -> ErrorBound:
+    """The largest error that every operation, cast and weight makes by itself."""
+    return _Walk(flow, inputs, assignment, isolate=True).run()
+
+
+def first_order_worst(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment) -> Tensor:
+    """A_k = Σ_i |J_ki|·e_i for every output element k (U2), as one flat tensor.
+
+    Cost: one reverse sweep in float64 per output element.
+    """
+    own = local_errors(flow, inputs, assignment)
+    tape = record(flow, inputs, torch.float64)
+    weights: list[Tensor | None] = []
+    for name, parts in tape.results.items():
+        e = own.local.get(name)
+        weights += [e if i == 0 else None for i, _ in enumerate(parts)]
+    weights += [own.casts.get(edge) for edge in tape.operands]
+    weights += [own.weights.get(edge) for edge in tape.weights]
+    bounds = []
+    for seeds in unit_vectors(tape):
+        total = 0.0
+        for g, e in zip(adjoint(tape, seeds), weights, strict=True):
+            if g is not None and e is not None:
+                total += float((g.abs().reshape(-1) * e.expand_as(g).reshape(-1)).sum())
+        bounds.append(total)
+    # Delivery rounds nothing: an output is widened to the model's dtype, or kept as it is.
+    return torch.tensor(bounds, dtype=torch.float64) * WIDEN
+
+
+class _Walk:
+    """Carries (value, bound) through the graph."""
+
+    def __init__(
+        self, flow: Dataflow, inputs: Sequence[Any], assignment: Assignment, isolate: bool
+    ) -> None:
+        self.flow, self.assignment, self.isolate = flow, assignment, isolate
+        self.calls = flow.calls
+        double = _Caster(torch.float64)
+        self.values: dict[str, Any] = {
+            n: double(x) for n, x in zip(flow.graph.inputs, inputs, strict=True)
+        }
+        self.values |= {n: double(t) for n, t in flow.graph.constants.items()}
+        self.bounds: dict[str, Any] = {
+            n: torch.zeros_like(v)
+            for n, v in self.values.items()
+            if isinstance(v, Tensor) and v.is_floating_point()
+        }
+        self.local: dict[str, Tensor] = {}
+        self.casts: dict[Edge, Tensor] = {}
+        self.weights: dict[Edge, Tensor] = {}
+        self.unbounded: list[str] = []
+        self.edges = {(e.operand, e.consumer): e for e in flow.edges}
+
+    def run(self) -> ErrorBound:
+        with torch.no_grad():
+            for c in self.flow.graph.calls:
+                self.step(c)
+        outputs = tuple(self.bounds[n] * WIDEN for n in self.flow.graph.outputs if n in self.bounds)
+        return ErrorBound(outputs, self.local, self.casts, self.weights, tuple(self.unbounded))
+
+    def step(self, c: AtenCall) -> None:
+        kind = self.flow.kinds[c.name]
+        if c.packet == "_to_copy" and c.is_floating and c.operands[0] in self.bounds:
+            self.values[c.name] = self.values[c.operands[0]]
+            self.bounds[c.name] = self.bounds[c.operands[0]]
+            return
+        value = c.call(
+            *substitute(c.args, self.values.__getitem__),
+            **_kwargs(c, self.values.__getitem__, torch.float64),
+        )
+        self.values[c.name] = value
+        if kind == "structural":
+            self.bounds[c.name] = self.exact(c, {n: self.bounds.get(n) for n in c.operands})
+        elif kind == "select":
+            moved = {n: self.operand(n, c) for n in c.operands}
+            bound = self.exact(c, {n: m[1] if m else None for n, m in moved.items()})
+            self.bounds[c.name] = torch.zeros_like(bound) if self.isolate else bound
+            self.local[c.name] = torch.zeros_like(bound)
+        elif kind == "rounding":
+            self.round(c, value)
+
+    def exact(self, c: AtenCall, bounds: Mapping[str, Any]) -> Any:
+        """Exact calls permute, copy or select numbers, and their bounds with them."""
+        if c.packet in ("relu", "neg", "abs"):
+            return bounds[c.operands[0]]
+        if c.packet in ("maximum", "minimum"):
+            return torch.maximum(*(bounds[n] for n in c.operands))
+
+        def value(n: str) -> Any:
+            b = bounds.get(n)
+            return self.values[n] if b is None else b
+
+        args, kwargs = list(c.args), dict(c.kwargs)
+        if c.packet == "masked_fill" and not isinstance(args[2], Tensor):
+            args[2] = 0.0
+        if c.packet == "constant_pad_nd" and len(args) > 2:
+            args[2] = 0.0
+        if c.packet in ("amin",):
+            return torch.ops.aten.amax.default(*substitute(tuple(args), value))
+        moved = c.call(*substitute(tuple(args), value), **_kwargs_of(kwargs, value))
+        return moved
+
+    def operand(self, n: str, c: AtenCall) -> tuple[Any, Any] | None:
+        """(value, bound) of an operand after its cast into the format of the call."""
+        if n not in self.bounds:
+            return None
+        edge, form = self.edges[n, c.name], FORMATS[self.assignment[c.name]]
+        if edge.source in self.flow.graph.constants:
+            own = self.weight_error(edge, form)
+            viewed = self.view(n, own) if n != edge.source else own
+            return self.values[n], viewed if not self.isolate else torch.zeros_like(viewed)
+        held = held_format(self.flow, self.assignment, edge.source)
+        value, bound = self.values[n], self.bounds[n]
+        own = torch.zeros_like(value)
+        if not form.holds(held):
+            if edge.source in self.flow.graph.inputs:
+                own = torch.nan_to_num((form.round(value).double() - value).abs())
+            else:
+                size = torch.nan_to_num(value.abs(), posinf=0.0)
+                wide = size if self.isolate else size + bound
+                own = form.unit * wide + form.spacing / 2
+        self.casts[edge] = own
+        return value, torch.zeros_like(bound) if self.isolate else bound + own
+
+    def weight_error(self, edge: Edge, form: Format) -> Tensor:
+        tensor = self.flow.graph.constants[edge.source]
+        own = torch.zeros(tensor.shape, dtype=torch.float64)
+        if not form.holds(format_of(tensor.dtype)):
+            own = (form.round(tensor).double() - tensor.double()).abs().nan_to_num()
+        self.weights[edge] = own
+        return own
+
+    def view(self, n: str, own: Tensor) -> Tensor:
+        if n in self.flow.graph.constants:
+            return own
+        c = self.calls[n]
+        if c.packet == "_to_copy":
+            return self.view(c.operands[0], own)
+
+        def value(m: str) -> Any:
+            return self.view(m, own) if m in self.flow.source else self.values[m]
+
+        result: Tensor = c.call(*substitute(c.args, value), **_kwargs_of(dict(c.kwargs), value))
+        return result
+
+    def round(self, c: AtenCall, value: Any) -> None:
+        first = value[0] if isinstance(value, tuple | list) else value
+        form = FORMATS[self.assignment[c.name]]
+
+        def moved(n: str) -> Any:
+            pair = self.operand(n, c)
+            return self.values[n] if pair is None else pair
+
+        rule = RULES.get(c.packet)
+        if rule is None and c.packet in ("mean", "sum", "cumsum"):
+            rule = averaging(c.call)
+        args = substitute(c.args, moved)
+        if c.packet == "_to_copy" and not isinstance(args[0], tuple):
+            args, rule = ((args[0].double(), torch.zeros_like(first)), *args[1:]), RULES["_to_copy"]
+        if rule is None:
+            self.unbounded.append(self.flow.labels[c.name])
+            spread, inside = torch.full_like(first, math.inf), torch.zeros_like(first)
+        else:
+            kwargs = {} if c.packet == "_to_copy" else _rule_kwargs(c, moved)
+            spread, inside = rule(*args, **kwargs)
+        own = self.own(c, form, first, spread, inside)
+        self.local[c.name] = own
+        total = torch.zeros_like(own) if self.isolate else spread + own
+        total = torch.nan_to_num(total, nan=math.inf, posinf=math.inf)
+        self.bounds[c.name] = (total, *value[1:]) if isinstance(value, tuple | list) else total
+
+    def own(self, c: AtenCall, form: Format, y: Tensor, spread: Tensor, inside: Tensor) -> Tensor:
+        """c·u·(|y| + P) + δ, and the accumulation in float32 (float64) on top."""
+        model = MODELS[c.packet]
+        n = terms_of(c, dict(self.flow.shapes)) if model.accumulates else 1
+        narrow = form.result.bits < 24
+        inner = 2.0**-24 if form.result.bits <= 24 else 2.0**-53
+        factor = model.narrow if narrow else model.wide
+        unit = form.result.unit
+        size = torch.nan_to_num(y.abs(), posinf=0.0) + spread
+        gamma = (n + 8.0) * inner / (1.0 - (n + 8.0) * inner)
+        floor = model.floor(form)
+        return factor * unit * size + gamma * inside + floor
+
+
+def _kwargs_of(kwargs: dict[str, Any], value: Any) -> dict[str, Any]:
+    return {k: v for k, v in substitute(kwargs, value).items() if k != "dtype"}
+
+
+def _rule_kwargs(c: AtenCall, value: Any) -> dict[str, Any]:
+    kept = {k: v for k, v in c.kwargs.items() if k in ("alpha",)}
+    if c.packet in ("mean", "sum"):
+        kept = {k: v for k, v in c.kwargs.items() if k != "dtype"}
+    return dict(substitute(kept, value))
+
+
+def reference_bound(flow: Dataflow, inputs: Sequence[Any]) -> float:
+    """Rigorous bound on the error of the float64 reference itself, in the max norm."""
+    return rigorous_bound(flow, inputs, dict.fromkeys(flow.choices, "fp64")).largest
+
+
+def measured_error(exact: Execution, actual: Execution) -> Tensor:
+    """|actual − exact| flattened over all outputs of two executions."""
+    a, b = (by_sample(floating_outputs(run), None).reshape(-1) for run in (actual, exact))
+    return (a - b).abs()

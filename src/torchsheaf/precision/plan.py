@@ -1,0 +1,234 @@
+"""The plan: a format per operation within an output-error budget, with everything known about it."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchsheaf.network.aten import AtenGraph, trace_aten
+from torchsheaf.precision.admission import (
+    check,
+    flags,
+    groups,
+    joint_ranges,
+    needs_double,
+    over_budget,
+    refuse_empty,
+    refuse_nonfinite,
+    with_reference,
+)
+from torchsheaf.precision.apply import apply_assignment
+from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights
+from torchsheaf.precision.certificate import measurement, write_certificate
+from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.execute import run_exact
+from torchsheaf.precision.formats import FORMATS
+from torchsheaf.precision.measure import (
+    Measurement,
+    Statement,
+    chunks,
+    measure_all,
+    state,
+)
+from torchsheaf.precision.memory import Memory, count_memory
+from torchsheaf.precision.predict import KnownShift, Prediction, Share, blame
+from torchsheaf.precision.price import Cost, NoSection, price
+from torchsheaf.precision.problem import AssignmentProblem
+from torchsheaf.precision.profile import Profile, load_profile
+from torchsheaf.precision.ranges import Range, allowed_formats
+from torchsheaf.precision.sections import Sections, sections
+from torchsheaf.precision.sensitivity import Sensitivity, analyse
+from torchsheaf.precision.solve import Solution, cheapest
+from torchsheaf.precision.tighten import Attempt, prepare, tighten
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """Range of one operation's operands and result, and the room its format leaves in bits."""
+
+    operation: str
+    format: str
+    largest: float
+    smallest: float
+    bits: float
+    refused: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A format per operation, what was predicted, what was measured, and why.
+
+    assignment: label → format. predicted, measured: see `Prediction`, `Measurement`. holdout: the
+    held-out measurement with its `Statement`, where held-out inputs were given. flags: sentences
+    about what should not be trusted. rounds: every section that was tried.
+    """
+
+    flow: Dataflow
+    assignment: Mapping[str, str]
+    budget: float
+    norm: str
+    predicted: Prediction
+    measured: Measurement
+    cost: Cost
+    memory: Memory
+    flags: tuple[str, ...]
+    problem: AssignmentProblem
+    table: Sensitivity
+    shift: KnownShift
+    rounds: tuple[Attempt, ...]
+    verdicts: Mapping[str, Mapping[str, str]]
+    ranges: Mapping[str, Range]
+    pins: Mapping[str, str]
+    profile: Profile
+    range_margin: float
+    holdout: Measurement | None = None
+    statement: Statement | None = None
+
+    @property
+    def by_call(self) -> dict[str, str]:
+        """The assignment by the graph's own call names."""
+        return {c: self.assignment[label] for c, label in self.flow.labels.items()}
+
+    def blame(self) -> list[Share]:
+        """Share of the predicted output error per operation; errors sum to `predicted.value`."""
+        return blame(self.flow, self.table, self.by_call, self.predicted)
+
+    @property
+    def headroom(self) -> list[Headroom]:
+        """Range per operation, least room first; `refused` says why other formats were ruled out."""
+        rows = []
+        for c, label in self.flow.labels.items():
+            r, f = self.ranges[c], FORMATS[self.assignment[label]]
+            room = math.log2(f.largest / r.largest) if r.largest > 0 else math.inf
+            refused = {k: why for k, why in self.verdicts[c].items() if why}
+            rows.append(Headroom(label, f.name, r.largest, r.smallest, room, refused))
+        return sorted(rows, key=lambda h: h.bits)
+
+    @functools.cached_property
+    def sections(self) -> Sections:
+        """H⁰ of the format sheaf: how many supported sections there are, budgets aside."""
+        return sections(self.problem)
+
+    @functools.cached_property
+    def proof(self) -> Solution:
+        """The final problem solved again with a proof of its lower bound."""
+        solved = cheapest(self.problem)
+        section = {v: self.assignment.get(v, s[0]) for v, s in self.problem.stalks.items()}
+        bound = min(solved.bound, self.problem.price(section))
+        return Solution(section, self.problem.price(section), bound, solved.tree, solved.status)
+
+    @functools.cached_property
+    def certificate(self) -> dict[str, Any]:
+        """JSON data that `check_certificate.py` verifies without torch and without this package."""
+        runs = {"calibration": measurement(self.measured.errors, self.budget, 0.95)}
+        if self.holdout is not None:
+            runs["held out"] = measurement(self.holdout.errors, self.budget, 0.95)
+        ranges = {self.flow.labels[c]: r.largest for c, r in self.ranges.items()}
+        return write_certificate(
+            self.problem,
+            self.proof,
+            budget=self.budget,
+            norm=self.norm,
+            pins=self.pins,
+            ranges={v: r for v, r in ranges.items() if math.isfinite(r)},
+            range_margin=self.range_margin,
+            measured=runs,
+            origin={
+                "torch": torch.__version__,
+                "profile": self.profile.name,
+                "probes": self.table.probes,
+                "outputs": self.table.elements,
+                "reference_bound": _finite(self.measured.reference_bound),
+            },
+        )
+
+    def apply(self) -> nn.Module:
+        """A GraphModule with explicit casts that runs this plan; exportable, compilable."""
+        return apply_assignment(self.flow, self.by_call)
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def plan(
+    model: nn.Module | AtenGraph,
+    inputs: Any,
+    budget: float,
+    *,
+    norm: str = "max",
+    formats: Sequence[str] = ("fp32", "bf16", "fp16"),
+    pins: Mapping[str, str] | None = None,
+    together: Sequence[Sequence[str]] = (),
+    tie_weights: bool = True,
+    profile: str | Mapping[str, Any] | Profile = "stated",
+    calibration: Any = None,
+    holdout: Any = None,
+    probes: int | str = 4,
+    margin: float = 0.9,
+    range_margin: float = 2.0,
+    rounds: int = 8,
+    generator: torch.Generator | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """The cheapest format per operation whose output error stays within a budget.
+
+    budget: in the units of the output, for every calibration input, against float64 on the same
+    weights. norm: "max", "rms" (per sample) or "relative" (‖error‖₂/‖output‖₂). formats: names
+    from `FORMATS`. pins: label, module path or operator → format. together: lists of labels,
+    modules or operators that share one format. calibration, holdout: further inputs of the traced shape; the
+    plan is tightened on the first and only reported on the second. margin: share of the budget
+    that calibration inputs may use. range_margin: how much larger held-out values may grow.
+
+    Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument,
+    `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
+    Cost: one export; one float64 run; `probes` reverse sweeps; per round four forward passes and
+    one integer program.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh())
+    >>> p = plan(net, torch.randn(4, 8), budget=1e-2)
+    >>> p.measured.value <= 1e-2
+    True
+    """
+    chosen = check(budget, norm, formats, margin, range_margin)
+    flow = read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, inputs))
+    batches = chunks(flow, inputs) + (chunks(flow, calibration) if calibration is not None else [])
+    held = chunks(flow, holdout) if holdout is not None else []
+    refuse_nonfinite(flow, [*batches, *held])
+    cost_profile = load_profile(profile)
+    pinned = find_pins(flow, dict(pins or {}), [f.name for f in chosen])
+    ranges = joint_ranges(flow, batches)
+    values = run_exact(flow, batches[0], keep=True).values
+    verdicts = allowed_formats(flow, chosen, ranges, values, cost_profile, range_margin)
+    del values
+    stalks = stalks_of(flow, verdicts, pinned)
+    refuse_empty(flow, stalks, verdicts, pinned)
+    ties = (*(tied_weights(flow) if tie_weights else ()), *groups(flow, together))
+    dtype = torch.float64 if needs_double(chosen, budget) else torch.float32
+    # float64 is in the table too: it prices the reference's own error.
+    priced = [*chosen, *([FORMATS["fp64"]] if FORMATS["fp64"] not in chosen else [])]
+    table = analyse(flow, batches[0], priced, probes=probes, generator=generator, dtype=dtype)
+    problem = assemble(flow, table, stalks, cost_profile, budget**2, ties)
+    h0 = sections(problem)
+    if h0.count == 0:
+        raise NoSection(h0.reason, f"no section: {h0.reason}; " + "; ".join(h0.trace[:8]))
+    setting = prepare(flow, table, batches, norm, budget, margin)
+    best, tried = tighten(setting, problem, rounds=rounds, log=log)
+    if best is None:
+        raise over_budget(tried, budget, norm, margin)
+    assignment = {label: best.section[label] for label in flow.labels.values()}
+    by_call = setting.by_call(best.section)
+    held_out = measure_all(flow, held, by_call, norm) if held else None
+    return Plan(
+        flow=flow, assignment=assignment, budget=budget, norm=norm, predicted=best.predicted,
+        measured=with_reference(flow, batches, best.measured, table),
+        cost=price(flow, by_call, cost_profile), memory=count_memory(flow, by_call),
+        flags=flags(best, tried, flow, chosen), problem=best.problem, table=table,
+        shift=best.shift, rounds=tuple(tried), verdicts=verdicts, ranges=ranges, pins=pinned,
+        profile=cost_profile, range_margin=range_margin, holdout=held_out,
+        statement=state(held_out.errors, budget) if held_out else None,
+    )  # fmt: skip

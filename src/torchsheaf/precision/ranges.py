@@ -1,0 +1,145 @@
+"""What every operation's numbers need: their range, and which formats have a kernel for them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.precision.dataflow import Dataflow
+from torchsheaf.precision.execute import _Run, run_exact
+from torchsheaf.precision.formats import FORMATS, Format
+from torchsheaf.precision.operators import CONTRACTION
+from torchsheaf.precision.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Largest and smallest non-zero finite magnitude; whether ±infinity is a legitimate value."""
+
+    largest: float
+    smallest: float
+    infinite: bool
+
+    def join(self, other: "Range") -> "Range":
+        """The range of both."""
+        return Range(
+            max(self.largest, other.largest),
+            min(self.smallest, other.smallest),
+            self.infinite or other.infinite,
+        )
+
+    def fits(self, form: Format, margin: float) -> bool:
+        """Whether all of it, `margin` times enlarged, is within the format's range."""
+        return self.largest * margin <= form.largest and not (
+            self.infinite and not form.has_infinity
+        )
+
+
+def range_of(x: Tensor) -> Range:
+    """The range of one tensor."""
+    magnitude = x.detach().abs()
+    finite = magnitude[torch.isfinite(magnitude)]
+    nonzero = finite[finite > 0]
+    return Range(
+        float(finite.max()) if finite.numel() else 0.0,
+        float(nonzero.min()) if nonzero.numel() else math.inf,
+        bool(torch.isinf(magnitude).any()),
+    )
+
+
+def measure_ranges(flow: Dataflow, inputs: Sequence[Any]) -> dict[str, Range]:
+    """The range of every floating value in the float64 run, weights included."""
+    values = run_exact(flow, inputs, keep=True).values
+    found: dict[str, Range] = {}
+    for name, value in values.items():
+        first = value[0] if isinstance(value, tuple | list) and value else value
+        if name in flow.source and isinstance(first, Tensor) and first.numel():
+            found[name] = range_of(first)
+    return found
+
+
+def overflowing(flow: Dataflow, ranges: Mapping[str, Range]) -> list[str]:
+    """Choosing calls whose float64 value has a NaN or an infinity that no operand had."""
+    return [
+        c
+        for c in flow.choices
+        if c in ranges
+        and ranges[c].infinite
+        and not any(ranges[n].infinite for n in flow.calls[c].operands if n in ranges)
+    ]
+
+
+def needed_range(flow: Dataflow, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """For every choosing call, the joint range of its operands and its result."""
+    needs = {}
+    for name in flow.choices:
+        parts = [ranges[n] for n in (name, *flow.calls[name].operands) if n in ranges]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = whole.join(part)
+        needs[name] = whole
+    return needs
+
+
+_KERNELS: dict[tuple[str, str, str], bool] = {}
+
+
+def has_kernel(flow: Dataflow, name: str, form: Format, values: Mapping[str, Any]) -> bool:
+    """Whether torch runs this call in this format on this machine: tried once per operator."""
+    call = flow.calls[name]
+    device = next((v.device.type for v in values.values() if isinstance(v, Tensor)), "cpu")
+    key = (call.target, form.name, device)
+    if key not in _KERNELS:
+        run = _Run(flow, [values[n] for n in flow.graph.inputs], dict.fromkeys(flow.choices, form))
+        run.values = {n: _as(v, form) for n, v in values.items() if n not in flow.graph.constants}
+        try:
+            run.step(call)
+            _KERNELS[key] = True
+        except (RuntimeError, NotImplementedError, TypeError):
+            _KERNELS[key] = False
+    return _KERNELS[key]
+
+
+def _as(value: Any, form: Format) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_as(v, form) for v in value)
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(form.result.carrier) if floating else value
+
+
+def allowed_formats(
+    flow: Dataflow,
+    formats: Sequence[Format],
+    needs: Mapping[str, Range],
+    values: Mapping[str, Any],
+    profile: Profile,
+    margin: float,
+) -> dict[str, dict[str, str]]:
+    """For every choosing call, each format with "" where it is allowed or the reason against it."""
+    verdicts: dict[str, dict[str, str]] = {}
+    for name in flow.choices:
+        call = flow.calls[name]
+        verdicts[name] = {}
+        for f in formats:
+            reason = ""
+            if f.name == "tf32" and call.packet not in CONTRACTION:
+                reason = "tf32 is a mode of matrix products"
+            elif not profile.supports(call, f):
+                reason = f"profile {profile.name!r} has no {f.name} kernel for {call.packet}"
+            elif not needs[name].fits(f, margin):
+                reach = needs[name].largest
+                infinite = needs[name].infinite and not f.has_infinity
+                why = "holds infinities" if infinite else f"reaches {reach:.4g}"
+                reason = f"{why}; {f.name} ends at {f.largest:.5g} (margin ×{margin:g})"
+            elif not f.is_emulated and not has_kernel(flow, name, f, values):
+                reason = f"torch has no {f.name} kernel for {call.packet} here"
+            verdicts[name][f.name] = reason
+    return verdicts
+
+
+def exact_formats() -> dict[str, Format]:
+    """Every known format by name."""
+    return dict(FORMATS)

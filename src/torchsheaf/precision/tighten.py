@@ -1,0 +1,223 @@
+"""Solve, run, scale the budget, repeat: until what was run meets the budget, at the least cost.
+
+The estimate is local and statistical, so it proposes and the run decides. A section that measures
+over the budget lowers the modelled limit; one with room to spare raises it; the cheapest section
+that was run within the budget wins.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.precision.assemble import error_tables
+from torchsheaf.precision.dataflow import Dataflow
+from torchsheaf.precision.execute import run_assigned, run_exact
+from torchsheaf.precision.formats import FORMATS
+from torchsheaf.precision.measure import (
+    Measurement,
+    batch_of,
+    by_sample,
+    compare,
+    floating_outputs,
+)
+from torchsheaf.precision.predict import KnownShift, Prediction, known_shift, predict
+from torchsheaf.precision.problem import AssignmentProblem, Row
+from torchsheaf.precision.sensitivity import Sensitivity, analyse_output
+from torchsheaf.precision.solve import Solution, cheapest, least_error
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One round: the problem solved, the section found, what was predicted and what was measured."""
+
+    problem: AssignmentProblem
+    section: dict[str, str]
+    cost: float
+    predicted: Prediction
+    shift: KnownShift
+    measured: Measurement
+    limit: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same over the rounds."""
+
+    flow: Dataflow
+    table: Sensitivity
+    batches: Sequence[tuple[Any, ...]]
+    references: Sequence[Tensor]
+    norm: str
+    budget: float
+    margin: float
+
+    @property
+    def target(self) -> float:
+        """What a calibration input may measure: the budget less the margin."""
+        return self.budget * self.margin
+
+    def by_call(self, section: dict[str, str]) -> dict[str, str]:
+        """A section by label as an assignment by call."""
+        return {c: section[self.flow.labels[c]] for c in self.flow.choices}
+
+    def scale(self) -> float:
+        """Root mean square of the reference outputs."""
+        return math.sqrt(float(torch.stack([r.square().mean() for r in self.references]).mean()))
+
+
+def prepare(
+    flow: Dataflow, table: Sensitivity, batches: Sequence[tuple[Any, ...]], norm: str,
+    budget: float, margin: float,
+) -> Setting:  # fmt: skip
+    """Run the float64 references once."""
+    references = [by_sample(floating_outputs(run_exact(flow, b)), batch_of(b)) for b in batches]
+    return Setting(flow, table, batches, references, norm, budget, margin)
+
+
+def attempt(setting: Setting, problem: AssignmentProblem, section: dict[str, str]) -> Attempt:
+    """Predict and measure one section on every calibration batch."""
+    assignment = setting.by_call(section)
+    shift = known_shift(setting.flow, setting.batches[0], assignment, setting.norm, _wide(setting))
+    predicted = predict(
+        setting.flow, setting.table, assignment, setting.norm, shift, setting.scale()
+    )
+    measured = _measure(setting, assignment)
+    limit = problem.rows[0].limit
+    return Attempt(problem, section, problem.price(section), predicted, shift, measured, limit)
+
+
+def _wide(setting: Setting) -> torch.dtype:
+    return setting.table.dtype
+
+
+def _measure(setting: Setting, assignment: dict[str, str]) -> Measurement:
+    total: Measurement | None = None
+    for batch, reference in zip(setting.batches, setting.references, strict=True):
+        outputs = floating_outputs(run_assigned(setting.flow, batch, assignment))
+        one = compare(by_sample(outputs, batch_of(batch)), reference, setting.norm)
+        total = one if total is None else total.join(one)
+    assert total is not None
+    return total
+
+
+def tighten(
+    setting: Setting,
+    problem: AssignmentProblem,
+    *,
+    rounds: int = 8,
+    log: Callable[[str], None] = lambda line: None,
+) -> tuple[Attempt | None, list[Attempt]]:
+    """The cheapest section that was run within the target, or None; and every attempt.
+
+    problem: with one mean-square row, whose limit is replaced. Cost: per round one integer
+    program, three wide forward passes and one run of the section on every calibration batch.
+    """
+    start = least_error(problem)
+    if start.section is None:
+        return None, []
+    first = attempt(setting, problem, start.section)
+    tried = [first]
+    good = first if first.measured.value <= setting.target else None
+    factor = _first_factor(setting, problem)
+    low = 0.0 if good is None else problem.rows[0].value(problem, good.section)
+    high, limit = math.inf, (setting.target / factor) ** 2
+    rows: tuple[Row, ...] = ()
+    for _ in range(rounds):
+        now = problem.with_rows((replace(problem.rows[0], limit=max(limit, 1e-300)), *rows))
+        solution: Solution = cheapest(now, prove=False)
+        if solution.section is None:
+            low, limit = max(low, limit), _between(max(low, limit), high, 4.0)
+            if rows and good is not None:
+                break
+            continue
+        known = [a for a in tried if a.section == solution.section]
+        this = known[0] if known else attempt(setting, now, solution.section)
+        this = replace(this, problem=now, limit=limit, cost=solution.cost)
+        tried.append(this)
+        log(_line(this, setting))
+        ratio = this.measured.value / setting.target
+        if ratio <= 1.0:
+            low = max(low, limit)
+            if good is None or this.cost <= good.cost:
+                good = this
+            if ratio > 0.9 or _is_cheapest(now, solution.section):
+                break
+            step = 1.0 / max(ratio, 1e-3) ** 2
+        else:
+            high = min(high, limit)
+            if setting.norm == "max" and math.isfinite(ratio):
+                rows = (*rows, _worst_row(setting, now, this))
+            step = 0.9 / min(ratio, 1e6) ** 2
+        following = _next(limit, step, low, high)
+        if following is None or _settled(good, tried, setting):
+            break
+        limit = following
+    return good, tried
+
+
+def _next(limit: float, step: float, low: float, high: float) -> float | None:
+    """The next limit, inside the bracket (low holds, high does not); None where it has closed."""
+    wanted = limit * step
+    if high / max(low, 1e-300) < 1.05:
+        return None
+    if wanted <= low or wanted >= high:
+        wanted = math.sqrt(max(low, high * 1e-4) * high) if math.isfinite(high) else limit * 4
+    return wanted
+
+
+def _settled(good: Attempt | None, tried: list[Attempt], setting: Setting) -> bool:
+    """Whether the best section costs within 1% of the dearest one that failed and was cheaper."""
+    if good is None:
+        return False
+    failed = [a.cost for a in tried if a.measured.value > setting.target and a.cost <= good.cost]
+    return bool(failed) and max(failed) >= 0.99 * good.cost
+
+
+def _between(low: float, high: float, step: float) -> float:
+    return math.sqrt(low * high) if math.isfinite(high) else low * step
+
+
+def _first_factor(setting: Setting, problem: AssignmentProblem) -> float:
+    """Worst-sample norm over rms, from the known shift of the cheapest format of every stalk."""
+    section = {
+        v: min(stalk, key=lambda f, v=v: problem.cost[v][f])  # type: ignore[misc]
+        for v, stalk in problem.stalks.items()
+    }
+    assignment = setting.by_call(section)
+    shift = known_shift(setting.flow, setting.batches[0], assignment, setting.norm, _wide(setting))
+    return predict(
+        setting.flow, setting.table, assignment, setting.norm, shift, setting.scale()
+    ).factor
+
+
+def _is_cheapest(problem: AssignmentProblem, section: dict[str, str]) -> bool:
+    """Whether no budget is felt: the section is also the cheapest without any."""
+    free = cheapest(problem.with_rows(()), prove=False)
+    return free.section is not None and problem.price(section) <= free.cost * (1 + 1e-12)
+
+
+def _worst_row(setting: Setting, problem: AssignmentProblem, this: Attempt) -> Row:
+    """A budget row of its own for the output that was furthest over: σ ≤ target/2.5."""
+    flow = setting.flow
+    assignment = setting.by_call(this.section)
+    outputs = floating_outputs(run_assigned(flow, setting.batches[0], assignment))
+    exact = floating_outputs(run_exact(flow, setting.batches[0]))
+    error = torch.cat(
+        [(a.double() - e).abs().reshape(-1) for a, e in zip(outputs, exact, strict=True)]
+    )
+    index = int(torch.nan_to_num(error, nan=math.inf).argmax())
+    formats = [FORMATS[f] for f in setting.table.formats]
+    table = analyse_output(flow, setting.batches[0], formats, index, _wide(setting))
+    unary, pair = error_tables(flow, table, dict(problem.stalks))
+    return Row(f"output element {index}", (setting.target / 2.5) ** 2, unary, pair)
+
+
+def _line(this: Attempt, setting: Setting) -> str:
+    return (
+        f"limit {math.sqrt(this.limit):.3g} (rms): cost {this.cost:.4g}, predicted "
+        f"{this.predicted.value:.3g}, measured {this.measured.value:.3g} of {setting.budget:.3g}"
+    )
