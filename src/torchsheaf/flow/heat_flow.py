@@ -9,6 +9,7 @@ from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
+from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import FlowMethod, Task
 from torchsheaf.flow.progress import progress_bar
 from torchsheaf.flow.recorder import Record, Recorder
@@ -143,7 +144,7 @@ def _choose(
         return method
     if dt is not None and method != "euler":
         raise ValueError(f'dt is a setting of method="euler"; method is {method!r}')
-    known: dict[str, FlowMethod] = {"euler": Euler(dt)}
+    known: dict[str, FlowMethod] = {"exact": Exact(), "euler": Euler(dt)}
     if method == "auto":
         reasons = []
         for candidate in known.values():
