@@ -97,7 +97,7 @@ class Cochain(Mapping[str, Tensor]):
 
     def dot(self, other: "Cochain") -> Tensor:
         """Inner product per sample, `(batch,)`."""
-        return self.combine(other, lambda s, o: (s * o).flatten(1).sum(1)).total()
+        return self.combine(other, lambda s, o: coordinates(s * o).sum(1)).total()
 
     def total(self) -> Tensor:
         """Sum of the blocks, which must have equal shapes (after `dot`, say)."""
@@ -105,7 +105,7 @@ class Cochain(Mapping[str, Tensor]):
 
     def square_norm(self) -> Tensor:
         """‖c‖² per sample, `(batch,)`."""
-        return torch.stack([t.flatten(1).square().sum(1) for t in self._blocks.values()]).sum(0)
+        return torch.stack([coordinates(t).square().sum(1) for t in self._blocks.values()]).sum(0)
 
     def norm(self) -> Tensor:
         """‖c‖ per sample, `(batch,)`."""
@@ -131,6 +131,11 @@ class Cochain(Mapping[str, Tensor]):
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Reshape `(batch,)` so that it broadcasts over the stalk axes of `like`."""
     return values.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def coordinates(values: Tensor) -> Tensor:
+    """`(batch, *shape)` → `(batch, dim)`; a scalar stalk, of shape (), has one coordinate."""
+    return values.reshape(values.shape[0], -1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class Space:
         """Cochain → `(batch, dim)`."""
         blocks = []
         for name in self.shapes:
-            flat = c[name].flatten(1)
+            flat = coordinates(c[name])
             if name in self.where:
                 flat = flat[:, self.where[name].flatten().to(flat.device)]
             blocks.append(flat)

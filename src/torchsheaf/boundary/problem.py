@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.pin import Coordinates, Pin
-from torchsheaf.cochain import Cochain, Space
+from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
 
 
@@ -134,7 +134,7 @@ class Problem:
         mask = torch.zeros(shape, dtype=torch.bool, device=device) if mask is None else mask.clone()
         mask.view(-1)[index] = True
         old = values.get(name, self.like.new_zeros(self.batch, *shape))
-        values[name] = old.flatten(1).index_copy(1, index, target).reshape(self.batch, *shape)
+        values[name] = coordinates(old).index_copy(1, index, target).reshape(self.batch, *shape)
         held[name] = mask
         return replace(self, held=held, values=values, pins=(*self.pins, pin))
 
@@ -180,14 +180,14 @@ class Problem:
         """r on every edge and soft pin, `(batch, *edge shape)`. Cost: one forward pass."""
         blocks = dict(self.sheaf.residual(c).items())
         for name, p in self.taps.items():
-            blocks[name] = c[p.vertex].flatten(1)[:, p.index] - p.target
+            blocks[name] = coordinates(c[p.vertex])[:, p.index] - p.target
         return Cochain(blocks)
 
     def energy(self, c: Mapping[str, Tensor], residual: Cochain | None = None) -> Tensor:
         """E(c) per sample, `(batch,)`."""
         r = self.residual(c) if residual is None else residual
         weights = self.edge_weights
-        terms = [weights.get(n, 1.0) * t.flatten(1).square().sum(1) for n, t in r.items()]
+        terms = [weights.get(n, 1.0) * coordinates(t).square().sum(1) for n, t in r.items()]
         return 0.5 * torch.stack(terms).sum(0)
 
     def force(self, residual: Cochain) -> Cochain:
@@ -227,7 +227,7 @@ class Problem:
 
     def _sample(self, at: Mapping[str, Tensor]) -> Tensor:
         name = next(iter(self.sheaf.edges))
-        return at[name].flatten(1)[:, 0]
+        return coordinates(at[name])[:, 0]
 
 
 def hold(

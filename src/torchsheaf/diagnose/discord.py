@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
-from torchsheaf.cochain import Cochain
+from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import Extension
 from torchsheaf.sheaf import Sheaf
 
@@ -150,7 +150,7 @@ def discord(result: Extension | Problem, at: Cochain | None = None) -> Discord:
             f"discord takes an Extension, or a Problem and a cochain; got {type(result).__name__}"
         )
     edges = _edges(problem)
-    values = torch.stack([residual[e.name].flatten(1).square().sum(1) for e in edges], 1)
+    values = torch.stack([coordinates(residual[e.name]).square().sum(1) for e in edges], 1)
     return Discord(edges, values)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
-from torchsheaf.cochain import Cochain
+from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic.solver import HarmonicSolver, Solution
 from torchsheaf.outcome import Outcome
 from torchsheaf.sheaf import ExtendedSheaf
@@ -73,7 +73,7 @@ def _solution(
 ) -> Solution:  # fmt: skip
     settled = torch.ones(cochain.batch, dtype=torch.bool, device=cochain.device)
     for name, old in (before or {}).items():
-        settled &= ((cochain[name] >= 0) == old).flatten(1).all(1)
+        settled &= coordinates((cochain[name] >= 0) == old).all(1)
     return Solution(cochain, settled, passes, outcome, tuple(energies))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import coordinates
 from torchsheaf.harmonic.reduced_energy import Branch
 from torchsheaf.harmonic.reduction import Cell, Layout
 from torchsheaf.network import Composition
@@ -45,7 +46,7 @@ class FrozenSystem:
         tangents = {p: views[p] for p in cell.node.parents if p in self.layout.slots}
         if not tangents:
             return None
-        return self.maps[cell.node.name].push(tangents).flatten(1)
+        return coordinates(self.maps[cell.node.name].push(tangents))
 
     def reverse(
         self, on_c: Tensor, on_m: Tensor, *, substitute: bool = True, scaled: bool = True
@@ -68,7 +69,7 @@ class FrozenSystem:
             shaped = cotangent.reshape(-1, *layout.shapes[cell.node.name])
             for parent, g in self.maps[cell.node.name].pull(shaped).items():
                 if parent in layout.slots:
-                    total[:, layout.slots[parent]] += g.flatten(1)
+                    total[:, layout.slots[parent]] += coordinates(g)
         return branch.scale * total if scaled else total
 
     def product(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

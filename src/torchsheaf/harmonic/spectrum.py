@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
-from torchsheaf.cochain import Cochain, Space
+from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.linalg import lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
 
@@ -35,7 +35,7 @@ class Spectrum:
 
     def block_energy(self, i: int = 0) -> dict[str, Tensor]:
         """Share of the i-th eigenvector's squared norm on each vertex, `(batch,)`; sums to 1."""
-        return {n: t.flatten(1).square().sum(1) for n, t in self.cochain(i).items()}
+        return {n: coordinates(t).square().sum(1) for n, t in self.cochain(i).items()}
 
 
 @torch.no_grad()

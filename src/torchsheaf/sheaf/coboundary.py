@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchsheaf.cochain import Cochain, Space
+from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.linalg import LinearMap
 from torchsheaf.network import Composition
 
@@ -51,7 +51,7 @@ class Coboundary(LinearMap):
             out[name] = block
         for tap, (vertex, index) in self.taps.items():
             if vertex in u:
-                out[tap] = u[vertex].flatten(1)[:, index]
+                out[tap] = coordinates(u[vertex])[:, index]
             else:
                 out[tap] = self._zero(tap)
         return Cochain(out)
@@ -70,7 +70,7 @@ class Coboundary(LinearMap):
             if vertex in self.domain.shapes:
                 shape = self.domain.shapes[vertex]
                 base = total[vertex] if vertex in total else self._zeros(shape)
-                flat = base.flatten(1)
+                flat = coordinates(base)
                 total[vertex] = flat.index_add(1, index, v[tap]).reshape(base.shape)
         full = {
             n: total[n] if n in total else self._zeros(s) for n, s in self.domain.shapes.items()

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from torchsheaf.cochain import coordinates
+
 
 @dataclass(frozen=True)
 class ActivationPattern(Mapping[str, Tensor]):
@@ -38,7 +40,7 @@ class ActivationPattern(Mapping[str, Tensor]):
 
     def equal(self, other: "ActivationPattern") -> Tensor:
         """Per sample, whether two patterns select the same pieces, `(batch,)`."""
-        same = [(self[k] == other[k]).flatten(1).all(1) for k in self]
+        same = [coordinates(self[k] == other[k]).all(1) for k in self]
         out = same[0].clone() if same else None
         for s in same[1:]:
             out &= s  # type: ignore[operator]
