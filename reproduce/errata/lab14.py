@@ -205,7 +205,7 @@ def counts() -> Shown:
         (
             f"chord graph: {len(vertices)} vertices, {len(chords)} edges, "
             f"{len(chords) - len(heads)} edges too many",
-            f"one edge per non-input vertex: {len(heads)} edges, {len(vertices) - 1} unknown stalks",
+            f"one edge per non-input vertex: {len(heads)} edges, {len(vertices) - 1} free stalks",
         ),
         (len(vertices), len(chords)) != (6, 7) and len(heads) == len(vertices) - 1,
     )
