@@ -66,7 +66,12 @@ class Network:
     def state(self, name: str) -> Tensor:
         """A parameter, buffer or constant by name, as it is now."""
         entry = self.states[name]
-        return entry if isinstance(entry, Tensor) else getattr(*entry)
+        if isinstance(entry, Tensor):
+            return entry
+        owner, attribute = entry
+        # The dictionary first: nn.Module's attribute look-up is ten times slower.
+        found = getattr(owner, "_parameters", {}).get(attribute)
+        return getattr(owner, attribute) if found is None else found
 
     def parameters(self) -> dict[str, Tensor]:
         """The learnable tensors claimed by some node."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -51,6 +52,11 @@ class Operation:
         self, values: Mapping[str, Any], state: Callable[[str], Tensor], batch: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments with every leaf replaced by its present value."""
+        if not self.kwargs and not self._nested:
+            args = list(self.args)
+            for i, kind, name in self._leaves:  # once per operation and step: no recursion
+                args[i] = values[name] if kind is Value else state(name)
+            return tuple(args), {}
 
         def leaf(arg: Any) -> Any:
             if isinstance(arg, Value):
@@ -64,6 +70,24 @@ class Operation:
             return arg
 
         return tuple(leaf(a) for a in self.args), {k: leaf(v) for k, v in self.kwargs.items()}
+
+    @cached_property
+    def _leaves(self) -> tuple[tuple[int, type, str], ...]:
+        found = enumerate(self.args)
+        return tuple((i, type(a), a.name) for i, a in found if isinstance(a, Value | State))
+
+    @cached_property
+    def _nested(self) -> bool:
+        """Whether a leaf hides inside a list, or is a size."""
+
+        def holds(arg: Any) -> bool:
+            if isinstance(arg, list | tuple):
+                return any(holds(a) for a in arg)
+            return isinstance(arg, Value | State | Size)
+
+        return any(
+            isinstance(a, Size) or (isinstance(a, list | tuple) and holds(a)) for a in self.args
+        )
 
     def states(self) -> tuple[str, ...]:
         """Names of the parameters, buffers and constants used."""

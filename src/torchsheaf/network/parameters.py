@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from torchsheaf.network.network import Network, Node
-from torchsheaf.network.operation import State
+from torchsheaf.network.operation import State, Value
+
+_CONVOLUTIONS = {"aten.conv1d.default": 1, "aten.conv2d.default": 2}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class WeightEdge:
     weight: str
     bias: str | None
     spatial: tuple[Any, ...] | None
-    """(stride, padding, dilation) of a 2-d convolution; None for a linear layer."""
+    """(stride, padding, dilation) of a convolution; None for a linear layer."""
 
     def rows(self, network: Network, values: Mapping[str, Tensor]) -> Tensor:
         """A, `(batch · positions, n_in)`: unfolded patches for a convolution."""
@@ -31,7 +33,10 @@ class WeightEdge:
         if self.spatial is None:
             return x.reshape(-1, x.shape[-1])
         stride, padding, dilation = self.spatial
-        kernel = network.state(self.weight).shape[2:]
+        kernel = tuple(network.state(self.weight).shape[2:])
+        if x.ndim == 3:  # a 1-d convolution is a 2-d one of height 1
+            x, kernel = x.unsqueeze(2), (1, *kernel)
+            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
         patches = torch.nn.functional.unfold(
             x, kernel, dilation=dilation, padding=padding, stride=stride
         )
@@ -43,31 +48,56 @@ class WeightEdge:
             return g.reshape(-1, g.shape[-1])
         return g.flatten(2).transpose(1, 2).reshape(-1, g.shape[1])
 
+    def pull(
+        self, network: Network, values: Mapping[str, Tensor], cotangent: Tensor
+    ) -> dict[str, Tensor]:
+        """Σ_samples (∂f/∂W)ᵀ g, and the same for b."""
+        if self.spatial is None:
+            g = self.spread(cotangent)
+            grads = {self.weight: g.mT @ self.rows(network, values)}
+            if self.bias is not None:
+                grads[self.bias] = g.sum(0)
+            return grads
+        x, weight = operand(network, self.node, values), network.state(self.weight)
+        stride, padding, dilation = self.spatial
+        none = [0] * (weight.ndim - 2)
+        wanted = [False, True, self.bias is not None]
+        _, dw, db = torch.ops.aten.convolution_backward.default(
+            cotangent, x, weight, [weight.shape[0]], stride, padding, dilation, False, none, 1,
+            wanted,
+        )  # fmt: skip
+        return {self.weight: dw} | ({} if self.bias is None else {self.bias: db})
 
-def weight_edge(network: Network, node: Node) -> WeightEdge | None:
+
+def weight_edge(node: Node) -> WeightEdge | None:
     """The node as a least-squares problem, or None when it is not linear in one weight matrix."""
     op = node.operations[-1]
     name = str(op.target)
-    if len(op.operands) != 1 or not isinstance(op.args[1], State) or op.kwargs:
+    if name != "aten.linear.default" and name not in _CONVOLUTIONS:
         return None
-    bias = op.args[2] if len(op.args) > 2 else None
+    a, w, *rest = op.args
+    bias = rest[0] if rest else None
+    if not isinstance(a, Value) or not isinstance(w, State) or op.kwargs or len(op.operands) != 1:
+        return None
     if bias is not None and not isinstance(bias, State):
         return None
     bias_name = bias.name if isinstance(bias, State) else None
     if name == "aten.linear.default":
-        return WeightEdge(node, op.args[1].name, bias_name, None)
-    if name == "aten.conv2d.default":
-        defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
-        stride, padding, dilation, groups = (*op.args[3:], *defaults[len(op.args) - 3 :])
-        if groups == 1:
-            return WeightEdge(node, op.args[1].name, bias_name, (stride, padding, dilation))
-    return None
+        return WeightEdge(node, w.name, bias_name, None)
+    n = _CONVOLUTIONS[name]
+    defaults: tuple[Any, ...] = (None, [1] * n, [0] * n, [1] * n, 1)
+    _, stride, padding, dilation, groups = (*rest, *defaults[len(rest) :])
+    if groups != 1:
+        return None
+    return WeightEdge(node, w.name, bias_name, (stride, padding, dilation))
 
 
 def operand(network: Network, node: Node, values: Mapping[str, Tensor]) -> Tensor:
     """The activation that enters the node's own operation, after the folded relabellings."""
-    batch = next(iter(values.values())).shape[0]
-    scope: dict[str, Any] = dict(values)
+    if len(node.operations) == 1:
+        return values[node.operations[0].operands[0]]
+    batch = values[node.parents[0]].shape[0]
+    scope: dict[str, Any] = {p: values[p] for p in node.parents}
     for op in node.operations[:-1]:
         args, kwargs = op.resolve(scope, network.state, batch)
         scope[op.name] = op.target(*args, **kwargs)
@@ -76,25 +106,25 @@ def operand(network: Network, node: Node, values: Mapping[str, Tensor]) -> Tenso
 
 @torch.no_grad()
 def pull_parameters(
-    network: Network, node: Node, values: Mapping[str, Tensor], cotangent: Tensor
+    network: Network,
+    node: Node,
+    values: Mapping[str, Tensor],
+    cotangent: Tensor,
+    edge: WeightEdge | None = None,
 ) -> dict[str, Tensor]:
     """θ ↦ Σ_samples (∂f_v/∂θ)ᵀ g for the node's own learnable parameters.
 
     Local: reads the parents' values and the cotangent at this node, nothing else. Cost: that of
-    this node's share of a backward pass.
+    this node's share of a backward pass. `edge` is `weight_edge(node)` where the caller has it.
     """
-    names = [n for n in node.states if _learns(network.state(n))]
+    edge = weight_edge(node) if edge is None else edge
+    if edge is not None:
+        found = edge.pull(network, values, cotangent)
+        return {n: g for n, g in found.items() if learns(network.state(n))}
+    names = [n for n in node.states if learns(network.state(n))]
     if not names:
         return {}
-    edge = weight_edge(network, node)
-    if edge is not None and edge.spatial is None:
-        x = edge.rows(network, values)
-        g = edge.spread(cotangent)
-        grads = {edge.weight: g.mT @ x}
-        if edge.bias is not None:
-            grads[edge.bias] = g.sum(0)
-        return {n: grads[n] for n in names}
-    batch = next(iter(values.values())).shape[0]
+    batch = values[node.parents[0]].shape[0]
 
     def function(*states: Tensor) -> Tensor:
         given = dict(zip(names, states, strict=True))
@@ -102,7 +132,7 @@ def pull_parameters(
         def lookup(name: str) -> Tensor:
             return given[name] if name in given else network.state(name)
 
-        scope: dict[str, Any] = dict(values)
+        scope: dict[str, Any] = {p: values[p] for p in node.parents}
         for op in node.operations:
             args, kwargs = op.resolve(scope, lookup, batch)
             scope[op.name] = op.target(*args, **kwargs)
@@ -112,5 +142,6 @@ def pull_parameters(
     return dict(zip(names, pull(cotangent), strict=True))
 
 
-def _learns(tensor: Tensor) -> bool:
+def learns(tensor: Tensor) -> bool:
+    """Whether it is a parameter that is not frozen."""
     return isinstance(tensor, nn.Parameter) and tensor.requires_grad

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from torchsheaf.network import Kind, Node
+from torchsheaf.network.parameters import WeightEdge, weight_edge
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Edge:
     def module(self) -> str:
         """Path of the module that runs it."""
         return self.node.module
+
+    @cached_property
+    def weights(self) -> WeightEdge | None:
+        """The edge as a least-squares problem in its weight matrix; None when it is not one."""
+        return weight_edge(self.node)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,31 +1,38 @@
 """The edge rule: every weight edge solves its own proximal least-squares problem."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from torchsheaf.network.parameters import WeightEdge, weight_edge
-from torchsheaf.train.first_order import add_gradients
-from torchsheaf.train.rule import Batch, LocalGradients, LocalRule, adjoint_substitution
+from torchsheaf.network.parameters import WeightEdge
+from torchsheaf.train.rule import (
+    Batch,
+    LocalGradients,
+    LocalRule,
+    adjoint_substitution,
+    has_live_bias,
+    least_squares,
+)
 
 
 @final
 @dataclass(frozen=True)
 class EdgeRule(LocalRule):
-    """W⁺ = argmin ½ Σ_m ‖W a_m − (W a_m + η f_m)‖² + μ/2 ‖W⁺ − W‖², on groups of samples.
+    """W⁺ = argmin ½ Σ_m ‖W⁺ a_m − (W a_m + η f_m)‖² + μ/2 ‖W⁺ − W‖², on groups of samples.
 
     With A the activations (a one appended for the bias) and F = −λ the forces that reach the edge,
         D_G = F_Gᵀ (A_G A_Gᵀ + μ I)⁻¹ A_G,  μ = damping · ‖A_G‖_F²,
-    and `.grad` = −mean_G D_G, so that `torch.optim.SGD(lr=η)` makes the step; η = 8 / (number of
-    weight edges) with cross-entropy is a good fixed setting. Parameters of other edges (norm
-    layers, embeddings, grouped convolutions) take the first-order rule.
+    and `.grad` = −mean_G D_G (groups weighted by their number of samples), so that
+    `torch.optim.SGD(lr=η)` makes the step; η = 8 / (number of weight edges) with cross-entropy is
+    a good fixed setting. Parameters of other edges (norm layers, embeddings, grouped convolutions)
+    take the first-order rule. A frozen bias drops the column of ones.
 
-    Known under other names: FOOF and LocoProp; the input factor of K-FAC. Cost over a backprop
-    step: about g (n_in + n_out) / (3 n_in n_out) of it per edge, for groups of g rows.
-
-    `group=None` takes the whole batch as one group.
+    Known under other names: FOOF and LocoProp; the input factor of K-FAC (docs/learning.md). Cost
+    over a backprop step: about g (n_in + n_out) / (3 n_in n_out) of it per edge, for groups of g
+    rows; the smaller of the two Gram matrices is factorised. `group=None`: one group.
     """
 
     damping: float = 0.01
@@ -40,59 +47,99 @@ class EdgeRule(LocalRule):
 
     def gradients(self, batch: Batch) -> LocalGradients:
         arriving = adjoint_substitution(batch)
-        network = batch.sheaf.network
-        total: dict[str, Tensor] = {}
-        counts: dict[str, float] = {}
+        total = LocalGradients(batch.size, {})
+        blocks: list[_Block] = []
         for edge in batch.sheaf.edges.values():
             if not edge.parameters or edge.name not in arriving:
                 continue
-            least_squares = weight_edge(network, edge.node)
-            if least_squares is None or not _all_learn(batch, least_squares):
-                add_gradients(total, batch, edge.name, arriving[edge.name])
-                counts |= {n: float(batch.size) for n in edge.parameters}
-                continue
-            a = with_ones(least_squares, batch)
-            f = -least_squares.spread(arriving[edge.name])
-            positions = a.shape[0] // batch.size
-            step, groups = self._solve(a, f, positions)
-            for name, part in split(least_squares, -step, batch).items():
-                total[name] = total[name] + part if name in total else part
-                counts[name] = float(groups)
-        return LocalGradients(total, counts)
+            problem = least_squares(batch, edge)
+            if problem is None:
+                total.add_edge(batch, edge, arriving[edge.name])
+            else:
+                blocks += self._blocks(batch, problem, arriving[edge.name])
+        for block, inverse in zip(blocks, _inverses(blocks, self.damping), strict=True):
+            weight, bias = block.step(inverse)
+            total.add(block.edge.weight, weight.reshape(block.shape))
+            if bias is not None:
+                assert block.edge.bias is not None
+                total.add(block.edge.bias, bias)
+        return total
 
-    def _solve(self, a: Tensor, f: Tensor, positions: int) -> tuple[Tensor, int]:
-        """Σ_G D_G `(n_out, n_in)` and the number of groups; a group is `group` whole samples."""
-        rows, n_in = a.shape
-        size = rows if self.group is None else min(self.group * positions, rows)
-        groups = -(-rows // size)
-        if groups * size != rows:  # zero rows change neither ‖A‖ nor F_Gᵀ … A_G
-            pad = (0, 0, 0, groups * size - rows)
-            a, f = torch.nn.functional.pad(a, pad), torch.nn.functional.pad(f, pad)
-        a, f = a.view(groups, size, n_in), f.view(groups, size, -1)
-        mu = self.damping * a.square().sum((1, 2))
-        mu = mu.clamp_min(torch.finfo(a.dtype).tiny)[:, None, None]
-        left = size <= n_in
-        gram = a @ a.mT if left else a.mT @ a
-        eye = torch.eye(gram.shape[-1], dtype=a.dtype, device=a.device)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + mu * eye))
-        step = (f.mT @ inverse) @ a if left else (f.mT @ a) @ inverse
-        return step.sum(0), groups
+    def _blocks(self, batch: Batch, edge: WeightEdge, cotangent: Tensor) -> "list[_Block]":
+        """The edge's groups: all full ones together, and a smaller last one if there is one."""
+        network = batch.sheaf.network
+        a, g = edge.rows(network, batch.values), edge.spread(cotangent)
+        size = batch.size if self.group is None else min(self.group, batch.size)
+        positions = a.shape[0] // batch.size
+        whole = batch.size // size
+        ones, shape = has_live_bias(batch, edge), network.state(edge.weight).shape
+        cut = whole * size * positions
+        blocks = [_Block.of(edge, shape, a[:cut], g[:cut], whole, ones, size)]
+        if cut < a.shape[0]:
+            rest = batch.size - whole * size
+            blocks.append(_Block.of(edge, shape, a[cut:], g[cut:], 1, ones, rest))
+        return blocks
 
 
-def _all_learn(batch: Batch, edge: WeightEdge) -> bool:
-    names = [edge.weight] + ([edge.bias] if edge.bias else [])
-    return all(batch.sheaf.network.state(n).requires_grad for n in names)
+@dataclass(frozen=True)
+class _Block:
+    """Equal groups of one edge: A `(groups, rows, n_in)`, Λ `(groups, rows, n_out)`, the Grams.
+
+    `left` when AAᵀ is the smaller Gram matrix: then a column of ones in A adds 1 to each of its
+    entries (left to `_inverses`); else the column is part of A.
+    """
+
+    edge: WeightEdge
+    shape: torch.Size
+    a: Tensor
+    g: Tensor
+    gram: Tensor
+    ones: bool
+    left: bool
+    samples: int
+
+    @classmethod
+    def of(
+        cls, edge: WeightEdge, shape: torch.Size, a: Tensor, g: Tensor, groups: int, ones: bool,
+        samples: int,
+    ) -> "_Block":  # fmt: skip
+        rows, n_in = a.shape[0] // groups, a.shape[1]
+        left = rows <= n_in + ones
+        if ones and not left:
+            a = torch.cat([a, a.new_ones(a.shape[0], 1)], 1)
+        a, g = a.view(groups, rows, -1), g.reshape(groups, rows, -1)
+        gram = torch.bmm(a, a.mT) if left else torch.bmm(a.mT, a)
+        return cls(edge, shape, a, g, gram, ones, left, samples)
+
+    def step(self, inverse: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Σ_G n_G Λ_Gᵀ(A_G A_Gᵀ + μ)⁻¹A_G, split into weight and bias."""
+        if self.left:
+            solved = torch.bmm(inverse, self.g).flatten(0, 1)
+            return solved.mT @ self.a.flatten(0, 1), solved.sum(0) if self.ones else None
+        moments = torch.bmm(self.g.mT, self.a)
+        weight = torch.bmm(moments, inverse).sum(0)
+        return (weight[:, :-1], weight[:, -1]) if self.ones else (weight, None)
 
 
-def with_ones(edge: WeightEdge, batch: Batch) -> Tensor:
-    """A with a column of ones where the edge has a bias, `(rows, n_in (+ 1))`."""
-    a = edge.rows(batch.sheaf.network, batch.values)
-    return a if edge.bias is None else torch.cat([a, a.new_ones(a.shape[0], 1)], 1)
-
-
-def split(edge: WeightEdge, matrix: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Cut [W | b] back into the parameters' shapes."""
-    weight = batch.sheaf.network.state(edge.weight)
-    if edge.bias is None:
-        return {edge.weight: matrix.reshape(weight.shape)}
-    return {edge.weight: matrix[:, :-1].reshape(weight.shape), edge.bias: matrix[:, -1]}
+def _inverses(blocks: list[_Block], damping: float) -> list[Tensor]:
+    """n_G (Gram_G + μ_G)⁻¹ of all groups; Grams of one size are factorised together."""
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for i, block in enumerate(blocks):
+        by_size[block.gram.shape[1]].append(i)
+    found: dict[int, Tensor] = {}
+    for members in by_size.values():
+        chosen = [blocks[i] for i in members]
+        sizes = [block.gram.shape[0] for block in chosen]
+        gram = torch.cat([block.gram for block in chosen])
+        ones = [
+            float(b.left and b.ones) for b, n in zip(chosen, sizes, strict=True) for _ in range(n)
+        ]
+        gram += gram.new_tensor(ones)[:, None, None]
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        mu = damping * diagonal.sum(1, keepdim=True)
+        diagonal += mu.clamp_min(torch.finfo(gram.dtype).tiny)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram)[0])
+        samples = [float(b.samples) for b, n in zip(chosen, sizes, strict=True) for _ in range(n)]
+        inverse *= gram.new_tensor(samples)[:, None, None]
+        found |= dict(zip(members, inverse.split(sizes), strict=True))
+    return [found[i] for i in range(len(blocks))]

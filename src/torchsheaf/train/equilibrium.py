@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -11,12 +11,27 @@ from torch import Tensor
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic import harmonic_extension
-from torchsheaf.train.first_order import add_gradients
+from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
 
 
-@final
 @dataclass(frozen=True)
+class Relaxation:
+    """A relaxed batch: the problem without its loss edge, the cochain, and how it was reached.
+
+    `gap` is the largest output force that the majoriser leaves over, per sample.
+    """
+
+    problem: Problem
+    cochain: Cochain
+    passes: int
+    rounds: int
+    settled: bool
+    gap: Tensor
+
+
+@final
+@dataclass
 class EquilibriumRule(LocalRule):
     """dE*/dθ_e = −w_e (∂f_e/∂θ)ᵀ r_e at the relaxed cochain (envelope theorem, T6).
 
@@ -25,6 +40,11 @@ class EquilibriumRule(LocalRule):
     BCE, cross-entropy) is majorised at the present z by the quadratic of curvature κ, which is a
     soft pin of weight εκ at z − ∂Φ/κ; each round lowers the true energy, and the rounds end when
     the true gradient is ≤ `tol`.
+
+    `max_passes=None` relaxes to `tol` and raises `ConvergenceError` where that fails; a number
+    stops there ("few sweeps"), and the derivative is then taken at a state that is not an
+    equilibrium. `warm=True` keeps the relaxed cochain and starts from it when the same batch comes
+    again, as in full-batch training.
 
     Per unit of learning rate slower than back-propagation by S = I/ε + K (docs/learning.md);
     ε → 0 gives ε times the back-propagated gradient. Source: Bosca & Ghrist 2026, section 5.2,
@@ -37,23 +57,35 @@ class EquilibriumRule(LocalRule):
     weights: Mapping[str, float] | None = None
     tol: float | None = None
     max_rounds: int = 200
+    max_passes: int | None = None
     solver: str = "auto"
+    warm: bool = False
     name: str = "equilibrium"
+    memory: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    last: Relaxation | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (self.output_weight > 0 and math.isfinite(self.output_weight)):
+            raise ValueError(
+                f"output_weight is {self.output_weight}; write a positive finite number"
+            )
 
     def gradients(self, batch: Batch) -> LocalGradients:
-        problem, relaxed = self.relax(batch)
-        residual = problem.residual(relaxed)
-        force = problem.force(residual)
+        self.last = self.relax(batch)
+        problem, relaxed = self.last.problem, self.last.cochain
+        force = problem.force(problem.residual(relaxed))
         at = replace(batch, values=relaxed)
-        total: dict[str, Tensor] = {}
+        total = LocalGradients(batch.size, {})
         for edge in batch.sheaf.edges.values():
             if edge.parameters:
-                add_gradients(total, at, edge.name, -force[edge.name])
-        return LocalGradients(total, {n: float(batch.size) for n in total})
+                total.add_edge(at, edge, -force[edge.name])
+        if self.warm:
+            self.memory = dict(relaxed.items()) | {_TARGET: batch.target}
+        return total
 
     @torch.no_grad()
-    def relax(self, batch: Batch) -> tuple[Problem, Cochain]:
-        """The relaxed cochain, and the problem without its loss edge."""
+    def relax(self, batch: Batch) -> Relaxation:
+        """Relax the batch with the loss edge attached."""
         loss, kappa = batch.loss, batch.loss.curvature
         if not math.isfinite(kappa):
             raise ValueError(
@@ -62,22 +94,60 @@ class EquilibriumRule(LocalRule):
             )
         inputs = {n: batch.values[n] for n in batch.sheaf.inputs}
         free = hold(batch.sheaf, inputs, weights=self.weights)
-        tol = (
-            self.tol
-            if self.tol is not None
-            else (1e-8 if batch.values.dtype == torch.float64 else 1e-4)
-        )
-        state = batch.values
-        for _ in range(self.max_rounds):
+        default = 1e-8 if batch.values.dtype == torch.float64 else 1e-4
+        tol = default if self.tol is None else self.tol
+        state = self._start(batch)
+        passes, budget = 0, math.inf if self.max_passes is None else self.max_passes
+        for rounds in range(1, self.max_rounds + 1):  # noqa: B007 (the count is reported)
             z = state[batch.output]
             goal = z - loss.gradient(z, batch.target) / kappa
             held = free.pin(Pin(batch.output, goal, weight=self.output_weight * kappa))
-            found = harmonic_extension(held, solver=self.solver, start=state, tol=tol, throw=False)
-            state = found.cochain
-            z_new = state[batch.output]
+            found = harmonic_extension(
+                held, solver=self.solver, start=state, tol=tol, throw=False,
+                max_passes=20_000 if self.max_passes is None else max(1, int(budget - passes)),
+            )  # fmt: skip
+            state, passes = found.cochain, passes + found.passes
+            if found.outcome is Outcome.NONFINITE or (not found.outcome.ok and passes < budget):
+                raise ConvergenceError(
+                    found.outcome,
+                    f"the batch did not relax: {int((found.stationarity > tol).sum())} of "
+                    f"{batch.size} samples are above tol={tol:.1e} after {passes} passes; with "
+                    "max_passes the rule takes what few sweeps reach",
+                )
             # The majoriser's gradient vanishes here; the true one differs at the output only.
+            z_new = state[batch.output]
             error = loss.gradient(z_new, batch.target) - kappa * (z_new - goal)
             gap = self.output_weight * error.flatten(1).norm(dim=1)
-            if bool((gap <= tol).all()):
+            settled = found.outcome.ok and bool((gap <= tol).all())
+            if settled or passes >= budget:
                 break
-        return free, state
+        else:
+            if self.max_passes is None:
+                raise ConvergenceError(
+                    Outcome.STEP_LIMIT,
+                    f"{self.max_rounds} rounds left an output force of {float(gap.max()):.1e} "
+                    f"above tol={tol:.1e}; raise max_rounds or loosen tol",
+                )
+        return Relaxation(free, state, passes, rounds, settled, gap)
+
+    def _start(self, batch: Batch) -> Cochain:
+        """The remembered cochain when this very batch was relaxed before, else the forward pass."""
+        names = [*batch.sheaf.inputs, _TARGET]
+        now = {n: batch.values[n] for n in batch.sheaf.inputs} | {_TARGET: batch.target}
+        if not self.warm or not all(
+            n in self.memory
+            and self.memory[n].shape == now[n].shape
+            and bool(torch.equal(self.memory[n], now[n]))
+            for n in names
+        ):
+            return batch.values
+        return Cochain({n: self.memory[n] for n in batch.values})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.memory)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.memory = dict(state)
+
+
+_TARGET = "loss: target"

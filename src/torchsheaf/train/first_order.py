@@ -3,20 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
-from torchsheaf.network.parameters import pull_parameters
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule, adjoint_substitution
-
-
-def add_gradients(
-    total: dict[str, Tensor], batch: Batch, node_name: str, cotangent: Tensor
-) -> None:
-    """Add the local derivative of one edge to the sums (shared weights meet several edges)."""
-    network = batch.sheaf.network
-    node = batch.sheaf.edges[node_name].node
-    for name, grad in pull_parameters(network, node, batch.values, cotangent).items():
-        total[name] = total[name] + grad if name in total else grad
 
 
 @final
@@ -32,8 +19,8 @@ class FirstOrderRule(LocalRule):
 
     def gradients(self, batch: Batch) -> LocalGradients:
         arriving = adjoint_substitution(batch)
-        total: dict[str, Tensor] = {}
+        total = LocalGradients(batch.size, {})
         for edge in batch.sheaf.edges.values():
             if edge.parameters and edge.name in arriving:
-                add_gradients(total, batch, edge.name, arriving[edge.name])
-        return LocalGradients(total, {n: float(batch.size) for n in total})
+                total.add_edge(batch, edge, arriving[edge.name])
+        return total

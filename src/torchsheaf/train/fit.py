@@ -1,19 +1,22 @@
 """The training loop: progress, validation on the forward pass, early stop, exact resume."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from torchsheaf.outcome import Outcome
+from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
+from torchsheaf.train.parallel import is_parallel
 from torchsheaf.train.trainer import SheafTrainer
 
 Data = DataLoader[Any] | tuple[Tensor, Tensor]
@@ -59,17 +62,31 @@ def fit(
     resume: bool = True,
     generator: torch.Generator | None = None,
     progress: bool = True,
+    throw: bool = True,
 ) -> History:
     """Train by local gradients with any torch optimiser.
 
     `data` is a DataLoader, or tensors (x, y) cut into shuffled batches of `batch_size` with
-    `generator`. Validation is always on the forward pass. `patience` stops when the validation
-    (else training) loss has not improved for so many epochs. With `checkpoint`, every epoch ends
-    in an atomic write of weights, optimiser, rule memory, random state and history; a run that
-    finds such a file resumes after its last epoch with the same numbers as an uninterrupted one.
+    `generator`. Validation is always on the forward pass, in the mode that the model is in.
+    `patience` stops when the validation (else training) loss has not improved for so many epochs.
+    With `checkpoint`, every epoch ends in an atomic write of weights, optimiser, scheduler, rule
+    memory, random state and history; a run that finds such a file resumes after its last epoch
+    with the same numbers as an uninterrupted one. Under data parallelism every process passes its
+    own shard, of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
 
-    Raises ValueError for an empty loader; `ConvergenceError` for a loss that is not finite (the
-    checkpoint then still holds the last good epoch).
+    Raises ValueError for an empty loader, wrong targets, or a checkpoint of another run;
+    `ConvergenceError` for a loss or weights that are not finite and for a rule that fails (with
+    `throw=False` the history is returned with that outcome). After any error the weights, the
+    optimiser and the rule's memory are those at the end of the last whole epoch.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    >>> x = torch.rand(64, 2)
+    >>> data = (x, x.sum(1, keepdim=True))
+    >>> trainer = SheafTrainer(net, loss="l2", rule="first-order")
+    >>> step = torch.optim.Adam(net.parameters(), lr=0.01)
+    >>> history = fit(trainer, data, step, epochs=20, progress=False)
+    >>> history.losses[-1] < history.losses[0]
+    True
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; write a number ≥ 1")
@@ -77,36 +94,49 @@ def fit(
     batches = _batches(data, batch_size, generator)
     history = History()
     loop = _Loop(trainer, optimizer, scheduler, generator, data, history)
-    if checkpoint is not None and resume and Path(checkpoint).exists():
-        loop.load(load_checkpoint(checkpoint))
+    file = None if checkpoint is None else _own_file(Path(checkpoint))
+    if file is not None and resume and file.exists():
+        loop.load(load_checkpoint(file))
+    good = loop.snapshot()
     with _bar(progress) as bar:
         task = bar.add_task("training", total=epochs, completed=history.epochs, loss=float("nan"))
-        for epoch in range(history.epochs, epochs):
-            record = _epoch(trainer, batches(), optimizer, clip)
-            if scheduler is not None:
-                scheduler.step()
-            if validation is not None:
-                record |= evaluate(trainer, *validation)
-            history.records.append(record)
-            history.epochs = epoch + 1
-            if checkpoint is not None:
-                save_checkpoint(loop.state(), checkpoint)
-            for callback in callbacks:
-                callback(Progressed(epoch, trainer, record))
-            bar.update(task, advance=1, loss=record["loss"])
+        while history.epochs < epochs:
             if patience is not None and _stale(history.records) >= patience:
                 history.outcome = Outcome.STOPPED_EARLY
                 break
+            try:
+                record = _epoch(trainer, batches(), optimizer, clip)
+                _require_finite(trainer)
+            except Exception as error:
+                loop.load(good)
+                if isinstance(error, ConvergenceError):
+                    history.outcome = error.outcome
+                    if not throw:
+                        break
+                raise
+            if validation is not None:
+                record |= evaluate(trainer, *validation)
+            if scheduler is not None:
+                _advance(scheduler, record)
+            history.records.append(record)
+            history.epochs += 1
+            good = loop.snapshot()
+            if file is not None:
+                save_checkpoint(good, file)
+            for callback in callbacks:
+                callback(Progressed(history.epochs - 1, trainer, record))
+            bar.update(task, advance=1, loss=record["loss"])
     return history
 
 
 @torch.no_grad()
 def evaluate(trainer: SheafTrainer, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Loss, and accuracy where it makes sense, of the plain forward pass."""
-    mode = trainer.model.training
-    trainer.model.eval()
+    """Loss, and accuracy where it makes sense, of the plain forward pass.
+
+    The model's mode is left alone: the sheaf was read in that mode, and dropout and batch
+    statistics were refused then.
+    """
     z = trainer.model(x)
-    trainer.model.train(mode)
     target = trainer.loss.target(z, y)
     out = {"validation_loss": float(trainer.loss.potential(z, target).mean())}
     if trainer.loss.name == "cross_entropy":
@@ -124,15 +154,43 @@ def _epoch(
 ) -> dict[str, float]:
     total, count = 0.0, 0
     for x, y in batches:
-        optimizer.zero_grad(set_to_none=True)
-        loss = trainer.local_gradients(x, y)
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(trainer.learnable.values()), clip)
-        optimizer.step()
-        total, count = total + float(loss) * x.shape[0], count + x.shape[0]
+
+        def gradients(x: Tensor = x, y: Tensor = y) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = trainer.local_gradients(x, y)
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(list(trainer.learnable.values()), clip)
+            return loss
+
+        if isinstance(optimizer, torch.optim.LBFGS):  # evaluates several times per step
+            loss = optimizer.step(gradients)
+        else:
+            loss = gradients()
+            optimizer.step()
+        total, count = total + float(loss) * y.shape[0], count + y.shape[0]
     if count == 0:
         raise ValueError("the loader is empty: it gave no batch in a whole epoch")
     return {"loss": total / count}
+
+
+def _require_finite(trainer: SheafTrainer) -> None:
+    for name, parameter in trainer.learnable.items():
+        if not bool(parameter.isfinite().all()):
+            raise ConvergenceError(
+                Outcome.NONFINITE, f"{name} is no longer finite; lower the learning rate"
+            )
+
+
+def _advance(scheduler: LRScheduler, record: dict[str, float]) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(record.get("validation_loss", record["loss"]))
+    else:
+        scheduler.step()
+
+
+def _own_file(path: Path) -> Path:
+    rank = torch.distributed.get_rank() if is_parallel() else 0
+    return path.with_name(f"{path.name}.rank{rank}") if rank else path
 
 
 def _batches(
@@ -159,6 +217,8 @@ def _batches(
 
 
 def _stale(records: list[dict[str, float]]) -> int:
+    if not records:
+        return 0
     values = [r.get("validation_loss", r["loss"]) for r in records]
     best = min(range(len(values)), key=values.__getitem__)
     return len(values) - 1 - best
@@ -178,6 +238,7 @@ class _Loop:
     def state(self) -> dict[str, Any]:
         return {
             "torchsheaf.fit": 1,
+            **{f"name of {k}": v for k, v in self._names().items()},
             "model": self.trainer.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -187,17 +248,38 @@ class _Loop:
             "global_random": torch.get_rng_state(),
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """The state as it is now, detached from the live tensors."""
+        return copy.deepcopy(self.state())
+
     def load(self, state: dict[str, Any]) -> None:
-        self.trainer.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Put everything back; raises ValueError for the checkpoint of another run."""
+        for key, mine in self._names().items():
+            if (its := state[f"name of {key}"]) != mine:
+                raise ValueError(
+                    f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
+                    "pass resume=False or another file"
+                )
+        try:
+            self.trainer.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"the checkpoint does not fit this model: {error}") from error
         if self.scheduler is not None and state["scheduler"] is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         self.trainer.rule.load_state_dict(state["rule"])
         for generator, saved in zip(self._generators(), state["random"], strict=True):
             generator.set_state(saved)
         torch.set_rng_state(state["global_random"])
-        self.history.records[:] = state["records"]
+        self.history.records[:] = copy.deepcopy(state["records"])
         self.history.epochs = len(state["records"])
+
+    def _names(self) -> dict[str, str]:
+        return {
+            "rule": self.trainer.rule.name,
+            "loss": self.trainer.loss.name,
+            "optimizer": type(self.optimizer).__name__,
+        }
 
     def _generators(self) -> list[torch.Generator]:
         found = [self.generator]
@@ -214,5 +296,5 @@ def _bar(shown: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.4g}"), TimeRemainingColumn(), disable=not shown,
-        transient=True,
+        transient=True, console=Console(stderr=True),
     )  # fmt: skip

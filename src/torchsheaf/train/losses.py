@@ -92,6 +92,10 @@ class HuberLoss(Loss):
     name: str = "huber"
     curvature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ValueError(f"delta is {self.delta}; write a positive number")
+
     def potential(self, z: Tensor, y: Tensor) -> Tensor:
         u = (z - y).abs()
         d = self.delta
@@ -139,21 +143,24 @@ class CrossEntropy(Loss):
                 f"the output has shape {tuple(z.shape)}; cross_entropy needs (batch, classes)"
             )
         if y.ndim == 1 and not y.is_floating_point():
-            low, high = int(y.min()), int(y.max())
+            if y.shape[0] != z.shape[0]:
+                raise ValueError(f"{y.shape[0]} labels came for {z.shape[0]} samples")
+            low, high = (int(v) for v in y.aminmax())
             if low < 0 or high >= z.shape[1]:
                 raise ValueError(
                     f"labels lie in {low} … {high}; this network has classes 0 … {z.shape[1] - 1}"
                 )
-            if y.shape[0] != z.shape[0]:
-                raise ValueError(f"{y.shape[0]} labels came for {z.shape[0]} samples")
-            return F.one_hot(y, z.shape[1]).to(z.dtype)
-        return super().target(z, y)
+            return F.one_hot(y.long(), z.shape[1]).to(z.dtype)
+        y = super().target(z, y)
+        if bool((y < 0).any()) or not bool(((y.sum(1) - 1).abs() < 1e-4).all()):
+            raise ValueError("target rows must be probabilities: non-negative, with sum 1")
+        return y
 
     def potential(self, z: Tensor, y: Tensor) -> Tensor:
         return -(y * F.log_softmax(z, 1)).sum(1)
 
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
-        return z.softmax(1) * y.sum(1, keepdim=True) - y
+        return z.softmax(1) - y
 
 
 _NAMED: dict[str, Loss] = {

@@ -2,29 +2,28 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from torchsheaf.train.rule import LocalGradients
+
+
+def is_parallel() -> bool:
+    """Whether a default process group of more than one process is running."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def reduce_gradients(local: LocalGradients) -> LocalGradients:
     """Add sums and counts over the processes of the default group; the identity without one.
 
-    Sums, not means, are added, so unequal shards count by their size. For the edge rule the units
-    are groups: results equal one process on the concatenated batch when every shard is a whole
-    number of groups. Cost: one all-reduce of all gradients, flattened.
+    Sums, not means, are added, so unequal shards count by their size. For the edge rule the result
+    equals one process on the concatenated batch when every shard is a whole number of groups.
+    Cost: one all-reduce of all gradients, flattened.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not is_parallel():
         return local
-    names = sorted(local.gradients)
-    first = local.gradients[names[0]]
-    counts = torch.tensor([local.counts[n] for n in names], dtype=first.dtype, device=first.device)
-    flat = torch.cat([*(local.gradients[n].reshape(-1) for n in names), counts])
+    names = sorted(local.sums)
+    first = local.sums[names[0]]
+    flat = torch.cat([*(local.sums[n].reshape(-1) for n in names), first.new_tensor([local.count])])
     dist.all_reduce(flat)
-    out: dict[str, Tensor] = {}
-    start = 0
-    for name in names:
-        size = local.gradients[name].numel()
-        out[name] = flat[start : start + size].reshape(local.gradients[name].shape)
-        start += size
-    return LocalGradients(out, dict(zip(names, flat[start:].tolist(), strict=True)))
+    *parts, count = flat.split([*(local.sums[n].numel() for n in names), 1])
+    shaped = {n: p.view(local.sums[n].shape) for n, p in zip(names, parts, strict=True)}
+    return LocalGradients(float(count), shaped)

@@ -8,11 +8,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchsheaf.network.parameters import weight_edge
 from torchsheaf.outcome import ConvergenceError, Outcome
-from torchsheaf.train.edge import _all_learn, split, with_ones
-from torchsheaf.train.first_order import add_gradients
-from torchsheaf.train.rule import Batch, LocalGradients, LocalRule, adjoint_substitution
+from torchsheaf.train.rule import (
+    Batch,
+    LocalGradients,
+    LocalRule,
+    adjoint_substitution,
+    has_live_bias,
+    least_squares,
+)
 
 
 @final
@@ -21,18 +25,22 @@ class RecursiveRule(LocalRule):
     """Recursive least squares per weight edge (orthogonal weight modification; OWM, 2019).
 
     Q = A P, M = Q Aᵀ + ρ I, `.grad` = −(M⁻¹ F)ᵀ Q, then P ← (P − Qᵀ M⁻¹ Q)/ρ, from
-    P₀ = I/(damping · (n_in + 1)). `memory` is the number of samples remembered: ρ =
-    (1 − 1/memory) per sample; ∞ forgets nothing (ρ = 1). For streams, batch size 1, continual
-    learning. Step with `torch.optim.SGD(lr=1)`; lower it for deep nets.
+    P₀ = I/(damping · n), n = n_in + 1. `memory` is the number of samples remembered: ρ =
+    (1 − 1/memory) per sample; ∞ forgets nothing (ρ = 1). Then P = (Σ AᵀA + damping · n I)⁻¹: a
+    ridge regression over everything seen so far. For streams, batch size 1, continual learning.
+    Step with `torch.optim.SGD(lr=1)`; lower it for deep nets.
 
-    In float32 with forgetting P can lose definiteness: it is kept symmetric and its diagonal is
-    checked at every step; a non-positive entry raises `ConvergenceError` and leaves the weights
-    untouched. Cost: O(n_in²) memory per edge; 2–4 times a backprop step.
+    In float32 P can lose definiteness, with forgetting above all. P is updated by a symmetric
+    product, P − GᵀG with G = chol(M)⁻¹Q, and its diagonal is checked at every step; a
+    non-positive entry raises `ConvergenceError` and leaves weights and memory untouched.
+    Cost: O(n²) memory per edge; 2–4 times a backprop step. Not for data-parallel training: every
+    process would remember different samples.
     """
 
     damping: float = 0.01
     memory: float = math.inf
     name: str = "recursive"
+    parallel: bool = False
     inverse_moments: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -43,51 +51,63 @@ class RecursiveRule(LocalRule):
 
     def gradients(self, batch: Batch) -> LocalGradients:
         arriving = adjoint_substitution(batch)
-        total: dict[str, Tensor] = {}
-        counts: dict[str, float] = {}
-        fresh: dict[str, Tensor] = {}
+        total = LocalGradients(batch.size, {})
+        fresh = dict(self.inverse_moments)
+        lowest: list[Tensor] = []
         for edge in batch.sheaf.edges.values():
             if not edge.parameters or edge.name not in arriving:
                 continue
-            least_squares = weight_edge(batch.sheaf.network, edge.node)
-            if least_squares is None or not _all_learn(batch, least_squares):
-                add_gradients(total, batch, edge.name, arriving[edge.name])
-                counts |= {n: float(batch.size) for n in edge.parameters}
+            problem = least_squares(batch, edge)
+            if problem is None:
+                total.add_edge(batch, edge, arriving[edge.name])
                 continue
-            a = with_ones(least_squares, batch)
-            f = -least_squares.spread(arriving[edge.name])
-            known = fresh.get(least_squares.weight)
-            step, fresh[least_squares.weight] = self._update(
-                least_squares.weight, a, f, batch.size, known
+            a, g = (
+                problem.rows(batch.sheaf.network, batch.values),
+                problem.spread(arriving[edge.name]),
             )
-            for name, part in split(least_squares, -step, batch).items():
-                total[name] = total[name] + part if name in total else part
-                counts[name] = 1.0
-        self.inverse_moments.update(fresh)
-        return LocalGradients(total, counts)
+            ones = has_live_bias(batch, problem)
+            if ones:
+                a = torch.cat([a, a.new_ones(a.shape[0], 1)], 1)
+            step, p = self._update(fresh.get(problem.weight), a, g, batch.size)
+            fresh[problem.weight] = p
+            lowest.append(p.diagonal().min())
+            # The rule's step is a sum over the batch, not a mean: undo the division by the size.
+            step = step * batch.size
+            weight = batch.sheaf.network.state(problem.weight)
+            total.add(problem.weight, (step[:, :-1] if ones else step).reshape(weight.shape))
+            if ones and problem.bias is not None:
+                total.add(problem.bias, step[:, -1])
+        self._check(fresh, lowest)
+        self.inverse_moments = fresh
+        return total
 
-    def _update(
-        self, name: str, a: Tensor, f: Tensor, batch: int, known: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _update(self, p: Tensor | None, a: Tensor, g: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """(M⁻¹Λ)ᵀQ and the next P."""
         n = a.shape[1]
-        p = known if known is not None else self.inverse_moments.get(name)
         if p is None:
             p = torch.eye(n, dtype=a.dtype, device=a.device) / (self.damping * n)
         rho = 1.0 if math.isinf(self.memory) else (1 - 1 / self.memory) ** batch
         q = a @ p
         eye = torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
-        factor, failed = torch.linalg.cholesky_ex(q @ a.mT + rho * eye)
-        solved = torch.cholesky_inverse(factor) @ torch.cat([f, q], 1)
-        m_f, m_q = solved[:, : f.shape[1]], solved[:, f.shape[1] :]
-        p = (p - q.mT @ m_q) / rho
-        p = (p + p.mT) / 2
-        if int(failed) or not bool((p.diagonal() > 0).all()):
-            raise ConvergenceError(
-                Outcome.NONFINITE,
-                f"the recursive state of {name!r} lost definiteness (smallest diagonal entry "
-                f"{float(p.diagonal().min()):.1e}); use float64, memory=inf or more damping",
-            )
-        return m_f.mT @ q, p
+        factor = torch.linalg.cholesky_ex(torch.addmm(rho * eye, q, a.mT))[0]
+        root = torch.linalg.solve_triangular(factor, eye, upper=False)
+        gain = root @ q
+        step = (root @ g).mT @ gain
+        p = torch.addmm(p, gain.mT, gain, alpha=-1)
+        return step, (p if rho == 1 else p / rho)
+
+    def _check(self, fresh: Mapping[str, Tensor], lowest: list[Tensor]) -> None:
+        if not lowest:
+            return
+        values = torch.stack(lowest)
+        if bool((values > 0).all()):
+            return
+        name = next(n for n, p in fresh.items() if not bool((p.diagonal() > 0).all()))
+        raise ConvergenceError(
+            Outcome.NONFINITE,
+            f"the recursive state of {name!r} lost definiteness (smallest diagonal entry "
+            f"{float(fresh[name].diagonal().min()):.1e}); use float64, memory=inf or more damping",
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.inverse_moments)

@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from torchsheaf.cochain import Cochain
-from torchsheaf.sheaf import Sheaf
+from torchsheaf.network.parameters import WeightEdge, learns, pull_parameters
+from torchsheaf.sheaf import Edge, Sheaf
 from torchsheaf.train.losses import Loss
 
 
@@ -28,23 +30,40 @@ class Batch:
         """Number of samples."""
         return self.potential.shape[0]
 
+    @cached_property
+    def force(self) -> Tensor:
+        """∂Φ/∂z at the output of the forward pass."""
+        return self.loss.gradient(self.values[self.output], self.target)
 
-@dataclass(frozen=True)
+
+@dataclass
 class LocalGradients:
-    """What a rule hands back: a descent direction per parameter, summed over `count` units.
+    """What a rule hands back: per parameter the gradient summed over `count` samples.
 
-    `.grad` becomes −direction-style gradients: `gradients[name] / count`. Units are samples, or
-    groups of samples for the edge rule; sums and counts add up over data-parallel processes.
+    `.grad` becomes `sums[name] / count`. Sums and counts of data-parallel processes add up.
     """
 
-    gradients: Mapping[str, Tensor]
-    counts: Mapping[str, float]
+    count: float
+    sums: dict[str, Tensor]
+
+    def add(self, name: str, part: Tensor) -> None:
+        """Add one edge's part; a shared parameter meets several edges."""
+        self.sums[name] = self.sums[name] + part if name in self.sums else part
+
+    def add_edge(self, batch: Batch, edge: Edge, cotangent: Tensor) -> None:
+        """Add the first-order derivative of one edge, (∂f_e/∂θ)ᵀ cotangent."""
+        network = batch.sheaf.network
+        found = pull_parameters(network, edge.node, batch.values, cotangent, edge.weights)
+        for name, grad in found.items():
+            self.add(name, grad)
 
 
 class LocalRule(ABC):
     """Turns a batch into one gradient per parameter, each from its own edge only."""
 
     name: str
+    parallel: bool = True
+    """Whether sums over the processes of a data-parallel group mean anything."""
 
     @abstractmethod
     def gradients(self, batch: Batch) -> LocalGradients:
@@ -60,6 +79,19 @@ class LocalRule(ABC):
             raise ValueError(f"rule {self.name!r} has no memory, but {len(state)} tensors came")
 
 
+def least_squares(batch: Batch, edge: Edge) -> WeightEdge | None:
+    """The edge as a least-squares problem whose weight is to be learned, else None."""
+    found = edge.weights
+    if found is None or not learns(batch.sheaf.network.state(found.weight)):
+        return None
+    return found
+
+
+def has_live_bias(batch: Batch, edge: WeightEdge) -> bool:
+    """Whether the problem has a column of ones: a bias that is not frozen."""
+    return edge.bias is not None and learns(batch.sheaf.network.state(edge.bias))
+
+
 @torch.no_grad()
 def adjoint_substitution(batch: Batch) -> dict[str, Tensor]:
     """Cotangents ∂Φ/∂c_v for every vertex that the output depends on, by one reverse sweep.
@@ -70,11 +102,11 @@ def adjoint_substitution(batch: Batch) -> dict[str, Tensor]:
     """
     sheaf, network = batch.sheaf, batch.sheaf.network
     inputs = set(sheaf.inputs)
-    arriving = {batch.output: batch.loss.gradient(batch.values[batch.output], batch.target)}
+    arriving = {batch.output: batch.force}
     for node in reversed(network.nodes):
         g = arriving.get(node.name)
         if g is None or inputs.issuperset(node.parents):
-            continue
+            continue  # nothing below needs what would be pulled to an input
         for parent, pulled in network.linearise(node, batch.values, {}).pull(g).items():
             if parent not in inputs:
                 arriving[parent] = arriving[parent] + pulled if parent in arriving else pulled

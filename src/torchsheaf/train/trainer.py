@@ -11,7 +11,7 @@ from torchsheaf.train.edge import EdgeRule
 from torchsheaf.train.equilibrium import EquilibriumRule
 from torchsheaf.train.first_order import FirstOrderRule
 from torchsheaf.train.losses import Loss, loss_named
-from torchsheaf.train.parallel import reduce_gradients
+from torchsheaf.train.parallel import is_parallel, reduce_gradients
 from torchsheaf.train.recursive import RecursiveRule
 from torchsheaf.train.reluctance import Reluctance
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
@@ -53,7 +53,7 @@ class SheafTrainer:
         self.loss = loss_named(loss)
         self.rule = self._rule(rule)
         self.reluctance = reluctance
-        self._sheaf: Sheaf | None = None
+        self._sheaves: dict[int, Sheaf] = {}
 
     @staticmethod
     def _rule(rule: str | LocalRule) -> LocalRule:
@@ -68,52 +68,78 @@ class SheafTrainer:
         """The parameters that are trained; frozen ones (requires_grad=False) are left alone."""
         found = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if not found:
-            raise ValueError("every parameter of this model is frozen; nothing can be trained")
+            raise ValueError(_ALL_FROZEN)
         return found
 
     def sheaf(self, x: Tensor | Sequence[Tensor]) -> Sheaf:
-        """The sheaf of the model, read once."""
+        """The sheaf of the model, read once (once per batch size where the model fixes that)."""
         inputs = (x,) if isinstance(x, Tensor) else tuple(x)
-        if self._sheaf is None:
-            self._sheaf = encode(self.model, inputs)
-        self._sheaf = self._sheaf.at_batch(inputs[0].shape[0])
-        return self._sheaf
+        batch = inputs[0].shape[0] if inputs[0].ndim else 0
+        if not self._sheaves:
+            first = encode(self.model, inputs)
+            if len(first.outputs) != 1:
+                raise ValueError(
+                    f"the model returns {len(first.outputs)} outputs ({', '.join(first.outputs)}); "
+                    "a loss needs exactly one"
+                )
+            self._sheaves[batch] = first
+        if batch not in self._sheaves:
+            self._sheaves[batch] = next(iter(self._sheaves.values())).at_batch(batch)
+        return self._sheaves[batch]
 
     @torch.no_grad()
     def local_gradients(self, x: Tensor | Sequence[Tensor], y: Tensor) -> Tensor:
         """Fill `.grad` of every learnable parameter; returns the mean loss of the forward pass.
 
-        No autograd runs through the network: each edge uses its own local map. Raises
-        `ConvergenceError` when the loss is not finite (weights and gradients stay as they were)
-        and ValueError for wrong targets.
+        No autograd runs through the network: each edge uses its own local map. Under data
+        parallelism every process passes its shard, and the gradients are those of the whole batch.
+
+        Raises `ConvergenceError` when the loss is not finite or a rule fails (weights and
+        gradients stay as they were) and ValueError for wrong targets.
         """
-        sheaf = self.sheaf(x)
-        learnable = self.learnable
-        values = sheaf.forward(x)
-        output = sheaf.outputs[0]
-        target = self.loss.target(values[output], y)
-        potential = self.loss.potential(values[output], target)
-        loss = potential.mean()
+        batch = self.batch(x, y)
+        loss = batch.potential.mean()
         if not bool(loss.isfinite()):
             raise ConvergenceError(
                 Outcome.NONFINITE,
                 f"the loss is {float(loss)}: lower the learning rate or check the data; the "
                 "weights are as the last step left them",
             )
-        batch = Batch(sheaf, values, target, potential, self.loss, output)
-        self._store(reduce_gradients(self.rule.gradients(batch)), learnable)
+        if not self.rule.parallel and is_parallel():
+            raise ValueError(
+                f"rule {self.rule.name!r} has a memory of its own samples and cannot be reduced "
+                "over processes; write rule='edge', 'first-order' or 'equilibrium'"
+            )
+        self._store(batch.sheaf, reduce_gradients(self.rule.gradients(batch)))
         if self.reluctance is not None:
-            self.reluctance.add_to(learnable)
+            self.reluctance.add_to(self.learnable)
         return loss
 
-    def _store(self, found: LocalGradients, learnable: dict[str, nn.Parameter]) -> None:
-        by_identity = {id(p): p for p in learnable.values()}
-        sums: dict[int, Tensor] = {}
-        for name, total in found.gradients.items():
-            parameter = self._sheaf.network.state(name)  # type: ignore[union-attr]
-            if id(parameter) in by_identity:
-                mean = total / found.counts[name]
-                key = id(parameter)
-                sums[key] = sums[key] + mean if key in sums else mean
-        for key, grad in sums.items():
-            by_identity[key].grad = grad.reshape(by_identity[key].shape)
+    @torch.no_grad()
+    def batch(self, x: Tensor | Sequence[Tensor], y: Tensor) -> Batch:
+        """The forward pass of a batch with its checked target and loss, as rules take it."""
+        sheaf = self.sheaf(x)
+        values = sheaf.forward(x)
+        output = sheaf.outputs[0]
+        target = self.loss.target(values[output], y)
+        potential = self.loss.potential(values[output], target)
+        return Batch(sheaf, values, target, potential, self.loss, output)
+
+    @staticmethod
+    def _store(sheaf: Sheaf, found: LocalGradients) -> None:
+        means: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        for name, total in found.sums.items():
+            parameter = sheaf.network.state(name)
+            if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
+                # One parameter may be used under two names.
+                known = means.get(id(parameter))
+                total = total.reshape(parameter.shape)
+                means[id(parameter)] = (parameter, total if known is None else known[1] + total)
+        if not means:
+            raise ValueError(_ALL_FROZEN)
+        parameters, sums = zip(*means.values(), strict=True)
+        for parameter, grad in zip(parameters, torch._foreach_div(sums, found.count), strict=True):
+            parameter.grad = grad
+
+
+_ALL_FROZEN = "every parameter of this model is frozen; nothing can be trained"
