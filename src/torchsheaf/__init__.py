@@ -21,8 +21,10 @@ from torchsheaf.harmonic import Spectrum as Spectrum
 from torchsheaf.harmonic import harmonic_extension as harmonic_extension
 from torchsheaf.harmonic import spectrum as spectrum
 from torchsheaf.network import UnsupportedModel as UnsupportedModel
+from torchsheaf.network import register_rule as register_rule
 from torchsheaf.outcome import ConvergenceError as ConvergenceError
 from torchsheaf.outcome import Outcome as Outcome
+from torchsheaf.report import report as report
 from torchsheaf.sheaf import Sheaf as Sheaf
 from torchsheaf.sheaf import encode as encode
 from torchsheaf.train import SheafTrainer as SheafTrainer

@@ -7,7 +7,8 @@ save it with `figure.savefig(path)`, or show it as the last value of a notebook 
 from torchsheaf.figures.discord import discord_figure as discord_figure
 from torchsheaf.figures.graph import graph_figure as graph_figure
 from torchsheaf.figures.relaxation import relaxation_figure as relaxation_figure
-from torchsheaf.figures.samples import sample_strip as sample_strip
+from torchsheaf.figures.samples import sample_bars as sample_bars
+from torchsheaf.figures.samples import sample_picture as sample_picture
 from torchsheaf.figures.samples import samples_figure as samples_figure
 from torchsheaf.figures.spectrum import eigenvalue_figure as eigenvalue_figure
 from torchsheaf.figures.spectrum import eigenvector_figure as eigenvector_figure

@@ -82,7 +82,7 @@ def _layout(sheaf: Sheaf) -> tuple[dict[str, _Place], dict[tuple[str, int], _Pla
     for column in range(columns):
         own = names[column * length : (column + 1) * length]
         edges = [sheaf.edges[n] for n in own if n in sheaf.edges]
-        outside = dict.fromkeys(p for e in edges for p in e.parents if p not in own)
+        outside = sorted({p for e in edges for p in e.parents if p not in own}, key=names.index)
         for row, name in enumerate(outside):
             again[name, column] = _Place(column, row)
         for row, name in enumerate(own):

@@ -56,11 +56,27 @@ def samples_figure(
     return figure
 
 
-def sample_strip(x: Tensor, *, theme: Theme = LIGHT) -> Figure:
-    """One sample on its own."""
+def sample_picture(sample: Tensor, every: Tensor) -> Figure | None:
+    """One sample as a bare picture, grey values scaled over `every`; None if it is no picture.
+
+    The pixels are whole multiples of the sample's own, so that small images stay sharp.
+    """
+    shape = image_shape(tuple(sample.shape))
+    if shape is None:
+        return None
+    zoom = max(1, round(144 / max(shape[:2])))
+    figure = Figure(figsize=(zoom * shape[1] / 100, zoom * shape[0] / 100))
+    axes = figure.add_axes((0, 0, 1, 1))
+    _draw(axes, sample, every, LIGHT)
+    axes.set_axis_off()
+    return figure
+
+
+def sample_bars(sample: Tensor, every: Tensor, *, theme: Theme = LIGHT) -> Figure:
+    """One sample that is no picture: its numbers as bars, on the scale of `every`."""
     with theme.applied():
-        figure = new_figure(1.6, 1.6)
-        _draw(figure.add_subplot(), x[0], x, theme)
+        figure = new_figure(1.5, 1.5)
+        _draw(figure.add_subplot(), sample, every, theme)
     return figure
 
 

@@ -1,0 +1,192 @@
+"""Everything that a report shows, computed once."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torchsheaf.boundary import Pin, Problem, hold
+from torchsheaf.diagnose import Discord, Finding, agreement, discord
+from torchsheaf.flow import Trajectory, heat_flow
+from torchsheaf.harmonic import Extension, Spectrum, harmonic_extension, spectrum
+from torchsheaf.network import ExportedProgram
+from torchsheaf.report.labels import Labels, read_labels
+from torchsheaf.sheaf import Sheaf, encode
+
+Progress = Callable[[str, int, int], None]
+STAGES = ("reading the network", "forward pass", "spectrum", "relaxation", "labels", "page")
+"""What `progress(stage, number, of)` announces."""
+
+SPECTRUM_NUMBERS = 1.5e7
+"""Numbers that Lanczos may keep: bounds the samples whose spectrum is computed."""
+FLOW_NUMBERS = 2e5
+"""State size (samples × free coordinates) up to which the relaxation is computed."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The results behind a report.
+
+    A result that could not be had is None, and `missing` says why, by section: "spectrum",
+    "relaxation", "labels". `given` counts the samples that came, of which the first
+    `problem.batch` are analysed.
+    """
+
+    title: str
+    problem: Problem
+    inputs: tuple[Tensor, ...]
+    given: int
+    forward: Extension
+    findings: tuple[Finding, ...]
+    smallest: Spectrum | None
+    largest: Spectrum | None
+    flow: Trajectory | None
+    labels: Labels | None
+    pulled: Extension | None
+    table: Discord | None
+    missing: dict[str, str]
+    seconds: float
+
+    @property
+    def sheaf(self) -> Sheaf:
+        """The network as a sheaf."""
+        return self.problem.sheaf
+
+    @property
+    def gap(self) -> float | None:
+        """Median over samples of the smallest eigenvalue."""
+        return None if self.smallest is None else float(self.smallest.values[:, 0].median())
+
+
+def analyse(
+    model: nn.Module | ExportedProgram,
+    x: Tensor | Sequence[Tensor],
+    y: Tensor | None = None,
+    *,
+    title: str | None = None,
+    max_samples: int = 240,
+    hold_labels: str = "auto",
+    weight: float = float("inf"),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Analyse a model on a batch: agreement, spectrum, relaxation, disagreement with labels.
+
+    `x` is `(batch, *shape)` or a tuple; `y` class numbers or values, or None. At most
+    `max_samples` samples are used. `hold_labels` is "one-hot", "class mean" or "auto" (see
+    `read_labels`); a finite `weight` holds the label softly. `seed` fixes the random start.
+
+    Raises what `encode` and `hold` raise, and ValueError or TypeError naming `y`.
+    """
+    began = time.perf_counter()
+    announce = _announcer(progress)
+    announce(0)
+    inputs = (x,) if isinstance(x, Tensor) else tuple(x)
+    sheaf = encode(model, inputs)
+    given = inputs[0].shape[0]
+    if sheaf.network.fixed_batch is None:
+        inputs = tuple(t[:max_samples] for t in inputs)
+    problem = hold(sheaf, inputs)
+    announce(1)
+    forward = harmonic_extension(problem)
+    labels = None
+    if y is not None:
+        labels = read_labels(y[: problem.batch], forward.output, hold_labels)
+    missing: dict[str, str] = {}
+    announce(2)
+    smallest, largest = _spectra(problem, missing)
+    expected = _first_output(model, inputs)
+    findings = agreement(forward, expected, gap=smallest)
+    announce(3)
+    flow = _relax(problem, smallest, seed, missing)
+    announce(4)
+    pulled = _pull(problem, labels, weight, missing)
+    table = None if pulled is None else discord(pulled)
+    return Analysis(
+        title or _title(model), problem, inputs, given, forward, findings, smallest, largest, flow,
+        labels, pulled, table, missing, time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _announcer(progress: Progress | None) -> Callable[[int], None]:
+    def announce(number: int) -> None:
+        if progress is not None:
+            progress(STAGES[number], number, len(STAGES))
+
+    return announce
+
+
+def _title(model: nn.Module | ExportedProgram) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else "exported program"
+
+
+@torch.no_grad()
+def _first_output(model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]) -> Tensor:
+    run = model if isinstance(model, nn.Module) else model.module()
+    leaves = torch.utils._pytree.tree_leaves(run(*inputs))
+    return next(t for t in leaves if isinstance(t, Tensor) and t.is_floating_point())
+
+
+def _some(problem: Problem, count: float) -> Problem:
+    """The first samples, at least one; all of them where the model fixes its batch."""
+    if problem.sheaf.network.fixed_batch is not None:
+        return problem
+    return problem.samples(torch.arange(max(1, min(problem.batch, int(count)))))
+
+
+def _spectra(problem: Problem, missing: dict[str, str]) -> tuple[Spectrum | None, Spectrum | None]:
+    some = _some(problem, min(100, SPECTRUM_NUMBERS / (60 * problem.free.dim)))
+    found = [spectrum(some, which=which, throw=False) for which in ("smallest", "largest")]
+    worst = max(float(s.residual.max()) for s in found)
+    if not worst <= 1e-2:
+        missing["spectrum"] = (
+            f"Lanczos did not settle on the extreme eigenvalues (relative residual {worst:.1e})."
+        )
+        return None, None
+    return found[0], found[1]
+
+
+def _relax(
+    problem: Problem, gap: Spectrum | None, seed: int, missing: dict[str, str]
+) -> Trajectory | None:
+    dim = problem.free.dim
+    if dim > FLOW_NUMBERS:
+        missing["relaxation"] = (
+            f"With {dim:,} free coordinates the relaxation would take longer than the rest of "
+            "this page together; torchsheaf.heat_flow computes it."
+        )
+        return None
+    some = _some(problem, min(16, FLOW_NUMBERS / dim))
+    slowest = 0.1 if gap is None else float(gap.values.min())
+    until = min(max(12 / slowest, 20.0), 400.0)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        return heat_flow(
+            some, start="random", until=until, times=161, generator=generator, tol=0.0,
+            progress=False, throw=False,
+        )  # fmt: skip
+    except ValueError as error:
+        missing["relaxation"] = f"No flow takes this network: {error}."
+        return None
+
+
+def _pull(
+    problem: Problem, labels: Labels | None, weight: float, missing: dict[str, str]
+) -> Extension | None:
+    if labels is None:
+        missing["labels"] = (
+            "No labels were given. With labels the page shows which steps resist them, and on "
+            "which samples."
+        )
+        return None
+    held = problem.pin(Pin(problem.sheaf.outputs[0], labels.target, weight=weight))
+    try:
+        return harmonic_extension(held, throw=False, max_passes=4000)
+    except ValueError as error:
+        missing["labels"] = (
+            "Labels were given, but no solver can relax this network with its output held "
+            f"({error})."
+        )
+        return None

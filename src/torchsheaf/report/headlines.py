@@ -1,0 +1,122 @@
+"""The findings in a few lines, for the top of the page and for the terminal."""
+
+import math
+
+import torch
+
+from torchsheaf.harmonic import Spectrum
+from torchsheaf.report.analysis import Analysis
+from torchsheaf.report.markup import number, percent
+
+
+def headlines(analysis: Analysis) -> tuple[str, ...]:
+    """One plain sentence or two per section, in the order of the page."""
+    found = [
+        _proof(analysis),
+        _settling(analysis),
+        _arrival(analysis),
+        _accuracy(analysis),
+        _resistance(analysis),
+    ]
+    return tuple(line for line in found if line)
+
+
+def _proof(analysis: Analysis) -> str:
+    steps = len(analysis.sheaf.edges)
+    difference = number(analysis.findings[0].value, 2)
+    if all(f.holds for f in analysis.findings):
+        return (
+            f"The forward pass is the one assignment on which all {steps} steps agree "
+            f"(relative difference to the model: {difference})."
+        )
+    failed = "; ".join(f.name for f in analysis.findings if not f.holds)
+    return f"A check failed, so read the rest with care: {failed}."
+
+
+def home(found: Spectrum) -> tuple[str, float]:
+    """The vertex with the largest mean share of an eigenvector, and that share."""
+    means = {name: float(share.mean()) for name, share in found.block_energy().items()}
+    name = max(means, key=means.__getitem__)
+    return name, means[name]
+
+
+def half_life(gap: float) -> float:
+    """Time in which the slowest mode of a disturbance halves."""
+    return math.log(2) / gap
+
+
+def _settling(analysis: Analysis) -> str:
+    if analysis.smallest is None or analysis.gap is None:
+        return ""
+    name, share = home(analysis.smallest)
+    return (
+        f"Left to settle, the slowest part of a disturbance halves every "
+        f"{number(half_life(analysis.gap), 2)} units of time; {percent(share)} of it sits on "
+        f"{name}."
+    )
+
+
+def arrival(analysis: Analysis) -> float | None:
+    """Largest difference between the relaxed output and the model's, relative to the latter."""
+    flow = analysis.flow
+    if flow is None:
+        return None
+    ours = analysis.forward.output[: flow.output.shape[0]]
+    scale = float(ours.abs().max()) or 1.0
+    return float((flow.output - ours).abs().max()) / scale
+
+
+def _arrival(analysis: Analysis) -> str:
+    distance = arrival(analysis)
+    if analysis.flow is None or distance is None:
+        return ""
+    return (
+        f"From random values everywhere, the network finds its own output by local steps alone: "
+        f"relative difference {number(distance, 2)} after {number(float(analysis.flow.times[-1]))} "
+        "units of time."
+    )
+
+
+def _accuracy(analysis: Analysis) -> str:
+    labels = analysis.labels
+    if labels is None:
+        return ""
+    output = analysis.forward.output
+    if not labels.is_classes:
+        error = float((output - labels.target).square().mean().sqrt())
+        return f"The root-mean-square error on these samples is {number(error)}."
+    wrong = labels.wrong(output)
+    right = 1 - float(wrong.double().mean())
+    line = f"{right:.1%} of {len(wrong)} samples are classified as labelled"
+    table = analysis.table
+    if table is not None and bool(wrong.any()):
+        count = int(wrong.sum())
+        top = table.worst(2 * count).cpu()
+        caught = int(wrong[top].sum())
+        line += (
+            f"; of the {count} that are not, {caught} are among the {len(top)} samples that "
+            "disagree most with their label"
+        )
+    return line + "."
+
+
+def _resistance(analysis: Analysis) -> str:
+    table = analysis.table
+    if table is None or not float(table.total.sum()) > 0:
+        return ""
+    share = table.share
+    i = int(share.argmax())
+    edge = table.edges[i]
+    kinds = {k: float(v.sum() / table.total.sum()) for k, v in table.by_kind.items()}
+    spread = ", ".join(
+        f"{percent(v)} {k}" for k, v in sorted(kinds.items(), key=lambda item: -item[1])
+    )
+    return (
+        f"Held to its labels, the network disagrees most at {edge.name} ({edge.op}), "
+        f"{percent(float(share[i]))} of the total; by kind of step: {spread}."
+    )
+
+
+def typical(values: torch.Tensor) -> float:
+    """The median as a float."""
+    return float(values.double().median())

@@ -1,0 +1,89 @@
+"""What it means to hold a label: classes or values → the output that is wanted."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+HOLDS = ("auto", "one-hot", "class mean")
+SOFT_WEIGHT = 100.0
+"""Weight of the soft pin where outputs are probabilities and the label itself is out of reach."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels with the output they ask for.
+
+    `target` is `(batch, *output shape)`; `is_classes` says whether `y` holds class numbers; `how`
+    is a sentence for readers.
+    """
+
+    y: Tensor
+    target: Tensor
+    is_classes: bool
+    how: str
+
+    def wrong(self, output: Tensor) -> Tensor:
+        """Which samples the model gets wrong, `(batch,)`; none for values."""
+        if not self.is_classes:
+            return torch.zeros(len(self.y), dtype=torch.bool)
+        return (output.argmax(1) != self.y).cpu()
+
+
+def read_labels(y: Tensor, output: Tensor, hold: str = "auto") -> Labels:
+    """The output that labels ask for.
+
+    Class numbers `(batch,)` for an output `(batch, classes)` become one-hot vectors, or with
+    "class mean" the model's mean output over the samples of that class which it gets right;
+    "auto" takes one-hot where the outputs are on that scale, between −1 and 2 for 95% of them.
+    Values must have the output's shape (a missing last axis of length 1 is added).
+
+    Raises ValueError or TypeError naming y.
+    """
+    if hold not in HOLDS:
+        raise ValueError(f"hold_labels is {hold!r}; write one of {', '.join(map(repr, HOLDS))}")
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y is a {type(y).__name__}; pass a tensor of labels, batch first")
+    if y.ndim == 0 or y.shape[0] != output.shape[0]:
+        raise ValueError(f"y has shape {tuple(y.shape)}; write one label per sample of x")
+    if not y.is_floating_point() and y.ndim == 1 and output.ndim == 2 and output.shape[1] > 1:
+        return _classes(y.to(device=output.device, dtype=torch.int64), output, hold)
+    values = y.to(output)
+    if values.shape == output.shape[:-1] and output.shape[-1] == 1:
+        values = values.unsqueeze(-1)
+    if values.shape != output.shape:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} and type {y.dtype}; write {tuple(output.shape)} values, "
+            f"or {len(output)} class numbers of an integer type"
+        )
+    if not bool(values.isfinite().all()):
+        raise ValueError("y contains NaN or infinity; pass finite labels")
+    return Labels(values, values, False, "The output is held at the wanted value.")
+
+
+def _classes(y: Tensor, output: Tensor, hold: str) -> Labels:
+    classes = output.shape[1]
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        raise ValueError(
+            f"y has class numbers {int(y.min())} … {int(y.max())}; the output has {classes} "
+            f"classes, numbered 0 … {classes - 1}"
+        )
+    one_hot = functional.one_hot(y, classes).to(output)
+    usual = float(((output >= -1) & (output <= 2)).double().mean()) >= 0.95
+    if hold == "one-hot" or (hold == "auto" and usual):
+        how = "The output is held at the label as a one-hot vector: 1 for its class, 0 elsewhere."
+        return Labels(y, one_hot, True, how)
+    right = output.argmax(1) == y
+    means = []
+    for k in range(classes):
+        member = right & (y == k)
+        member = member if bool(member.any()) else y == k
+        # A class without samples is never asked for.
+        means.append(output[member].mean(0) if bool(member.any()) else output.new_zeros(classes))
+    how = (
+        "The outputs are scores on a scale of their own, far from 0 and 1. So each sample's output "
+        "is held at what this model typically answers for the label: its mean output over the "
+        "samples of that class that it gets right."
+    )
+    return Labels(y, torch.stack(means)[y], True, how)
