@@ -254,13 +254,16 @@ class Attention(Differential):
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         nq, nk, nv = self.names
-        found: dict[str, Tensor] = {}
+        terms: list[tuple[str, Tensor]] = []
         if nv:
-            found[nv] = self._probabilities.mT @ cotangent
+            terms.append((nv, self._probabilities.mT @ cotangent))
         if nq or nk:
             change = self._scale * self._through_softmax(cotangent @ self.v.mT)
             if nq:
-                found[nq] = change @ self.k
+                terms.append((nq, change @ self.k))
             if nk:
-                found[nk] = change.mT @ self.q
+                terms.append((nk, change.mT @ self.q))
+        found: dict[str, Tensor] = {}
+        for name, g in terms:  # one value may be queries, keys and values at once
+            found[name] = found[name] + g if name in found else g
         return found

@@ -78,7 +78,6 @@ AFFINE: dict[str, Rule] = {
     "aten.baddbmm.default": Rule(Kind.SMOOTH, linear_in=(0, 1, 2)),
     "aten.bilinear.default": _EITHER,
     "aten.embedding.default": _FIRST,
-    "aten.embedding_bag.default": _FIRST,
     "aten.conv1d.default": _conv(1),
     "aten.conv2d.default": _conv(2),
     "aten.conv3d.default": _conv(3),

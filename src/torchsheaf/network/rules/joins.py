@@ -1,11 +1,13 @@
 """Joins: operations of several activations, additive (constant blocks) or multiplicative."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torchsheaf.network.differential import Attention, Combination, Differential, Product
+from torchsheaf.network.differential import Attention, Combination, Differential, Product, Tangent
 from torchsheaf.network.rules.affine import pointwise
 from torchsheaf.network.rules.rule import Kind, Rule, Shortcut, Site
 
@@ -35,23 +37,26 @@ def _product(site: Site) -> Differential | None:
     return None
 
 
-def _attention(site: Site) -> Differential | None:
-    """Closed forms for the common call: no dropout, no grouped queries."""
+def _attention(site: Site) -> Differential:
+    """Closed forms for the common call; the fused kernels have no forward mode, so others go
+    through torch's composed one.
+    """
     names, given = [site.name_at(i) for i in range(3)], dict(site.kwargs)
     for position, name in enumerate(("attn_mask", "dropout_p", "is_causal"), start=3):
         if len(site.args) > position:
             given[name] = site.args[position]
-    mask = given.get("attn_mask")
-    tensors: list[Tensor] = list(site.args[:3])
-    if given.get("enable_gqa") or len({n for n in names if n}) < len([n for n in names if n]):
-        return None
-    if set(site.operands) != {n for n in names if n}:
-        return None
-    q, k, v = tensors
-    if len({q.shape[:-2], k.shape[:-2], v.shape[:-2]}) != 1:
-        return None
+    q, k, v = site.args[:3]
+    plain = not given.get("enable_gqa") and len({q.shape[:-2], k.shape[:-2], v.shape[:-2]}) == 1
+    if not plain or set(site.operands) != {n for n in names if n}:
+        return Tangent(partial(_composed, site), site.operands)
     causal = bool(given.get("is_causal", False))
-    return Attention((names[0], names[1], names[2]), q, k, v, mask, causal, given.get("scale"))
+    mask, scale = given.get("attn_mask"), given.get("scale")
+    return Attention((names[0], names[1], names[2]), q, k, v, mask, causal, scale)
+
+
+def _composed(site: Site, *values: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return site.function(*values)
 
 
 def _no_dropout(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

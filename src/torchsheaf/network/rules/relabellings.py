@@ -20,7 +20,7 @@ RELABELLINGS: dict[str, Rule] = {
             "permute.default", "transpose.int", "t.default", "mT.default", "squeeze.dim",
             "squeeze.dims", "squeeze.default", "unsqueeze.default", "slice.Tensor", "select.int",
             "expand.default", "repeat.default", "repeat_interleave.self_int", "contiguous.default",
-            "clone.default", "alias.default", "detach.default", "detach_.default",
+            "clone.default", "alias.default", "detach.default",
             "lift_fresh_copy.default", "movedim.int", "movedim.intlist", "swapaxes.default",
             "split.Tensor", "split.sizes", "split_with_sizes.default", "tensor_split.sections",
             "chunk.default", "unbind.int", "unsafe_chunk.default", "unsafe_split.Tensor",
@@ -35,8 +35,8 @@ RELABELLINGS: dict[str, Rule] = {
     **{
         f"aten.{name}": _CONSTANT
         for name in (
-            "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default",
-            "new_zeros.default", "new_ones.default", "new_full.default", "new_empty.default",
+            "zeros_like.default", "ones_like.default", "full_like.default",
+            "new_zeros.default", "new_ones.default", "new_full.default",
         )
     },
 }  # fmt: skip

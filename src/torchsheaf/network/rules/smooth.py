@@ -18,8 +18,8 @@ _POINTWISE = (
 
 _DENSE = (
     "softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
-    "logsumexp.default", "layer_norm.default", "native_layer_norm.default", "rms_norm.default",
-    "group_norm.default", "native_group_norm.default", "var.correction", "var.dim", "std.dim",
+    "logsumexp.default", "layer_norm.default", "rms_norm.default",
+    "group_norm.default", "var.correction", "var.dim", "std.dim",
     "std.correction", "var_mean.correction", "linalg_vector_norm.default", "norm.ScalarOpt_dim",
     "prod.dim_int", "glu.default", "pow.Tensor_Tensor", "pow.Scalar", "atan2.default",
     "logaddexp.default", "gru_cell.default", "lstm_cell.default", "rnn_tanh_cell.default",
