@@ -95,7 +95,7 @@ def partial() -> Shown:
         step = np.zeros_like(w1)
         step[index] = h
         ahead, behind = (two_edge_minimum(w1 + s * step, b1, w2, b2, x, y) for s in (1, -1))
-        worst = max(worst, abs((ahead - behind) / (2 * h) - local[index]))
+        worst = max(worst, abs((ahead - behind) / (2 * h) - float(local[index])))
     return Shown(
         (
             f"max |local derivative − finite difference| over W1: {worst:.1e} "

@@ -1,7 +1,10 @@
 """Lab 14 of the web book, "Residual-Block Sheaf": a chord is not a sum."""
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .entry import Register, Shown
 from .relu_path import Array
@@ -44,15 +47,15 @@ def lab_system(x: Array, sign: float = 1.0) -> tuple[Array, Array]:
     return delta, np.concatenate([w1 @ x + b1, np.zeros(N), sign * (out - b2), out - x])
 
 
-def path_matrix(r1: Array, w2: Array, r2: Array) -> Array:
+def path_matrix(r1: NDArray[Any], w2: Array, r2: NDArray[Any]) -> Array:
     """δ on (z1, a1, z2, out) for the masks r1, r2: one row per node."""
     eye, zero = np.eye(N), np.zeros((N, N))
     return np.block(
         [
             [eye, zero, zero, zero],
-            [-np.diag(r1), eye, zero, zero],
+            [-np.diag(r1 * 1.0), eye, zero, zero],
             [zero, -w2, eye, zero],
-            [zero, zero, -np.diag(r2), eye],
+            [zero, zero, -np.diag(r2 * 1.0), eye],
         ]
     )
 
@@ -73,10 +76,12 @@ def shape() -> Shown:
 def module() -> Shown:
     """Text: ReLU(W2 a1 + b2) + x. Module: ReLU(W2 a1 + b2 + x)."""
     gaps = [float(np.abs(parts(x)[3] - np.maximum(parts(x)[2] + x, 0)).max()) for x in lab_inputs()]
-    return Shown((f"max-norm difference over 50 inputs: {quantiles(gaps)}",), np.median(gaps) > 0.1)
+    return Shown(
+        (f"max-norm difference over 50 inputs: {quantiles(gaps)}",), bool(np.median(gaps) > 0.1)
+    )
 
 
-def plotted_error(x: Array, scramble: bool) -> tuple[float, Array]:
+def plotted_error(x: Array, scramble: bool) -> tuple[float, NDArray[Any]]:
     """(the lab's plotted number, the cochain its solve returned); scramble replaces δ by noise."""
     delta, side = lab_system(x)
     if scramble:
@@ -140,7 +145,7 @@ def recovers() -> Shown:
             c = np.linalg.lstsq(delta, side)[0]
             residuals.append(float(np.linalg.norm(delta @ c - side)))
             errors.append(float(np.abs(c[N:] - parts(x)[1]).max()))
-        bad = bad and np.median(residuals) > 0.1
+        bad = bad and bool(np.median(residuals) > 0.1)
         lines.append(f"{label}: residual {quantiles(residuals)}; error of a1 {quantiles(errors)}")
     return Shown(tuple(lines), bad)
 
@@ -153,14 +158,14 @@ def chord() -> Shown:
     residuals, apart, gap = [], [], 0.0
     for x in lab_inputs():
         z1, _, z2, out = parts(x)
-        delta = path_matrix((z1 > 0) * 1.0, w2, (z2 > 0) * 1.0)
+        delta = path_matrix(z1 > 0, w2, z2 > 0)
         stacked = np.vstack([delta, rows])
         side = np.concatenate([w1 @ x + b1, np.zeros(N), b2, np.zeros(N), x])
         c = np.linalg.lstsq(stacked, side)[0]
         k = np.linalg.inv(delta.T @ delta)[3 * N :, 3 * N :]
         d = x - np.maximum(z2, 0)
         left = float(np.sum((stacked @ c - side) ** 2))
-        gap = max(gap, abs(left - d @ np.linalg.solve(np.eye(N) + k, d)))
+        gap = max(gap, abs(left - float(d @ np.linalg.solve(np.eye(N) + k, d))))
         residuals.append(np.sqrt(left))
         apart.append(float(np.abs(rows @ c - out).max()))
     return Shown(
@@ -179,7 +184,7 @@ def join() -> Shown:
     worst, determinants = 0.0, []
     for x in lab_inputs():
         z1, _, z2, out = parts(x)
-        delta = path_matrix((z1 > 0) * 1.0, w2, (z2 > 0) * 1.0)
+        delta = path_matrix(z1 > 0, w2, z2 > 0)
         c = np.linalg.solve(delta, np.concatenate([w1 @ x + b1, np.zeros(N), b2, x]))
         worst = max(worst, float(np.abs(c[-N:] - out).max()))
         determinants.append(np.linalg.det(delta))
@@ -243,7 +248,7 @@ def forcing() -> Shown:
         c = np.random.default_rng(2).standard_normal(4 * N)
         energies = []
         for _ in range(4000):
-            delta = path_matrix((c[:N] > 0) * 1.0, w2, (c[2 * N : 3 * N] > 0) * 1.0)
+            delta = path_matrix(c[:N] > 0, w2, c[2 * N : 3 * N] > 0)
             energies.append(0.5 * np.sum((delta @ c - side) ** 2))
             c = c - 0.1 * delta.T @ (delta @ c - force * side)
         ends.append(float(np.abs(c - goal).max()))
