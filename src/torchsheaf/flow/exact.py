@@ -95,6 +95,7 @@ class _Run:
     active: Tensor
     fresh: Tensor
     written: Tensor
+    hint: Tensor
     events: list[tuple[Tensor, ...]]
     first: Tensor | None = None
     pieces: int = 0
@@ -112,7 +113,8 @@ class _Run:
         inf = torch.full_like(time, torch.inf)
         return cls(
             task, solver, flat, time, torch.where(fresh, state - 1, state), state.clone(),
-            inf, everyone, fresh, torch.zeros_like(everyone), [],
+            inf, everyone, fresh, torch.zeros_like(everyone),
+            torch.full_like(flat[:, 0], 1 / task.alpha), [],
         )  # fmt: skip
 
     def advance(self) -> None:
@@ -131,14 +133,18 @@ class _Run:
         region = Region(problem, walls, c, self.state[at], task.alpha)
         velocity = -task.alpha * region.moving * gradient
         left = (task.until - self.time[at]).to(above.dtype)
-        piece = self.solver.solve(region, velocity, left)
+        piece = self.solver.solve(region, velocity, torch.minimum(left, self.hint[at]))
         self.pieces += int(at.numel())
-        rest = piece.modes.arrival(task.alpha * task.tol)
+        rest = piece.modes.arrival(0.99 * task.alpha * task.tol)
         horizon = torch.minimum(torch.minimum(left, piece.modes.horizon), rest)
         guards = _guards(region, piece, above, below, drift)
         crossing = first_crossing(guards, piece.modes.rates, horizon)
         resting = (crossing.row < 0) & (crossing.time >= rest)
         ended = resting | ((crossing.row < 0) & (crossing.time >= left))
+        # How far the next piece will want to see: twice as far as this one went, four times if
+        # it could not see its end.
+        growth = torch.where(crossing.row >= 0, 2.0, 4.0)
+        self.hint[at] = (growth * crossing.time).clamp_min(0.25 / task.alpha)
         self._record(problem, region, piece, crossing.time, ended)
         self._move(region, piece, crossing.time, crossing.row)
         self.stopped[at[resting]] = self.time[at[resting]]

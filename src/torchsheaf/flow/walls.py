@@ -82,7 +82,7 @@ class Walls:
 
     @cached_property
     def padded(self) -> Tensor:
-        """Thresholds with −∞ before and +∞ after, `(walls, K + 2)`: interval k is between k, k+1."""
+        """Thresholds between −∞ and +∞, `(walls, K + 2)`: interval k lies between k and k + 1."""
         edge = self.thresholds.new_full((len(self), 1), torch.inf)
         return torch.cat([-edge, self.thresholds, edge], 1)
 

@@ -73,7 +73,7 @@ def krylov_modes(
     becomes invariant is exact. Otherwise the defect of the approximation is β_m |(eᵀ_m y(s))| with
     y its Krylov coordinates of ċ·, and because ‖e^{−sA}‖ ≤ 1 the error at s is at most the
     integral of the defect (times s-independent 1): `horizon` is where that reaches `tol` (batch,).
-    Stops early once every horizon is beyond `reach`.
+    Stops early once three samples of four see beyond their `reach`.
 
     Cost: one application of A per basis vector; memory O(batch · n · basis).
     Reference: Hochbruck & Lubich 1997, SIAM J. Numer. Anal. 34, sections 3 and 6.
@@ -83,10 +83,10 @@ def krylov_modes(
     eps = torch.finfo(velocity.dtype).eps
     norm = velocity.norm(dim=1)
     alive = norm > tiny
-    basis = [torch.where(alive[:, None], velocity / norm.clamp_min(tiny)[:, None], 0.0)]
-    stacked = velocity.new_zeros(batch, n, max_basis)
-    stacked[..., 0] = basis[0]
-    projected = velocity.new_zeros(batch, max_basis, max_basis)
+    most = min(n, max_basis)
+    stacked = velocity.new_zeros(batch, n, most)
+    stacked[..., 0] = torch.where(alive[:, None], velocity / norm.clamp_min(tiny)[:, None], 0.0)
+    projected = velocity.new_zeros(batch, most, most)
     scale = torch.zeros_like(norm)
     size = 0
     while True:
@@ -101,12 +101,13 @@ def krylov_modes(
         beta = image.norm(dim=1)
         alive = alive & (beta > 64 * eps * scale)
         beta = torch.where(alive, beta, 0.0)
-        full = size == min(n, max_basis) or not bool(alive.any())
+        full = size == most or not bool(alive.any())
         if full or (reach is not None and size % 8 == 0):
             found = _ritz(known, projected[:, :size, :size], norm, beta, tol)
             if size == n:
                 found = Modes(found.vectors, found.rates, torch.full_like(norm, torch.inf))
-            if full or (reach is not None and bool((found.horizon >= reach).all())):
+            seen = reach is not None and float((found.horizon >= reach).double().mean()) >= 0.75
+            if full or seen:
                 return found
         stacked[..., size] = torch.where(alive[:, None], image / beta.clamp_min(tiny)[:, None], 0.0)
 
@@ -125,7 +126,7 @@ def _ritz(basis: Tensor, projected: Tensor, norm: Tensor, beta: Tensor, tol: Ten
 
 def _horizon(last: Tensor, rates: Tensor, beta: Tensor, tol: Tensor) -> Tensor:
     """Where ∫₀ˢ β |Σ_i last_i φ(ρ_i, u)| du reaches tol, on a geometric grid of times."""
-    grid = torch.logspace(-8, 8, 129, dtype=rates.dtype, device=rates.device)
+    grid = torch.logspace(-6, 8, 71, dtype=rates.dtype, device=rates.device)
     times = grid / rates.amax(1, keepdim=True)
     values = integral(rates[:, None, :], times[..., None]) * last[:, None, :]
     defect = beta[:, None] * values.sum(-1).abs()
