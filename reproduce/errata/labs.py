@@ -52,16 +52,17 @@ def fused_run(seed: int, dt: float = 1e-3, steps: int = 6000) -> tuple[Array, Ar
     w1, w2 = net.weights
     x, c = rng.standard_normal(2), 2 * rng.standard_normal(5)
     side = np.append(w1 @ x, 0.0)
-    energies, gaps, switches, old = [], [], [], None
+    energies, gaps, switches, old, gap = [], [], [], None, 0.0
     for step in range(steps):
         mask = c[:4] > 0
         delta = np.eye(5)
         delta[4, :4] = -w2[0] * mask
         residual = delta @ c - side
         energies.append(0.5 * residual @ residual)
-        gaps.append(np.linalg.eigvalsh(delta.T @ delta)[0])
-        if old is not None and np.any(mask != old):
-            switches.append(step)
+        if old is None or np.any(mask != old):
+            gap = np.linalg.eigvalsh(delta.T @ delta)[0]
+            switches += [step] if step else []
+        gaps.append(gap)
         old, c = mask, c - dt * delta.T @ residual
     return np.array(energies), np.array(gaps), switches
 
