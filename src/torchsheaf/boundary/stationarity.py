@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.problem import Problem
-from torchsheaf.cochain import Cochain
-from torchsheaf.network import ScalarGate
+from torchsheaf.boundary.ties import Windows, divide
+from torchsheaf.cochain import Cochain, coordinates
+from torchsheaf.network import Composition, Gate, ScalarGate
+from torchsheaf.network.gates import SlopeGate
 
 OFF, ON, SLIDING = 0, 1, 2
 
@@ -18,14 +20,15 @@ class GateStates:
     """Per gate operation, the state of every gate: 0 off, 1 on, 2 sliding; `(batch, *shape)`.
 
     "on" means the steepest piece is selected; "sliding" means that the pre-activation sits on a
-    breakpoint towards which the energy pulls it from both sides (docs/theory.md, T4).
+    breakpoint towards which the energy pulls it from both sides (docs/theory.md, T4). A max-pool
+    window is on, and sliding when several inputs share its maximum and the pull on it.
     """
 
     states: Mapping[str, Tensor]
 
     def count(self, state: int) -> Tensor:
         """How many gates of each sample are in a state, `(batch,)` (0 for a net without gates)."""
-        counts = [(s == state).flatten(1).sum(1) for s in self.states.values()]
+        counts = [coordinates(s == state).sum(1) for s in self.states.values()]
         return torch.stack(counts).sum(0) if counts else torch.zeros(1, dtype=torch.int64)
 
     @property
@@ -52,8 +55,12 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     subdifferential is [D⁻, D⁺] and the state is sliding when it contains 0 in its interior; if
     D⁻ > D⁺ (downward kink, where a minimiser never sits) it is {D⁻, D⁺}: the limiting
     subdifferential, which unlike Clarke's does not call such a point stationary. Coordinates are
-    independent, so the distance is the norm of the coordinates' distances. Max-pooling ties take
-    the selected input (docs/theory.md).
+    independent, so the distance is the norm of the coordinates' distances.
+
+    Where inputs of a max-pooling window tie and the energy pulls the maximum down, any division of
+    that pull among them is a subgradient, and the best one is taken; where it pulls up (a downward
+    kink) one input must take all of it. With overlapping windows the ties are treated one after
+    the other, which gives an upper bound of the distance.
 
     Cost: one forward and one reverse pass.
     """
@@ -84,53 +91,121 @@ def _one_sided(
     upper = {n: force[n] if n in force else torch.zeros_like(c[n]) for n in free}
     for name, p in problem.taps.items():
         if p.vertex in free:
-            flat = upper[p.vertex].flatten(1).index_add(1, p.index, force[name])
+            flat = coordinates(upper[p.vertex]).index_add(1, p.index, force[name])
             upper[p.vertex] = flat.reshape(upper[p.vertex].shape)
     jumps: dict[str, Tensor] = {}
-    on_break: list[tuple[str, Tensor, Tensor, Tensor, str]] = []
+    scalars: list[_OnBreak] = []
+    pools: list[_Pool] = []
     states: dict[str, Tensor] = {}
     for node in sheaf.network.nodes:
         pulled, taps = maps[node.name].pull_tapped(force[node.name])
         for parent, g in pulled.items():
             if parent in free:
                 upper[parent] = upper[parent] - g
-        for op in node.gates:
-            gate, z = sheaf.network.gate_operands(node, c)[op.name]
-            if not isinstance(gate, ScalarGate):
+        if not node.gates:
+            continue
+        for name, (gate, z) in sheaf.network.gate_operands(node, c).items():
+            operand = next(op.operands[0] for op in node.gates if op.name == name)
+            windows = Windows.of(gate)
+            if windows is not None:
+                pull = -windows.sign * taps[name]
+                pools.append(_Pool(name, windows, z, pull, maps[node.name], operand))
                 continue
             selected = gate.select(z)
-            states[op.name] = (selected == max(gate.slopes)).to(torch.int8) * ON
-            at_break, step = _slope_step(gate, z)
+            states[name] = (selected == selected.new_tensor(_steepest(gate))).to(torch.int8) * ON
+            at_break, step = slope_step(gate, z)
             if bool(at_break.any()):
-                jump = -step * taps[op.name]
-                for parent, g in maps[node.name].pull_into(op.operands[0], jump).items():
+                found = _OnBreak(name, at_break, maps[node.name], operand)
+                scalars.append(found)
+                for parent, g in maps[node.name].pull_into(operand, -step * taps[name]).items():
                     jumps[parent] = jumps[parent] + g if parent in jumps else g
-                    on_break.append((op.name, at_break, jump, z, parent))
-    _mark_sliding(states, on_break, upper, jumps, free)
-    return Cochain(upper), {n: j for n, j in jumps.items() if n in free}, states
+    for pool in pools:
+        pool.settle(upper, states)
+    jumps = {n: j for n, j in jumps.items() if n in free}
+    for found in scalars:
+        found.mark(states, upper, jumps)
+    return Cochain(upper), jumps, states
 
 
-def _slope_step(gate: ScalarGate, z: Tensor) -> tuple[Tensor, Tensor]:
+def _steepest(gate: Gate) -> float:
+    return max(gate.slopes) if isinstance(gate, ScalarGate) else 1.0
+
+
+def slope_step(gate: Gate, z: Tensor) -> tuple[Tensor, Tensor]:
     """Where z is exactly on a breakpoint, and slope above minus slope below there."""
     at, step = torch.zeros_like(z, dtype=torch.bool), torch.zeros_like(z)
-    for i, t in enumerate(gate.breakpoints):
+    for t, rise in gate_breaks(gate, z):
         here = z == t
         at |= here
-        step = torch.where(here, torch.full_like(z, gate.slopes[i + 1] - gate.slopes[i]), step)
+        step = torch.where(here, rise, step)
     return at, step
 
 
-def _mark_sliding(
-    states: dict[str, Tensor],
-    on_break: list[tuple[str, Tensor, Tensor, Tensor, str]],
-    upper: Mapping[str, Tensor],
-    jumps: Mapping[str, Tensor],
-    free: Mapping[str, tuple[int, ...]],
-) -> None:
-    for op, at_break, _, z, parent in on_break:
-        if parent not in free:
-            continue
-        low, up = upper[parent] - jumps[parent], upper[parent]
-        attracting = (low < 0) & (up > 0)
-        if attracting.shape == z.shape:  # a gate behind a relabelling keeps on/off only
-            states[op] = torch.where(at_break & attracting, SLIDING, states[op])
+def gate_breaks(gate: Gate, z: Tensor) -> list[tuple[float, Tensor]]:
+    """Breakpoints of a coordinatewise gate and the rise of its slope at each; none for others."""
+    if isinstance(gate, ScalarGate):
+        steps = zip(gate.breakpoints, gate.slopes, gate.slopes[1:], strict=False)
+        return [(t, z.new_tensor(above - below)) for t, below, above in steps]
+    if isinstance(gate, SlopeGate):
+        return [(0.0, 1 - gate.below.detach())]
+    return []
+
+
+@dataclass(frozen=True)
+class _OnBreak:
+    """A coordinatewise gate some of whose pre-activations sit on a breakpoint."""
+
+    operation: str
+    at_break: Tensor
+    maps: Composition
+    operand: str
+
+    def mark(
+        self, states: dict[str, Tensor], upper: Mapping[str, Tensor], jumps: Mapping[str, Tensor]
+    ) -> None:
+        """Mark those that the energy pulls there from both sides as sliding."""
+        attracting = {
+            n: ((upper[n] - j < 0) & (upper[n] > 0)).to(j.dtype) for n, j in jumps.items()
+        }
+        tangents = {p: attracting[p] for p in self.maps.parents if p in attracting}
+        if not tangents:
+            return
+        seen = self.maps.push_into(self.operand, tangents) > 0
+        states[self.operation] = torch.where(self.at_break & seen, SLIDING, states[self.operation])
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A gate that selects one input per window; `pull` > 0 where E pulls the maximum down."""
+
+    operation: str
+    windows: Windows
+    z: Tensor
+    pull: Tensor
+    maps: Composition
+    operand: str
+
+    def settle(self, upper: dict[str, Tensor], states: dict[str, Tensor]) -> None:
+        """Divide the pull among tied inputs, in place of giving all of it to the selected one."""
+        members, valid = self.windows.members(self.z)
+        states[self.operation] = torch.full_like(self.pull, ON, dtype=torch.int8)
+        parents = [p for p in self.maps.parents if p in upper]
+        if members.shape[0] == 1 or not parents:
+            return
+        tied = valid[1] & (self.pull != 0)
+        total = self.maps.push_into(self.operand, {p: upper[p] for p in parents})
+        own = torch.stack([self.windows.take(total, m) for m in members]) * self.windows.sign
+        own = torch.cat([own[:1] - self.pull, own[1:]])
+        positive = self.pull > 0
+        share = divide(own, valid, self.pull.clamp_min(0))
+        most = torch.where(valid, own, -torch.inf).argmax(0, keepdim=True)
+        alone = torch.zeros_like(share).scatter(0, most, self.pull[None])
+        share = torch.where(positive, share, alone)
+        change = torch.cat([share[:1] - self.pull, share[1:]])
+        for member, part in zip(members, torch.where(tied, change, 0), strict=True):
+            back = self.windows.gate.pull(member, self.windows.sign * part, self.z)
+            for parent, g in self.maps.pull_into(self.operand, back).items():
+                if parent in upper:
+                    upper[parent] = upper[parent] + g
+        sliding = tied & positive & ((share > 0).sum(0) > 1)
+        states[self.operation] = torch.where(sliding, SLIDING, states[self.operation])

@@ -31,6 +31,8 @@ class FrozenSystem:
         """(dc, dm) of u: forward substitution. Cost: one sweep."""
         layout, branch = self.layout, self.branch
         dc = branch.scale * u
+        if layout.sources:
+            self._follow(dc, slice(layout.heads, layout.variables))
         dm = dc.new_zeros(dc.shape[0], layout.values)
         views = _Blocks(layout, dc)
         for cell in layout.cells:
@@ -40,7 +42,26 @@ class FrozenSystem:
             dm[:, cell.rows] = pushed
             if cell.head is not None:
                 dc[:, cell.rows].addcmul_(branch.slope[:, cell.rows], pushed)
+                self._follow(dc, cell.rows)
         return dc, dm
+
+    def _follow(self, dc: Tensor, rows: slice) -> None:
+        """Tied columns take their leader's value; both lie in the same block."""
+        if self.branch.ties is not None:
+            dc[:, rows] = dc.gather(1, self.branch.ties.leader[:, rows])
+
+    def fold(self, total: Tensor, rows: slice | None = None) -> Tensor:
+        """Derivatives with respect to leaders: what their followers feel is theirs."""
+        ties = self.branch.ties
+        if ties is None:
+            return total
+        rows = slice(0, total.shape[1]) if rows is None else rows
+        leader = ties.leader[:, rows]
+        follows = leader != torch.arange(rows.start, rows.stop, device=leader.device)
+        moved = torch.where(follows, total[:, rows], 0)
+        out = total.clone()
+        out[:, rows] = total[:, rows] - moved
+        return out.scatter_add(1, leader, moved)
 
     def _push(self, cell: Cell, views: "_Blocks") -> Tensor | None:
         tangents = {p: views[p] for p in cell.node.parents if p in self.layout.slots}
@@ -63,6 +84,7 @@ class FrozenSystem:
                 continue
             cotangent = on_m[:, cell.rows]
             if substitute and cell.head is not None:
+                total = self.fold(total, cell.rows)
                 cotangent = torch.addcmul(
                     cotangent, branch.slope[:, cell.rows], total[:, cell.rows]
                 )
@@ -70,6 +92,8 @@ class FrozenSystem:
             for parent, g in self.maps[cell.node.name].pull(shaped).items():
                 if parent in layout.slots:
                     total[:, layout.slots[parent]] += coordinates(g)
+        if substitute and layout.sources:
+            total = self.fold(total, slice(layout.heads, layout.variables))
         return branch.scale * total if scaled else total
 
     def product(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +101,14 @@ class FrozenSystem:
         branch = self.branch
         dc, dm = self.forward(u)
         on_c = torch.zeros_like(dc) if branch.gamma is None else branch.gamma * dc
-        pinned = self.reverse(on_c, branch.omega * dm)
+        on_m = branch.omega * dm
+        if branch.ties is not None:  # followers keep their rows √κ (dc − S dm)
+            heads = branch.ties.slope.shape[1]
+            row = dc[:, :heads] - branch.ties.slope * dm[:, :heads]
+            row = branch.ties.stiffness * row
+            on_c[:, :heads] += row
+            on_m[:, :heads] -= branch.ties.slope * row
+        pinned = self.reverse(on_c, on_m)
         return pinned + (u if branch.identity is None else branch.identity * u), dc, dm
 
 

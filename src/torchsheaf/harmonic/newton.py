@@ -1,5 +1,6 @@
 """Inexact Newton on the reduced energy: the solver for held networks of any depth."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -9,15 +10,19 @@ from torch import Tensor
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
+from torchsheaf.harmonic.kinks import Frozen, Kinks, kink_sites
 from torchsheaf.harmonic.line_search import line_search
 from torchsheaf.harmonic.reduced_energy import Forces, branch, forces
 from torchsheaf.harmonic.reduction import Reduction
 from torchsheaf.harmonic.solver import HarmonicSolver, Solution
+from torchsheaf.network import Composition
 from torchsheaf.outcome import Outcome
 
 FRESH_EVERY = 8
 """Steps after which M is recomputed instead of updated, against rounding drift."""
 FORCING = 0.1
+BLOCKINGS = 4
+"""How often a direction that runs into a kink at once is solved for again."""
 
 
 @final
@@ -54,6 +59,7 @@ class _Active:
     m: Tensor
     state: Tensor | None = None
     quiet: Tensor | None = None
+    frozen: Frozen | None = None
 
     def samples(self, keep: Tensor) -> "_Active":
         return _Active(
@@ -63,6 +69,7 @@ class _Active:
             self.m[keep],
             None if self.state is None else self.state[keep],
             None if self.quiet is None else self.quiet[keep],
+            None if self.frozen is None else self.frozen.samples(keep),
         )
 
 
@@ -75,6 +82,7 @@ class _Iteration:
         self.whole, self.tol, self.max_passes = reduction, tol, max_passes
         layout, nodes = reduction.layout, [c.node for c in reduction.layout.cells]
         self.straight = all(n.piecewise_affine and not n.gates for n in nodes)
+        self.sites = bool(kink_sites(layout))
         self.divisible = reduction.problem.sheaf.network.fixed_batch is None
         c = layout.gather(start)
         self.final = c.clone()
@@ -87,6 +95,7 @@ class _Iteration:
         index = torch.arange(c.shape[0], device=c.device)
         self.now = _Active(index, reduction, c, reduction.incoming(c))
         self._maps: tuple[int, Maps] | None = None
+        self.kinks: Kinks
 
     def run(self) -> Solution:
         outcome = Outcome.SETTLED
@@ -114,22 +123,47 @@ class _Iteration:
                 self.now = self.now.samples(keep)
                 here, gradient = _pick(here, keep), gradient[keep]
                 self._maps = None
-                system = self._system(here)
+                system = self._system(here, self.now.frozen)
             if not self._advance(system, here, gradient):
                 outcome = Outcome.STALLED
                 break
         return self._solution(outcome)
 
-    def _system(self, here: Forces) -> FrozenSystem:
-        now = self.now
+    def _system(self, here: Forces, frozen: Frozen | None = None) -> FrozenSystem:
+        now, layout = self.now, self.now.reduction.layout
         batch = now.c.shape[0]
         if self._maps is None or self._maps[0] != batch or not self.straight:
-            point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
-            cells = now.reduction.layout.cells
-            maps = {c.node.name: network.linearise(c.node, point, {}) for c in cells}
-            self._maps = (batch, maps)
-        frozen = branch(now.reduction, now.c, here.gates)
-        return FrozenSystem(now.reduction.layout, self._maps[1], frozen)
+            self._maps = (batch, self._linearise({}))
+        if self.sites:
+            frozen = self._active_set(here, frozen)
+        now.frozen = frozen
+        model = branch(now.reduction, now.c, here.gates, frozen)
+        return FrozenSystem(layout, self._maps[1], model)
+
+    def _linearise(self, pattern: Mapping[str, Tensor]) -> dict[str, Composition]:
+        now = self.now
+        point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
+        cells = now.reduction.layout.cells
+        return {c.node.name: network.linearise(c.node, point, pattern) for c in cells}
+
+    def _active_set(self, here: Forces, frozen: Frozen | None) -> Frozen:
+        """Gates that were not eliminated: which sit on attracting kinks. Cost: one sweep."""
+        now, layout = self.now, self.now.reduction.layout
+        assert self._maps is not None
+        network, maps = now.reduction.problem.sheaf.network, self._maps[1]
+        point = now.reduction.point(now.c)
+        self.kinks = Kinks(layout, network, point, maps, here.on_values)
+        if frozen is None:
+            system = FrozenSystem(layout, maps, branch(now.reduction, now.c, here.gates))
+            plain = system.reverse(
+                here.on_variables, here.on_values, substitute=False, scaled=False
+            )
+            self.passes += 1
+            frozen = self.kinks.freeze(plain, now.reduction.holds.keep)
+            if now.frozen is not None and now.quiet is not None:
+                now.quiet = now.quiet & frozen.same(now.frozen)
+        self._maps = (now.c.shape[0], self._linearise(frozen.pattern))
+        return frozen
 
     def _note_states(self, here: Forces) -> None:
         now = self.now
@@ -154,6 +188,8 @@ class _Iteration:
         keep = self.whole.holds.keep
         if keep is not None:
             plain = plain * keep
+        if self.now.frozen is not None:
+            plain = system.fold(plain.masked_fill(self.now.frozen.stuck, 0))
         return near & (plain.norm(dim=1) <= self.tol)
 
     def _retire(self, done: Tensor) -> None:
@@ -170,21 +206,57 @@ class _Iteration:
         size = gradient.norm(dim=1)
         direction = newton_direction(system, gradient, size.sqrt().clamp_max(FORCING))
         self.passes += 2 * direction.steps
+        if self.sites:
+            system, gradient, direction = self._unblock(system, here, gradient, direction)
         slope = torch.linalg.vecdot(gradient, direction.u)
         uphill = ~(slope < 0)
         if bool(uphill.any()):  # rounding only: fall back to steepest descent in u
             direction, slope = self._steepest(system, gradient, direction, slope, uphill)
         moving = self.left[now.index]
-        step = self._search(direction, here, torch.where(moving, slope, 0))
-        length = torch.where(moving, step, 0)[:, None]
-        now.c = now.c + length * direction.dc
+        slope = torch.where(moving, slope, 0)
+        length = self._search(direction, here, slope, bent=bool(self.sites)) * moving
+        bent = self._path(direction, length, bent=bool(self.sites))
+        if self.sites and bool((moving & (length == 0)).any()):
+            straight = self._search(direction, here, slope, bent=False) * moving
+            stopped = (length == 0)[:, None]
+            bent = torch.where(stopped, self._path(direction, straight, bent=False), bent)
+            length = torch.where(length == 0, straight, length)
+        now.c = bent
         self.steps += 1
         if self.straight and self.steps % FRESH_EVERY:
-            now.m = now.m + length * direction.dm
+            now.m = now.m + length[:, None] * direction.dm
         else:
             now.m = now.reduction.incoming(now.c)
             self.passes += 1
         return bool((length > 0).any())
+
+    def _unblock(
+        self, system: FrozenSystem, here: Forces, gradient: Tensor, direction: Direction
+    ) -> tuple[FrozenSystem, Tensor, Direction]:
+        """Solve again while the direction runs into kinks that it starts on."""
+        now = self.now
+        for _ in range(BLOCKINGS):
+            assert now.frozen is not None
+            larger = self.kinks.block(direction.dc, now.frozen, now.reduction.holds.keep)
+            if larger is None:
+                break
+            now.frozen = larger
+            model = branch(now.reduction, now.c, here.gates, larger)
+            system = replace(system, branch=model)
+            gradient = system.reverse(here.on_variables, here.on_values)
+            forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
+            direction = newton_direction(system, gradient, forcing)
+            self.passes += 1 + 2 * direction.steps
+        return system, gradient, direction
+
+    def _path(self, direction: Direction, t: Tensor, *, bent: bool) -> Tensor:
+        """Where a step of length t ends; bent: stopped on the attracting kinks in its way."""
+        now = self.now
+        end = now.c + t[:, None] * direction.dc
+        if not bent:
+            return end
+        assert now.frozen is not None
+        return self.kinks.project(now.c, end, now.frozen)
 
     def _steepest(
         self, system: FrozenSystem, gradient: Tensor, direction: Direction, slope: Tensor,
@@ -201,14 +273,15 @@ class _Iteration:
         )
         return mixed, torch.where(uphill, -gradient.square().sum(1), slope)
 
-    def _search(self, direction: Direction, here: Forces, slope: Tensor) -> Tensor:
+    def _search(
+        self, direction: Direction, here: Forces, slope: Tensor, *, bent: bool
+    ) -> Tensor:  # fmt: skip
         now = self.now
 
         def along(t: Tensor) -> tuple[Tensor, Tensor]:
-            t = t[:, None]
-            c = now.c + t * direction.dc
+            c = self._path(direction, t, bent=bent)
             if self.straight:
-                m = now.m + t * direction.dm
+                m = now.m + t[:, None] * direction.dm
             else:
                 m = now.reduction.incoming(c)
                 self.passes += 1

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.harmonic.elimination import Eliminated, Held, Pull, eliminate
+from torchsheaf.harmonic.kinks import Frozen
 from torchsheaf.harmonic.reduction import Reduction
 
 
@@ -36,6 +37,16 @@ class Branch:
     omega: Tensor
     gamma: Tensor | None
     identity: Tensor | None
+    ties: "Ties | None" = None
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Columns that move with another one, `leader` (like C); κ and S of the rows they leave."""
+
+    leader: Tensor
+    stiffness: Tensor
+    slope: Tensor
 
 
 def forces(reduction: Reduction, c: Tensor, m: Tensor) -> Forces:
@@ -97,8 +108,10 @@ def _eliminate(reduction: Reduction, c: Tensor, m: Tensor) -> Eliminated:
     )
 
 
-def branch(reduction: Reduction, c: Tensor, gates: Eliminated | None) -> Branch:
-    """Freeze the gates' states. Cost: elementwise."""
+def branch(
+    reduction: Reduction, c: Tensor, gates: Eliminated | None, frozen: Frozen | None = None
+) -> Branch:
+    """Freeze the gates' states, and what `frozen` holds for this step. Cost: elementwise."""
     layout, holds = reduction.layout, reduction.holds
     g, h, n = layout.gated, layout.heads, c.shape[0]
     slope, scale = c.new_ones(n, h), c.new_ones(n, layout.variables)
@@ -124,15 +137,24 @@ def branch(reduction: Reduction, c: Tensor, gates: Eliminated | None) -> Branch:
         pulled = gamma[h:] > 0
         scale[:, h:] = torch.where(pulled, gamma[h:].clamp_min(1e-300).rsqrt(), 1.0)
         gamma = torch.cat([gamma[:h], torch.zeros_like(gamma[h:])])
-    if layout.sources or holds.keep is not None:
+    keep = holds.keep
+    if frozen is not None:
+        keep = (~frozen.stuck).to(c.dtype) * (1.0 if keep is None else keep)
+    if layout.sources or keep is not None:
         identity = c.new_ones(layout.variables)
         if layout.sources:
             identity[h:] = 0 if holds.pull is None else (holds.pull.gamma[h:] > 0).to(c.dtype)
-    if holds.keep is not None:
-        keep = holds.keep
-        assert identity is not None
-        identity = identity * keep
-        # a held head leaves its row κ (S dm)² behind
-        omega[:, :h] += (1 - keep[:h]) * (slope / scale[:, :h]).square()
-        slope, scale = slope * keep[:h], scale * keep
-    return Branch(slope, scale, omega, gamma, identity)
+    if keep is None:
+        return Branch(slope, scale, omega, gamma, identity)
+    assert identity is not None
+    identity = identity * keep
+    # a held head leaves its row κ (S dm)² behind
+    omega[:, :h] += (1 - keep[..., :h]) * (slope / scale[:, :h]).square()
+    slope, scale = slope * keep[..., :h], scale * keep
+    if frozen is None or not bool((follow := frozen.ties).any()):
+        return Branch(slope, scale, omega, gamma, identity)
+    heads = follow[:, :h]
+    stiffness = torch.where(heads, scale[:, :h].square().reciprocal(), 0)
+    ties = Ties(frozen.leader, stiffness, slope)
+    slope, scale = slope.masked_fill(heads, 0), scale.masked_fill(follow, 0)
+    return Branch(slope, scale, omega, gamma, identity.masked_fill(follow, 0), ties)

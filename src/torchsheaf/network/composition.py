@@ -37,6 +37,15 @@ class Composition(Differential):
             return {operand: g}
         return self._pull_from({operand: g})[0]
 
+    def push_into(self, operand: str, tangents: Mapping[str, Tensor]) -> Tensor:
+        """Carry tangents of the parents up to one of the values inside."""
+        scope = dict(tangents)
+        for name, part in self.parts.items():
+            if operand in scope:
+                break
+            scope[name] = part.push(scope)
+        return scope[operand]
+
     def pull_tapped(self, cotangent: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Jᵀg by parent, and the cotangent that arrives at each operation's output."""
         if not self.parts:  # a map of held integers alone (an embedding): no tangent enters
