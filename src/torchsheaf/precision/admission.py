@@ -122,11 +122,17 @@ def flags(
     narrow = {f.name for f in formats if f.bits < 24} & set(best.section.values())
     if narrow and not 0.8 <= ratio <= 1.25:
         found.append(f"the prediction is off here: predicted/measured rms is {ratio:.2f}")
-    worst = max((a.predicted.spread for a in tried), default=0.0)
-    if worst > 0.3:
+    short = max((_shortfall(a) for a in tried), default=0.0)
+    if short > 1.5:
         found.append(
-            f"the probes differ by {worst:.0%}: few directions carry the error, so errors are not "
-            "averaged; raise probes or rely on the measured number"
+            f"a section that was tried measured {short:.2g} times its predicted worst sample: the "
+            "estimate is local and this network is not linear over these roundings"
+        )
+    worst = max((a.predicted.spread for a in tried), default=0.0)
+    if worst > 0.15:
+        found.append(
+            f"the probes differ by {worst:.0%}: few directions of the output carry the error (sharp "
+            "attention, few outputs), so the estimate is uncertain; rely on the measured number"
         )
     bend = max((a.shift.bend for a in tried), default=0.0)
     if bend > 0.1:
@@ -144,6 +150,12 @@ def flags(
             "that flips one is not in the prediction"
         )
     return tuple(found)
+
+
+def _shortfall(a: Attempt) -> float:
+    """Measured over predicted for the worst sample, where it is above the noise of float32."""
+    narrow = any(f in ("bf16", "fp16") or f.startswith("fp8") for f in a.section.values())
+    return a.measured.value / a.predicted.value if narrow and a.predicted.value > 0 else 0.0
 
 
 _COMPARISONS = {"gt", "ge", "lt", "le", "argmax", "argmin", "topk", "sort", "sign"}

@@ -197,6 +197,7 @@ def predict(
         random = random + p["kernel"] + p["casts"]
         known = known + p["weights"]
     random, known = random - from_input, known + from_input
+    raw = random + known
     if shift is not None and math.isfinite(shift.square):
         known = torch.full_like(known, shift.square)
     totals = random + known
@@ -214,9 +215,15 @@ def predict(
         rms,
         math.sqrt(max(average - half, 0.0)),
         math.sqrt(average + half),
-        deviation / average if average > 0 else 0.0,
+        _spread(raw),
         factor,
     )
+
+
+def _spread(totals: Tensor) -> float:
+    """Relative standard deviation of the probes."""
+    average = float(totals.mean())
+    return float(totals.std()) / average if len(totals) > 1 and average > 0 else 0.0
 
 
 def _input_casts(flow: Dataflow, table: Sensitivity, assignment: Assignment) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import _Run, run_exact
 from torchsheaf.precision.formats import FORMATS, Format
-from torchsheaf.precision.operators import CONTRACTION
+from torchsheaf.precision.operators import CONTRACTION, MODELS
 from torchsheaf.precision.profile import Profile
 
 
@@ -80,7 +80,8 @@ def needed_range(flow: Dataflow, ranges: Mapping[str, Range]) -> dict[str, Range
         whole = parts[0]
         for part in parts[1:]:
             whole = whole.join(part)
-        needs[name] = whole
+        gain = MODELS[flow.calls[name].packet].gain
+        needs[name] = Range(whole.largest * gain, whole.smallest, whole.infinite)
     return needs
 
 

@@ -162,7 +162,7 @@ def tighten(
 def _next(limit: float, step: float, low: float, high: float) -> float | None:
     """The next limit, inside the bracket (low holds, high does not); None where it has closed."""
     wanted = limit * step
-    if high / max(low, 1e-300) < 1.05:
+    if high / max(low, 1e-300) < 1.15:
         return None
     if wanted <= low or wanted >= high:
         wanted = math.sqrt(max(low, high * 1e-4) * high) if math.isfinite(high) else limit * 4

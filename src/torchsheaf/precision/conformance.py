@@ -1,0 +1,291 @@
+"""Do this machine's kernels obey the error models? Every 16-bit input of every unary kernel is tried.
+
+Unary kernels: all 65,536 inputs in fp16 and bf16, all 256 in the 8-bit formats (emulated), and a
+directed sample in fp32 and tf32 that visits every exponent. The rest (products, sums, norms,
+softmax, arithmetic of two operands) is sampled over sizes and magnitudes, cancellation included.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsheaf.precision.bound_rules import RULES, averaging
+from torchsheaf.precision.formats import Format, find_format
+from torchsheaf.precision.operators import MODELS, KernelModel
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class KernelCheck:
+    """One kernel in one format: the worst ratio of its error to what the model allows.
+
+    inputs: how many were tried; exhaustive: whether that is all there are. witness: the input
+    (operands, result, exact) of the worst ratio.
+    """
+
+    operator: str
+    format: str
+    inputs: int
+    exhaustive: bool
+    worst: float
+    witness: str
+    emulated: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model held everywhere."""
+        return self.worst <= 1.0
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """All checks on one device; `failures` is what a plan here must not rely on."""
+
+    device: str
+    checks: tuple[KernelCheck, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[KernelCheck, ...]:
+        """Checks that failed."""
+        return tuple(c for c in self.checks if not c.passed)
+
+
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "exp2": torch.exp2,
+    "expm1": torch.expm1,
+    "log": torch.log,
+    "log2": torch.log2,
+    "log10": torch.log10,
+    "log1p": torch.log1p,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "reciprocal": torch.reciprocal,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "erf": torch.erf,
+    "atan": torch.atan,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+    "mish": torch.nn.functional.mish,
+    "softplus": torch.nn.functional.softplus,
+    "elu": torch.nn.functional.elu,
+    "hardswish": torch.nn.functional.hardswish,
+    "hardsigmoid": torch.nn.functional.hardsigmoid,
+    "leaky_relu": torch.nn.functional.leaky_relu,
+    "hardtanh": lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0),
+    "square": torch.square,
+    "pow": lambda x: torch.pow(x, 3),
+}
+# Exact kernels: their result must be the very number.
+EXACT: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "neg": torch.neg,
+    "abs": torch.abs,
+}
+
+
+def all_numbers(form: Format, device: str) -> Tensor:
+    """Every number of a format of at most 16 bits, in its carrier dtype."""
+    bits = 8 * form.bytes
+    dtype = torch.int16 if bits == 16 else torch.uint8
+    low = -(2**15) if bits == 16 else 0
+    pattern = torch.arange(low, low + 2**bits, device=device).to(dtype)
+    return pattern.view(form.storage).to(form.carrier)
+
+
+def sampled_numbers(form: Format, device: str, generator: torch.Generator) -> Tensor:
+    """Numbers of every exponent and sign, dense around 1, with the special values."""
+    exponents = torch.arange(-126.0, 128.0).repeat_interleave(64)
+    mantissa = 1 + torch.rand(len(exponents), generator=generator)
+    wide = mantissa * torch.exp2(exponents)
+    near = torch.linspace(-20, 20, 40001)
+    special = torch.tensor([0.0, 1.0, math.inf, 88.7, 104.0, 16.6, 9.97, 5.56])
+    x = torch.cat([wide, near, special, -special, -wide])
+    return form.round(x.to(form.carrier)).to(device)
+
+
+def ratio(
+    actual: Tensor, exact: Tensor, allowed: Tensor, form: Format, gain: float = 1.0
+) -> Tensor:
+    """|actual − exact| / allowed; overflow to infinity and NaN for NaN count as right."""
+    actual = actual.double()
+    error = (actual - exact).abs()
+    result = error / allowed
+    over = min(form.result.overflow, form.result.largest) * (1 - 2.0**-9) / gain
+    same = (actual == exact) | (torch.isnan(actual) & torch.isnan(exact))
+    same |= torch.isinf(actual) & (exact.abs() >= over) & (actual.sign() == exact.sign())
+    same |= (exact.abs() >= over) & ~torch.tensor(form.has_infinity) & torch.isnan(actual)
+    return torch.where(same, 0.0, torch.nan_to_num(result, nan=math.inf))
+
+
+def check_unary(
+    name: str, function: Callable[[Tensor], Tensor], form: Format, device: str,
+    generator: torch.Generator,
+) -> KernelCheck:  # fmt: skip
+    """One elementwise kernel: all inputs where the format has at most 16 bits."""
+    exhaustive = form.bytes <= 2
+    if exhaustive:
+        x = all_numbers(form, device)
+    else:
+        x = sampled_numbers(form, device, generator)
+    if name in ("sin", "cos"):
+        # Reduction of huge arguments is a matter of the library, not of the format.
+        x = x[~(x.double().abs() > 1e5)]
+    out = function(x)
+    if form.is_emulated and form.rounds_result:
+        out = form.round(out)
+    exact = function(x.double())
+    model = MODELS.get(name, KernelModel(narrow=0.0, wide=0.0))
+    allowed = model.relative(form) * form.result.unit * exact.abs() + model.floor(form)
+    found = ratio(out, exact, allowed, form, model.gain)
+    worst = int(found.argmax())
+    value, got, true = float(x[worst]), float(out[worst]), float(exact[worst])
+    witness = f"{name}({value:.9g}) = {got:.9g}, exact {true:.9g}"
+    size = float(found[worst])
+    return KernelCheck(name, form.name, x.numel(), exhaustive, size, witness, form.is_emulated)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One directed sample: operands, and the call in any dtype."""
+
+    operator: str
+    operands: tuple[Tensor, ...]
+    arguments: tuple[Any, ...] = ()
+    bias_first: bool = False
+
+
+def _cases(generator: torch.Generator) -> Iterator[tuple[str, Callable[..., Any], list[Any]]]:
+    """(operator, kernel, arguments) over sizes, magnitudes and cancellation."""
+
+    def r(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for k in (1, 7, 64, 500):
+        a, b = r(5, k), r(k, 6)
+        yield "mm", aten.mm.default, [a, b]
+        yield "addmm", aten.addmm.default, [r(6), a, b]
+        # Cancellation: the second half undoes the first, up to its rounding.
+        yield "mm", aten.mm.default, [torch.cat([a, -a], 1), torch.cat([b, b], 0)]
+        yield "bmm", aten.bmm.default, [r(3, 4, k), r(3, k, 2)]
+        yield "sum", aten.sum.dim_IntList, [r(8, k), [1]]
+        yield "mean", aten.mean.dim, [r(8, k) * 30, [1]]
+    for scale in (1e-3, 1.0, 20.0):
+        x, y = r(4000) * scale, r(4000)
+        for name, kernel in (("add", aten.add.Tensor), ("sub", aten.sub.Tensor)):
+            yield name, kernel, [x, y]
+        yield "mul", aten.mul.Tensor, [x, y]
+        yield "div", aten.div.Tensor, [x, y.abs() + 0.1]
+        yield "_softmax", aten._softmax.default, [r(64, 33) * scale, -1, False]
+        yield "_log_softmax", aten._log_softmax.default, [r(64, 33) * scale, -1, False]
+        for n in (4, 64, 700):
+            args = [r(16, n) * scale + 1.0, [n], r(n), r(n), 1e-5]
+            yield "native_layer_norm", aten.native_layer_norm.default, args
+    geometry = [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]
+    yield "convolution", aten.convolution.default, [r(2, 5, 8, 8), r(4, 5, 3, 3), r(4), *geometry]
+    yield "avg_pool2d", aten.avg_pool2d.default, [r(2, 3, 8, 8), [2, 2]]
+    stats = [r(5), r(5), r(5), r(5).abs() + 0.1]
+    norm = aten._native_batch_norm_legit_no_training.default
+    yield "_native_batch_norm_legit_no_training", norm, [r(4, 5, 6), *stats, 0.1, 1e-5]
+
+
+def _on_grid(value: Any, form: Format, device: str) -> Any:
+    return form.round(value.float()).to(device) if isinstance(value, Tensor) else value
+
+
+def check_sampled(
+    name: str, kernel: Callable[..., Any], arguments: Sequence[Any], form: Format, device: str
+) -> KernelCheck:
+    """One kernel of several operands against float64 on the same (rounded) operands."""
+    given = [_on_grid(a, form, device) for a in arguments]
+    out = kernel(*given)
+    wide = [a.double() if isinstance(a, Tensor) else a for a in given]
+    exact = kernel(*wide)
+    if isinstance(out, tuple):
+        out, exact = out[0], exact[0]
+    if form.is_emulated and form.rounds_result:
+        out = form.round(out)
+    rule = RULES.get(name) or averaging(kernel)
+    pairs = [(a, torch.zeros_like(a)) if isinstance(a, Tensor) else a for a in wide]
+    _, inside = rule(*pairs)
+    model = MODELS[name]
+    terms = _terms(name, wide) if model.accumulates else 1
+    inner = 2.0**-24 if form.result.bits <= 24 else 2.0**-53
+    factor = model.narrow if form.result.bits < 24 else model.wide
+    allowed = factor * form.result.unit * exact.abs() + (terms + 8) * inner * inside
+    allowed = allowed + model.floor(form)
+    found = ratio(out, exact, allowed, form).reshape(-1)
+    worst = int(found.argmax())
+    shapes = [tuple(a.shape) for a in given if isinstance(a, Tensor)]
+    got, true = float(out.reshape(-1)[worst]), float(exact.reshape(-1)[worst])
+    witness = f"{name} of {shapes}: {got:.9g}, exact {true:.9g}"
+    return KernelCheck(
+        name, form.name, out.numel(), False, float(found[worst]), witness, form.is_emulated
+    )
+
+
+def _terms(name: str, operands: Sequence[Any]) -> int:
+    if name == "convolution":
+        return math.prod(operands[1].shape[1:]) + 1
+    if name == "avg_pool2d":
+        return 4
+    first = operands[1] if name in ("addmm", "baddbmm") else operands[0]
+    return int(first.shape[-1]) + 1
+
+
+def conformance(
+    formats: Sequence[str] = ("fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2"),
+    *,
+    device: str = "cpu",
+    operators: Sequence[str] | None = None,
+    generator: torch.Generator | None = None,
+) -> Conformance:
+    """Check the error model of every kernel in every format on one device.
+
+    operators: only these, or all. tf32 is checked on matrix products. Cost: a few seconds.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    checks: dict[tuple[str, str], KernelCheck] = {}
+    missing: list[str] = []
+
+    def add(one: KernelCheck) -> None:
+        key = (one.operator, one.format)
+        old = checks.get(key)
+        if old is None:
+            checks[key] = one
+        else:
+            worse = one if one.worst > old.worst else old
+            tried = old.inputs + one.inputs
+            checks[key] = KernelCheck(
+                worse.operator, worse.format, tried, worse.exhaustive, worse.worst, worse.witness,
+                worse.emulated,
+            )  # fmt: skip
+
+    with torch.no_grad():
+        for form in map(find_format, formats):
+            if form.name != "tf32":
+                for name, function in {**UNARY, **EXACT}.items():
+                    if operators is None or name in operators:
+                        try:
+                            add(check_unary(name, function, form, device, generator))
+                        except (RuntimeError, NotImplementedError):
+                            missing.append(f"{name} in {form.name}")
+            for name, kernel, arguments in _cases(generator):
+                if operators is not None and name not in operators:
+                    continue
+                if form.name == "tf32" and name not in ("mm", "addmm", "bmm", "convolution"):
+                    continue
+                try:
+                    add(check_sampled(name, kernel, arguments, form, device))
+                except (RuntimeError, NotImplementedError):
+                    missing.append(f"{name} in {form.name}")
+    return Conformance(device, tuple(checks.values()), tuple(dict.fromkeys(missing)))

@@ -1,0 +1,268 @@
+"""When "this format is impossible here" may be said: four kinds of proof, each re-checkable.
+
+overflow: a value that the computation holds lies past the format's largest number. grid: the exact
+output lies further than the budget from every number of the format, so no algorithm whose output
+is stored in it meets the budget. cell: two inputs round to the same numbers and their exact
+outputs differ by more than twice the budget, so no algorithm that sees rounded inputs meets it.
+witness: the uniform run itself is over. Curvature, and topology, prove nothing here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchsheaf.network.aten import AtenGraph, trace_aten
+from torchsheaf.precision.bounds import _Walk
+from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.execute import run_assigned, run_exact, uniform
+from torchsheaf.precision.formats import FORMATS, Format, find_format
+from torchsheaf.precision.measure import floating_outputs
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One reason why a uniform format misses the budget; `numbers` is the evidence.
+
+    kind: "overflow", "grid", "cell" or "witness". scope: what exactly is excluded.
+    """
+
+    kind: str
+    format: str
+    budget: float
+    scope: str
+    text: str
+    numbers: dict[str, float]
+
+    def recheck(self) -> bool:
+        """The arithmetic of the proof again, in exact rationals, from the evidence alone."""
+        form, n = FORMATS[self.format], {k: _fraction(v) for k, v in self.numbers.items()}
+        if self.kind == "overflow":
+            threshold = Fraction(form.largest) + Fraction(2) ** (form.emax - form.bits)
+            return n["value"] - n["reference_bound"] >= threshold
+        if self.kind == "grid":
+            gap = grid_distance(n["output"], form) - n["reference_bound"]
+            return gap > Fraction(self.budget)
+        if self.kind == "cell":
+            spread = abs(n["output_one"] - n["output_two"]) / 2 - n["reference_bound"]
+            return spread > Fraction(self.budget)
+        return n["error"] - n["reference_bound"] > Fraction(self.budget)
+
+
+@dataclass(frozen=True)
+class Refutation:
+    """Proofs that a uniform format misses the budget on these inputs; empty means not refuted."""
+
+    format: str
+    budget: float
+    proofs: tuple[Proof, ...]
+
+    @property
+    def refuted(self) -> bool:
+        """Whether there is any proof."""
+        return bool(self.proofs)
+
+    def __str__(self) -> str:
+        if not self.proofs:
+            return f"uniform {self.format} is not refuted at budget {self.budget:g}"
+        return "\n".join(p.text for p in self.proofs)
+
+
+def _fraction(x: float) -> Fraction:
+    # An infinite run is over every budget; a huge rational stands for it.
+    return Fraction(x) if math.isfinite(x) else Fraction(2) ** 2000
+
+
+def grid_distance(value: Fraction, form: Format) -> Fraction:
+    """Distance of a rational from the nearest number of a format, exactly."""
+    size = abs(value)
+    if size >= Fraction(form.largest):
+        return size - Fraction(form.largest)
+    exponent = form.emin
+    if size > 0:
+        guess = size.numerator.bit_length() - size.denominator.bit_length()
+        if Fraction(2) ** guess > size:
+            guess -= 1
+        exponent = max(guess, form.emin)
+    step = Fraction(2) ** (exponent - form.bits + 1)
+    rest = size % step
+    return min(rest, step - rest)
+
+
+def refute(
+    model: nn.Module | AtenGraph, inputs: Any, format: str, budget: float, *, sweeps: int = 8
+) -> Refutation:
+    """Look for proofs that running the model uniformly in `format` misses the budget (max norm).
+
+    Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
+    """
+    form = find_format(format)
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    flow = read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, inputs))
+    walk = _Walk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
+    bounds = walk.run()
+    found = [
+        _overflow(flow, walk, form, budget),
+        _grid(flow, walk, bounds.outputs, form, budget),
+        _cell(flow, inputs, bounds.largest, form, budget, sweeps),
+        _witness(flow, inputs, bounds.largest, form, budget),
+    ]
+    proofs = tuple(p for p in found if p is not None and p.recheck())
+    return Refutation(form.name, budget, proofs)
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple | list) else value
+
+
+def _overflow(flow: Dataflow, walk: _Walk, form: Format, budget: float) -> Proof | None:
+    best: tuple[float, float, str] | None = None
+    for c in flow.choices:
+        value, bound = _first(walk.values[c]), _first(walk.bounds[c])
+        low = torch.where(torch.isfinite(value), value.abs() - bound, -math.inf).reshape(-1)
+        i = int(low.argmax()) if low.numel() else -1
+        if i >= 0 and float(low[i]) >= form.result.overflow and (not best or low[i] > best[0]):
+            size = abs(float(value.reshape(-1)[i]))
+            best = (float(low[i]), size, c)
+    if best is None:
+        return None
+    low, size, c = best
+    label = flow.labels[c]
+    return Proof(
+        "overflow",
+        form.name,
+        budget,
+        f"every run that holds the result of {label} in {form.name}",
+        f"overflow: the exact result of {label} reaches {size:.6g}; {form.name} ends at "
+        f"{form.largest:.6g} and rounds {form.overflow:.6g} and more past it",
+        {"value": size, "reference_bound": size - low},
+    )
+
+
+def _grid(
+    flow: Dataflow, walk: _Walk, bounds: Sequence[Tensor], form: Format, budget: float
+) -> Proof | None:
+    names = [n for n in flow.graph.outputs if n in walk.bounds]
+    best: tuple[float, float, float] | None = None
+    for n, bound in zip(names, bounds, strict=True):
+        y, e = walk.values[n].reshape(-1), bound.reshape(-1)
+        rounded = form.result.round(y).double()
+        gap = torch.where(torch.isfinite(rounded), (y - rounded).abs(), -math.inf) - e
+        i = int(gap.argmax())
+        if best is None or float(gap[i]) > best[0]:
+            best = (float(gap[i]), float(y[i]), float(e[i]))
+    if best is None or best[0] <= budget:
+        return None
+    gap, y, e = best
+    return Proof(
+        "grid",
+        form.name,
+        budget,
+        f"every algorithm whose output is stored in {form.name}",
+        f"off the grid: an exact output is {y:.9g} (±{e:.1g}), at least {gap:.6g} from every "
+        f"{form.name} number; the budget is {budget:.6g}",
+        {"output": y, "reference_bound": e},
+    )
+
+
+def _cell(
+    flow: Dataflow, inputs: tuple[Any, ...], bound: float, form: Format, budget: float, sweeps: int
+) -> Proof | None:
+    floating = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    if not floating:
+        return None
+    base = {i: form.round(inputs[i]).double() for i in floating}
+    best: tuple[float, float, float] | None = None
+    for signs in _directions(flow, inputs, floating, sweeps):
+        ends = []
+        for side in (1.0, -1.0):
+            moved = list(inputs)
+            for i in floating:
+                # A hair inside the cell, so that both ends round to the same number.
+                width = form.ulp(base[i]) * 0.249
+                moved[i] = base[i] + side * width * signs[i]
+                if not torch.equal(form.round(moved[i]).double(), base[i]):
+                    moved[i] = base[i]
+            ends.append(torch.cat([o.reshape(-1) for o in _exact(flow, moved)]))
+        gap = torch.nan_to_num((ends[0] - ends[1]).abs(), nan=0.0, posinf=0.0)
+        k = int(gap.argmax())
+        if best is None or float(gap[k]) > best[0]:
+            best = (float(gap[k]), float(ends[0][k]), float(ends[1][k]))
+    if best is None or best[0] / 2 - bound <= budget:
+        return None
+    gap, one, two = best
+    return Proof(
+        "cell",
+        form.name,
+        budget,
+        f"every algorithm that sees its inputs rounded to {form.name}",
+        f"one rounding cell: two inputs that {form.name} cannot tell apart have exact outputs "
+        f"{one:.9g} and {two:.9g}; any algorithm errs by {gap / 2:.6g} on one of them, and the "
+        f"budget is {budget:.6g}",
+        {"output_one": one, "output_two": two, "reference_bound": bound},
+    )
+
+
+def _exact(flow: Dataflow, inputs: Sequence[Any]) -> list[Tensor]:
+    return floating_outputs(run_exact(flow, inputs))
+
+
+def _directions(
+    flow: Dataflow, inputs: tuple[Any, ...], floating: list[int], sweeps: int
+) -> list[dict[int, Tensor]]:
+    """Sign patterns of the input gradient of the largest outputs."""
+    leaves = list(inputs)
+    for i in floating:
+        leaves[i] = inputs[i].double().detach().requires_grad_()
+    with torch.enable_grad():
+        flat = torch.cat([o.reshape(-1) for o in floating_outputs(_graded(flow, leaves))])
+    picks = flat.detach().abs().nan_to_num().topk(min(sweeps, flat.numel())).indices
+    found = []
+    for k in picks.tolist():
+        grads = torch.autograd.grad(
+            flat[k], [leaves[i] for i in floating], retain_graph=True, allow_unused=True
+        )
+        found.append(
+            {
+                i: torch.sign(g) if g is not None else torch.zeros_like(leaves[i])
+                for i, g in zip(floating, grads, strict=True)
+            }
+        )
+    return found
+
+
+def _graded(flow: Dataflow, leaves: Sequence[Any]) -> Any:
+    return run_exact(flow, leaves)
+
+
+def _witness(
+    flow: Dataflow, inputs: tuple[Any, ...], bound: float, form: Format, budget: float
+) -> Proof | None:
+    try:
+        run = run_assigned(flow, inputs, uniform(flow, form.name))
+    except (RuntimeError, NotImplementedError):
+        return None
+    exact = _exact(flow, inputs)
+    best: tuple[float, float, float] | None = None
+    for a, e in zip(floating_outputs(run), exact, strict=True):
+        error = (a.double() - e).abs()
+        error = torch.where(a.double() == e, 0.0, error).nan_to_num(nan=math.inf).reshape(-1)
+        i = int(error.argmax())
+        if best is None or float(error[i]) > best[0]:
+            best = (float(error[i]), float(a.reshape(-1)[i]), float(e.reshape(-1)[i]))
+    if best is None or best[0] - bound <= budget:
+        return None
+    error, got, true = best
+    return Proof(
+        "witness",
+        form.name,
+        budget,
+        f"the uniform {form.name} run on this machine, on this input",
+        f"run: uniform {form.name} returned {got:.9g} where the exact output is {true:.9g}: "
+        f"error {error:.6g}, budget {budget:.6g}",
+        {"error": error, "reference_bound": bound, "returned": got, "exact": true},
+    )
