@@ -1,4 +1,4 @@
-"""One small network per entry of the rule table; a rule without an example here fails a test.
+"""One small network per operation that layers are made of (every rule: rule_examples.py).
 
 Every example reads `h`, the value of a linear layer (a free vertex), and some read `g`, another
 one, so that no restriction map is trivially absent because the input is held.

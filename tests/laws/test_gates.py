@@ -50,7 +50,7 @@ def test_the_selected_piece_is_the_gate(operation: str, ties: bool) -> None:
 @given(values=st.lists(st.floats(-8, 8), min_size=1, max_size=12))
 def test_a_scalar_gate_has_the_slopes_of_its_function(gate, function, values) -> None:  # type: ignore[no-untyped-def]
     """The slope selected at z is the slope of the function just above z."""
-    z = torch.tensor([v for v in values] + list(gate.breakpoints), dtype=torch.float64)
+    z = torch.tensor([*values, *gate.breakpoints], dtype=torch.float64)
     near = torch.stack([(z - t).abs() for t in gate.breakpoints]).amin(0)
     z = z[(near == 0) | (near > 1e-3)]
     step = 1e-4

@@ -44,6 +44,18 @@ def relu_mlp(
     return net
 
 
+def paper_network(widths: Sequence[int], seed: int) -> nn.Sequential:
+    """The paper's initialisation: W = randn · √(2/fan_in) in the order of the layers, biases 0."""
+    net, source = relu_mlp(widths, 0), generator(seed)
+    with torch.no_grad():
+        for layer, (m, n) in zip(net[::2], pairwise(widths), strict=True):
+            assert isinstance(layer, nn.Linear)
+            drawn = torch.randn(n, m, dtype=torch.float64, generator=source)
+            layer.weight.copy_(drawn * (2 / m) ** 0.5)
+            layer.bias.zero_()
+    return net
+
+
 def linear_mlp(widths: Sequence[int], seed: int) -> nn.Sequential:
     """The same path without gates."""
     net = fill(nn.Sequential(*(nn.Linear(m, n) for m, n in pairwise(widths))), seed)
