@@ -149,12 +149,13 @@ def discord(result: Extension | Problem, at: Cochain | None = None) -> Discord:
         raise TypeError(
             f"discord takes an Extension, or a Problem and a cochain; got {type(result).__name__}"
         )
-    edges = _edges(problem)
+    edges = discord_edges(problem)
     values = torch.stack([coordinates(residual[e.name]).square().sum(1) for e in edges], 1)
     return Discord(edges, values)
 
 
-def _edges(problem: Problem) -> tuple[DiscordEdge, ...]:
+def discord_edges(problem: Problem) -> tuple[DiscordEdge, ...]:
+    """The rows of the table for a problem: its edges, then its soft pins."""
     sheaf = problem.sheaf
     layers = layers_of(sheaf)
     rows = [
