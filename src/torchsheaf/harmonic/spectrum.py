@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain, Space, coordinates
-from torchsheaf.linalg import lanczos
+from torchsheaf.linalg import lanczos, three_term_lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 
@@ -18,6 +18,7 @@ class Spectrum:
 
     `values` (batch, k): ascending for the smallest, descending for the largest, repeated with
     their multiplicity. `vectors` (batch, dim, k) over the free coordinates, orthonormal.
+    `vectors` has no columns when only the values were asked for.
     `residual` (batch, k) is ‖Lv − λv‖/λ for the largest, ‖L⁻¹v − v/λ‖·λ for the smallest.
     `passes`: sweeps over the network per sample.
     """
@@ -31,6 +32,8 @@ class Spectrum:
 
     def cochain(self, i: int = 0) -> Cochain:
         """The i-th eigenvector as a cochain on the free coordinates."""
+        if not self.vectors.shape[2]:
+            raise ValueError("this spectrum has values only; ask for it with vectors=True")
         return self.space.unflatten(self.vectors[..., i])
 
     def block_energy(self, i: int = 0) -> dict[str, Tensor]:
@@ -48,6 +51,7 @@ def spectrum(
     pattern: Mapping[str, Tensor] | None = None,
     tol: float | None = None,
     max_basis: int = 400,
+    vectors: bool = True,
     generator: torch.Generator | None = None,
     throw: bool = True,
 ) -> Spectrum:
@@ -57,7 +61,10 @@ def spectrum(
     gradients when there are pins); "largest" runs it on L. With k > 1 a block of k vectors, so
     that multiplicities up to k are kept. The spectral gap is `spectrum(problem).values[:, 0]`.
 
-    Cost: about 20–40 products for the gap at any depth; memory O(batch · dim · products).
+    `vectors=False` computes the extreme value alone (k = 1) by the three-term recurrence.
+
+    Cost: about 20–40 products for the gap at any depth; memory O(batch · dim · products), or of
+    three cochains with `vectors=False`, which large models need.
     Source: docs/theory.md, T1 and T3.
 
     >>> from torchsheaf.sheaf import encode
@@ -73,6 +80,8 @@ def spectrum(
         raise ValueError(f'which is {which!r}; write "smallest" or "largest"')
     if not 1 <= k <= problem.free.dim:
         raise ValueError(f"k is {k}; write 1 … {problem.free.dim} (the free coordinates)")
+    if k != 1 and not vectors:
+        raise ValueError(f"k is {k}; vectors=False gives the extreme value alone, so write k=1")
     at = problem.start("forward") if at is None else at
     laplacian = problem.laplacian(at, pattern)
     like = problem._sample(at)
@@ -82,7 +91,12 @@ def spectrum(
     n, batch = problem.free.dim, problem.batch
     start = torch.randn(batch, n, k, generator=generator, dtype=like.dtype).to(like.device)
     product = _inverse(laplacian, sweeps) if which == "smallest" else _forward(laplacian, sweeps)
-    found = lanczos(product, start, k, tol=tol, max_basis=min(max_basis, n))
+    if vectors:
+        found = lanczos(product, start, k, tol=tol, max_basis=min(max_basis, n))
+    else:
+        slim = _slim(laplacian, product, sweeps) if which == "smallest" else _one(product)
+        start = start.squeeze(2)
+        found = three_term_lanczos(slim, start, tol=tol, max_products=min(max_basis, n))
     worst = float((found.residual / found.values.abs()).max())
     values = 1 / found.values if which == "smallest" else found.values
     result = Spectrum(
@@ -107,6 +121,23 @@ def _inverse(laplacian, sweeps: list[int]) -> Callable[[Tensor], Tensor]:  # typ
         return torch.stack(out)
 
     return product
+
+
+def _one(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda v: product(v[None])[0]
+
+
+def _slim(  # type: ignore[no-untyped-def]
+    laplacian, product: Callable[[Tensor], Tensor], sweeps: list[int]
+) -> Callable[[Tensor], Tensor]:
+    if not laplacian.coboundary.is_triangular:
+        return _one(product)
+
+    def inverse(v: Tensor) -> Tensor:
+        sweeps[0] += 2
+        return laplacian.inverse_flat(v)
+
+    return inverse
 
 
 def _forward(laplacian, sweeps: list[int]) -> Callable[[Tensor], Tensor]:  # type: ignore[no-untyped-def]

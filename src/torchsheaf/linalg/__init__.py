@@ -3,3 +3,4 @@
 from torchsheaf.linalg.lanczos import Eigenpairs as Eigenpairs
 from torchsheaf.linalg.lanczos import lanczos as lanczos
 from torchsheaf.linalg.linear_map import LinearMap as LinearMap
+from torchsheaf.linalg.three_term import three_term_lanczos as three_term_lanczos

@@ -55,7 +55,8 @@ def check_rule(
         _require(name, "derivative: push is the operation's own JVP", pushed, moved)
     g = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in value]
     whole = isinstance(function(*x), tuple | list)
-    pulled = jacobian.pull(tuple(g) if whole else g[0])
+    cotangent: Any = tuple(g) if whole else g[0]
+    pulled = jacobian.pull(cotangent)
     own = torch.func.vjp(lambda *v: tuple(_leaves(function(*v))), *x)[1](tuple(g))
     got = [pulled.get(n, torch.zeros_like(t)) for n, t in zip(operation.operands, x, strict=True)]
     _require(name, "derivative: pull is the operation's own VJP", got, own)

@@ -108,6 +108,26 @@ class Coboundary(LinearMap):
                     arriving[parent] = arriving[parent] + g
         return Cochain({n: result[n] for n in self.maps})
 
+    @torch.no_grad()
+    def solve_in_place(self, b: dict[str, Tensor]) -> None:
+        """δ⁻¹b written over b, block by block: no second cochain is held."""
+        self._require_triangular()
+        for name, edge in self.maps.items():
+            tangents = {p: b[p] for p in edge.parents if p in b}
+            if tangents:
+                b[name] += edge.push(tangents)
+
+    @torch.no_grad()
+    def solve_adjoint_in_place(self, b: dict[str, Tensor]) -> None:
+        """δ⁻ᵀb written over b, block by block."""
+        self._require_triangular()
+        for name in reversed(list(self.maps)):
+            edge = self.maps[name]
+            if any(p in b for p in edge.parents):
+                for parent, g in edge.pull(b[name]).items():
+                    if parent in b:
+                        b[parent] += g
+
     def _require_triangular(self) -> None:
         if not self.is_triangular:
             raise ValueError(

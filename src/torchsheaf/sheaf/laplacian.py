@@ -85,6 +85,16 @@ class Laplacian(LinearMap):
         taps = self.coboundary.codomain.dim - self.unpinned.codomain.dim
         return missing + taps + 2 * sum(d for n, d in free.items() if n in extra)
 
+    def inverse_flat(self, v: Tensor) -> Tensor:
+        """L⁻¹v for flat vectors with only the input held; allocates nothing but the result."""
+        flat = v.clone()
+        blocks = dict(self.domain.unflatten(flat).items())  # views: what follows writes into flat
+        self.coboundary.solve_adjoint_in_place(blocks)
+        for name, w in self.weights.items():
+            blocks[name] /= w
+        self.coboundary.solve_in_place(blocks)
+        return flat
+
     def _restricted_inverse(self, v: Cochain, extra: set[str]) -> Cochain:
         space = self.unpinned.domain
         full = Cochain(

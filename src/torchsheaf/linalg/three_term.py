@@ -1,0 +1,68 @@
+"""The largest eigenvalue of a batch of symmetric operators in the memory of three vectors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from torchsheaf.linalg.lanczos import Eigenpairs
+
+
+def three_term_lanczos(
+    operator: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    tol: float,
+    max_products: int = 400,
+) -> Eigenpairs:
+    """Largest eigenvalue of symmetric A by the Lanczos recurrence, without its vectors.
+
+    `operator` maps `(batch, n)` to a new tensor of that shape; `start` (batch, n) is overwritten.
+    The recurrence keeps two vectors and the product; without reorthogonalisation copies of
+    converged eigenvalues appear later in the spectrum, which the largest one does not feel. Stops
+    when every sample's residual β_m |s_m| is ≤ tol·|θ|; `vectors` of the result is empty.
+
+    Cost: one application of A per step. Reference: Golub & Van Loan, Matrix Computations, §10.3.
+    """
+    batch, n = start.shape
+    v = start.div_(start.norm(dim=1, keepdim=True))
+    before: Tensor | None = None
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
+    while True:
+        w = operator(v)
+        if before is not None:
+            _subtract(w, betas[-1], before)
+        alphas.append(torch.stack([torch.dot(a, b) for a, b in zip(w, v, strict=True)]))
+        _subtract(w, alphas[-1], v)
+        beta = w.norm(dim=1)
+        theta, last = _top(alphas, betas)
+        residual = beta * last.abs()
+        scale = torch.stack(alphas).abs().amax(0)
+        ended = beta <= 10 * torch.finfo(v.dtype).eps * scale
+        done = bool(((residual <= tol * theta.abs()) | ended).all())
+        if done or len(alphas) >= min(max_products, n):
+            return Eigenpairs(
+                theta[:, None], v.new_zeros(batch, n, 0), residual[:, None], len(alphas)
+            )
+        before, v = v, w.div_(torch.where(ended, torch.ones_like(beta), beta)[:, None])
+        # an exhausted Krylov space ends a sample: its further coefficients are zero
+        v[ended] = 0
+        betas.append(torch.where(ended, torch.zeros_like(beta), beta))
+
+
+def _subtract(w: Tensor, factor: Tensor, v: Tensor) -> None:
+    for row, f, other in zip(w, factor, v, strict=True):  # sample by sample: no large temporary
+        row.sub_(other, alpha=float(f))
+
+
+def _top(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalue of the tridiagonal matrices, and its vector's last entry."""
+    diagonal = torch.stack(alphas, 1).double()
+    matrix = torch.diag_embed(diagonal)
+    if betas:
+        off = torch.stack(betas, 1).double()
+        matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    theta, s = torch.linalg.eigh(matrix)
+    dtype = alphas[0].dtype
+    return theta[:, -1].to(dtype), s[:, -1, -1].to(dtype)
