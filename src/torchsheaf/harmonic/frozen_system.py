@@ -37,11 +37,11 @@ class FrozenSystem:
         views = _Blocks(layout, dc)
         for cell in layout.cells:
             pushed = self._push(cell, views)
-            if pushed is None:
-                continue
-            dm[:, cell.rows] = pushed
+            if pushed is not None:
+                dm[:, cell.rows] = pushed
+                if cell.head is not None:
+                    dc[:, cell.rows].addcmul_(branch.slope[:, cell.rows], pushed)
             if cell.head is not None:
-                dc[:, cell.rows].addcmul_(branch.slope[:, cell.rows], pushed)
                 self._follow(dc, cell.rows)
         return dc, dm
 
