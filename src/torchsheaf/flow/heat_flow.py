@@ -11,6 +11,7 @@ from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
 from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import FlowMethod, Task
+from torchsheaf.flow.ode import Ode
 from torchsheaf.flow.progress import progress_bar
 from torchsheaf.flow.recorder import Record, Recorder
 from torchsheaf.flow.trajectory import Trajectory
@@ -144,7 +145,7 @@ def _choose(
         return method
     if dt is not None and method != "euler":
         raise ValueError(f'dt is a setting of method="euler"; method is {method!r}')
-    known: dict[str, FlowMethod] = {"exact": Exact(), "euler": Euler(dt)}
+    known: dict[str, FlowMethod] = {"exact": Exact(), "ode": Ode(), "euler": Euler(dt)}
     if method == "auto":
         reasons = []
         for candidate in known.values():

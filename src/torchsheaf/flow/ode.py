@@ -1,0 +1,181 @@
+"""The heat equation by SciPy's integrators: smooth edges, and a check on the other methods."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import scipy.integrate
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.cochain import Cochain
+from torchsheaf.flow.method import Course, FlowMethod, Task
+from torchsheaf.flow.velocity import descent
+from torchsheaf.flow.walls import Walls
+from torchsheaf.outcome import Outcome
+
+SOLVERS = {
+    "BDF": scipy.integrate.BDF,
+    "Radau": scipy.integrate.Radau,
+    "LSODA": scipy.integrate.LSODA,
+    "DOP853": scipy.integrate.DOP853,
+    "RK45": scipy.integrate.RK45,
+}
+CHECK_EVERY = 10
+"""Accepted steps between stationarity tests."""
+MAX_JACOBIAN = 20_000
+"""Stacked coordinates up to which an implicit solver is the default (its Jacobian is sparse)."""
+
+
+@final
+@dataclass(frozen=True)
+class Ode(FlowMethod):
+    """The whole batch as one system, integrated by SciPy's `solver`.
+
+    "BDF" and "Radau" are implicit and take the block-diagonal sparsity of the batch; "LSODA",
+    "DOP853" and "RK45" do not need it. Default: "BDF", for large systems "RK45". Gate switches are
+    located on the solver's dense output; a slide appears as chatter at the scale of the tolerance.
+    All samples stop together, once each is stationary.
+    Reference: Hairer & Wanner, Solving Ordinary Differential Equations II.
+    """
+
+    solver: str | None = None
+    rtol: float = 1e-8
+    atol: float = 1e-10
+    name = "ode"
+
+    def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
+        return None
+
+    @torch.no_grad()
+    def integrate(self, task: Task) -> Course:
+        run = _Run.begin(task)
+        stepper = self._stepper(task, run)
+        outcome, where, steps = Outcome.STOPPED_EARLY, "", 0
+        while stepper.status == "running":
+            if steps >= task.max_steps:
+                outcome = Outcome.STEP_LIMIT
+                break
+            message = stepper.step()
+            steps += 1
+            if not np.isfinite(stepper.y).all():
+                name = run.cochain(stepper.y).first_nonfinite()
+                outcome, where = Outcome.NONFINITE, f"{name} at t = {stepper.t:.4g}"
+                break
+            if stepper.status == "failed":
+                outcome = Outcome.STALLED
+                where = f"at t = {stepper.t:.4g}: {message} A slide does this: see method='exact'"
+                break
+            run.passed(task, stepper.t_old, stepper.t, stepper.dense_output())
+            if math.isfinite(task.until):
+                task.progress(stepper.t / task.until)
+            if steps % CHECK_EVERY == 0 and run.settled(task, stepper.y, stepper.t):
+                outcome = Outcome.SETTLED
+                break
+        run.finish(task, stepper.y)
+        return Course(
+            run.cochain(stepper.y), run.first, run.events, run.stopped, int(stepper.nfev),
+            outcome, where,
+        )  # fmt: skip
+
+    def _stepper(self, task: Task, run: "_Run") -> Any:
+        n, batch = task.problem.free.dim, task.problem.batch
+        name = self.solver or ("BDF" if n * batch <= MAX_JACOBIAN else "RK45")
+        if name not in SOLVERS:
+            raise ValueError(f"solver is {name!r}; write one of {', '.join(SOLVERS)}")
+        options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
+        if name in ("BDF", "Radau") and batch > 1:
+            options["jac_sparsity"] = scipy.sparse.kron(
+                scipy.sparse.eye(batch), np.ones((n, n)), format="csc"
+            )
+        start = task.problem.free.flatten(task.start).double().cpu().numpy().ravel()
+        return SOLVERS[name](run.velocity(task), 0.0, start, task.until, **options)
+
+
+@dataclass
+class _Run:
+    problem: Problem
+    walls: Walls
+    first: Tensor
+    state: Tensor
+    stopped: Tensor
+    events: list[tuple[Tensor, ...]]
+    row: int = 0
+
+    @classmethod
+    def begin(cls, task: Task) -> "_Run":
+        """Gate states and recorded row at t = 0."""
+        problem = task.problem
+        state = task.walls.state(problem.free.flatten(task.start))
+        run = cls(problem, task.walls, state, state, problem.like.new_full(
+            (problem.batch,), torch.inf), [])  # fmt: skip
+        if float(task.recorder.times[0]) == 0:
+            task.recorder.write_all(0, task.start)
+            run.row = 1
+        return run
+
+    def flat(self, y: np.ndarray) -> Tensor:
+        """The stacked vector as `(batch, n)` in the problem's dtype."""
+        like = self.problem.like
+        return torch.as_tensor(y, dtype=like.dtype, device=like.device).reshape(
+            self.problem.batch, -1
+        )
+
+    def cochain(self, y: np.ndarray) -> Cochain:
+        """The stacked vector as a cochain."""
+        return self.problem.clamp(self.problem.free.unflatten(self.flat(y)))
+
+    def velocity(self, task: Task) -> Any:
+        """ċ as SciPy wants it; a matrix of several states is taken column by column."""
+
+        def function(t: float, y: np.ndarray) -> np.ndarray:
+            g = descent(self.problem, self.cochain(y), adjoint_output=task.adjoint_output)
+            flat = self.problem.free.flatten(g)
+            return (-task.alpha * flat).double().cpu().numpy().ravel()
+
+        return function
+
+    def passed(self, task: Task, before: float, now: float, dense: Any) -> None:
+        """Record the times inside an accepted step and locate the switches."""
+        times = task.recorder.times
+        while self.row < times.numel() and float(times[self.row]) <= now:
+            task.recorder.write_all(self.row, self.cochain(dense(float(times[self.row]))))
+            self.row += 1
+        if not len(self.walls):
+            return
+        state = self.walls.state(self.flat(dense(now)))
+        for sample, wall in (state != self.state).nonzero().tolist():
+            at = self._locate(dense, before, now, sample, wall)
+            one = torch.tensor([sample]), torch.tensor([wall])
+            self.events.append(
+                (torch.tensor([at], dtype=torch.float64), *one,
+                 self.state[sample, wall].reshape(1), state[sample, wall].reshape(1))
+            )  # fmt: skip
+        self.state = state
+
+    def _locate(self, dense: Any, low: float, high: float, sample: int, wall: int) -> float:
+        place = sample * self.problem.free.dim + int(self.walls.index[wall])
+        breaks = self.walls.thresholds[wall].cpu().numpy()
+        begin = (dense(low)[place] >= breaks).sum()
+        for _ in range(60):
+            middle = (low + high) / 2
+            if (dense(middle)[place] >= breaks).sum() == begin:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def settled(self, task: Task, y: np.ndarray, time: float) -> bool:
+        """Whether every sample is stationary now."""
+        now = stationarity(self.problem, self.cochain(y)).distance <= task.tol
+        if bool(now.all()):
+            self.stopped = torch.full_like(self.stopped, time)
+        return bool(now.all())
+
+    def finish(self, task: Task, y: np.ndarray) -> None:
+        """Later recorded times repeat the end."""
+        for row in range(self.row, task.recorder.times.numel()):
+            task.recorder.write_all(row, self.cochain(y))
