@@ -80,11 +80,12 @@ class FrozenSystem:
         layout, branch = self.layout, self.branch
         total = on_c.clone()
         for cell in reversed(layout.cells):
+            if substitute and cell.head is not None:
+                total = self.fold(total, cell.rows)
             if not any(p in layout.slots for p in cell.node.parents):
                 continue
             cotangent = on_m[:, cell.rows]
             if substitute and cell.head is not None:
-                total = self.fold(total, cell.rows)
                 cotangent = torch.addcmul(
                     cotangent, branch.slope[:, cell.rows], total[:, cell.rows]
                 )
