@@ -26,7 +26,8 @@ class Outcome(Enum):
 _ADVICE = {
     Outcome.SETTLED: "the stationarity tolerance was met for every sample",
     Outcome.STEP_LIMIT: (
-        "the step limit came before the tolerance: raise `max_sweeps`, loosen `tol`, "
+        "the step limit came before the tolerance: raise the limit (`max_passes`, `max_basis`, "
+        "`max_steps`), loosen `tol`, "
         "or start from a neighbouring solution"
     ),
     Outcome.STALLED: (

@@ -51,7 +51,7 @@ def lanczos(
         pairs = _ritz(basis, images, k)
         done = bool((pairs.residual <= tol * pairs.values.abs()).all())
         size = basis.shape[2]
-        if (done and size > k) or size >= n or size + block > max(max_basis, k):
+        if (done and size > k) or size >= n or size + min(block, n - size) > max(max_basis, k):
             return pairs
         basis = _extend(basis, image)
 
