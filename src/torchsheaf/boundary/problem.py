@@ -41,8 +41,12 @@ class Problem:
     @property
     def like(self) -> Tensor:
         """A held tensor: gives batch size, dtype and device."""
-        floating = (t for t in self.values.values() if t.is_floating_point())
-        return next(floating)
+        for held in self.values.values():
+            if held.is_floating_point():
+                return held
+        # only integers are held (token ids): the first stalk with real numbers gives the dtype
+        held = next(iter(self.values.values()))
+        return held.new_zeros(held.shape[0], dtype=self.sheaf.network.nodes[0].dtype)
 
     @property
     def batch(self) -> int:
