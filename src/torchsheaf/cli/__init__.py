@@ -2,9 +2,12 @@
 
 import click
 
+from torchsheaf.cli.checkout import lab, reproduce
+from torchsheaf.cli.demo import demo
 from torchsheaf.cli.exits import Exit as Exit
 from torchsheaf.cli.failures import GuardedGroup
 from torchsheaf.cli.inspect import inspect
+from torchsheaf.cli.report import report
 
 
 @click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,4 +18,8 @@ def main(debug: bool) -> None:
 
 
 # One line per verb.
+main.add_command(demo)
 main.add_command(inspect)
+main.add_command(report)
+main.add_command(reproduce)
+main.add_command(lab)

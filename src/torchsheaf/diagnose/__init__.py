@@ -8,5 +8,9 @@ from torchsheaf.diagnose.agreement import agreement as agreement
 from torchsheaf.diagnose.discord import Discord as Discord
 from torchsheaf.diagnose.discord import DiscordEdge as DiscordEdge
 from torchsheaf.diagnose.discord import discord as discord
+from torchsheaf.diagnose.fault import FaultProfile as FaultProfile
+from torchsheaf.diagnose.fault import fault_profile as fault_profile
 from torchsheaf.diagnose.findings import Finding as Finding
 from torchsheaf.diagnose.findings import Verdict as Verdict
+from torchsheaf.diagnose.label_energy import LabelEnergy as LabelEnergy
+from torchsheaf.diagnose.label_energy import label_energy as label_energy

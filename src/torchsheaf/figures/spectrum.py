@@ -25,7 +25,7 @@ def eigenvalue_figure(smallest: Spectrum, largest: Spectrum, *, theme: Theme = L
             n = len(values)
             height = [row + 0.32 * (2 * (i * 0.618 % 1) - 1) for i in range(n)]
             axes.plot(values, height, "o", color=colour, markersize=3.6, alpha=0.65, mew=0)
-            middle = sorted(values)[n // 2]
+            middle = float(found.values[:, 0].median())
             axes.plot([middle, middle], [row - 0.4, row + 0.4], color=theme.ink, linewidth=1.6)
             axes.annotate(
                 f"median {middle:.3g}", (middle, row + 0.4), xytext=(0, 1),

@@ -91,7 +91,7 @@ LIGHT = Theme(
 )
 DARK = Theme("dark", "#e6e8ec", "#9aa3b2", "#333a47", "#56b4e9", "#f08a4b", "#161a22", _DARK_KINDS)
 
-WIDTH = 7.2
+WIDTH = 6.6
 """Inches: the width of every figure, so that text has one size on a page."""
 
 

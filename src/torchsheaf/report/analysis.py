@@ -21,8 +21,12 @@ STAGES = ("reading the network", "forward pass", "spectrum", "relaxation", "labe
 
 SPECTRUM_NUMBERS = 1.5e7
 """Numbers that Lanczos may keep: bounds the samples whose spectrum is computed."""
-FLOW_NUMBERS = 2e5
-"""State size (samples × free coordinates) up to which the relaxation is computed."""
+FLOW_NUMBERS = 4e4
+"""Samples × free coordinates up to which the relaxation is computed."""
+LABEL_NUMBERS = 7e4
+"""Samples × free coordinates relaxed with the label held (but at least four samples)."""
+LABEL_WORK = 1.5e8
+"""The same times the solver's passes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def analyse(
     y: Tensor | None = None,
     *,
     title: str | None = None,
-    max_samples: int = 240,
+    max_samples: int = 500,
     hold_labels: str = "auto",
     weight: float = float("inf"),
     seed: int = 0,
@@ -158,14 +162,14 @@ def _relax(
             "this page together; torchsheaf.heat_flow computes it."
         )
         return None
-    some = _some(problem, min(16, FLOW_NUMBERS / dim))
+    some = _some(problem, min(12, FLOW_NUMBERS / dim))
     slowest = 0.1 if gap is None else float(gap.values.min())
     until = min(max(12 / slowest, 20.0), 400.0)
     generator = torch.Generator().manual_seed(seed)
     try:
         return heat_flow(
-            some, start="random", until=until, times=161, generator=generator, tol=0.0,
-            progress=False, throw=False,
+            some, start="random", until=until, method="euler", times=161, tol=0.0,
+            max_steps=20_000, generator=generator, progress=False, throw=False,
         )  # fmt: skip
     except ValueError as error:
         missing["relaxation"] = f"No flow takes this network: {error}."
@@ -181,9 +185,12 @@ def _pull(
             "which samples."
         )
         return None
-    held = problem.pin(Pin(problem.sheaf.outputs[0], labels.target, weight=weight))
+    some = _some(problem, max(4, LABEL_NUMBERS / problem.free.dim))
+    target = labels.target[: some.batch]
+    held = some.pin(Pin(some.sheaf.outputs[0], target, weight=weight))
+    passes = int(min(2000, max(100, LABEL_WORK / (some.batch * problem.free.dim))))
     try:
-        return harmonic_extension(held, throw=False, max_passes=4000)
+        return harmonic_extension(held, throw=False, max_passes=passes)
     except ValueError as error:
         missing["labels"] = (
             "Labels were given, but no solver can relax this network with its output held "

@@ -23,11 +23,14 @@ def headlines(analysis: Analysis) -> tuple[str, ...]:
 
 def _proof(analysis: Analysis) -> str:
     steps = len(analysis.sheaf.edges)
-    difference = number(analysis.findings[0].value, 2)
+    value = analysis.findings[0].value
+    difference = f"relative difference to the model {number(value, 2)}" if value else (
+        "equal to the model's output to the last bit"
+    )  # fmt: skip
     if all(f.holds for f in analysis.findings):
         return (
             f"The forward pass is the one assignment on which all {steps} steps agree "
-            f"(relative difference to the model: {difference})."
+            f"({difference})."
         )
     failed = "; ".join(f.name for f in analysis.findings if not f.holds)
     return f"A check failed, so read the rest with care: {failed}."
@@ -81,6 +84,7 @@ def _accuracy(analysis: Analysis) -> str:
     labels = analysis.labels
     if labels is None:
         return ""
+    table = analysis.table
     output = analysis.forward.output
     if not labels.is_classes:
         error = float((output - labels.target).square().mean().sqrt())
@@ -88,13 +92,14 @@ def _accuracy(analysis: Analysis) -> str:
     wrong = labels.wrong(output)
     right = 1 - float(wrong.double().mean())
     line = f"{right:.1%} of {len(wrong)} samples are classified as labelled"
-    table = analysis.table
-    if table is not None and bool(wrong.any()):
-        count = int(wrong.sum())
+    held = wrong[: 0 if table is None else len(table.total)]
+    if table is not None and bool(held.any()):
+        count = int(held.sum())
         top = table.worst(2 * count).cpu()
-        caught = int(wrong[top].sum())
+        caught = int(held[top].sum())
+        among = "" if len(held) == len(wrong) else f" of the first {len(held)}"
         line += (
-            f"; of the {count} that are not, {caught} are among the {len(top)} samples that "
+            f"; of the {count}{among} that are not, {caught} are among the {len(top)} that "
             "disagree most with their label"
         )
     return line + "."

@@ -26,7 +26,8 @@ def labels_section(analysis: Analysis) -> Section:
         "step, its discord, says how much that step resists the label.",
     )
     body += paragraph(
-        f"The mean discord of a sample is {number(total)}. It is the sum of the bars below."
+        f"Over {len(discord.total)} samples the mean discord is {number(total)}, the sum of the "
+        "bars below."
     )
     body += figure(
         lambda theme: discord_figure(discord, theme=theme),
@@ -40,7 +41,7 @@ def labels_section(analysis: Analysis) -> Section:
         "and what follows it.",
     )
     body += paragraph("Added up by layer and by kind of step:")
-    body += '<div class="beside">' + _groups("layer", discord) + _groups("kind", discord) + "</div>"
+    body += '<div class="halves">' + _groups("layer", discord) + _groups("kind", discord) + "</div>"
     body += _trust(pulled)
     return Section("labels", TITLE, body)
 
@@ -59,8 +60,8 @@ def _trust(pulled: Extension) -> str:
     worst = float(pulled.stationarity.max())
     sliding = int(pulled.gates.sliding.sum()) if pulled.gates.states else 0
     text = (
-        f"Found by {pulled.solver} from the forward pass in {pulled.passes:,} passes; largest "
-        f"remaining force on a free value: {number(worst, 2)}."
+        f"Found by the {pulled.solver} solver from the forward pass in {pulled.passes:,} passes; "
+        f"largest remaining force on a free value: {number(worst, 2)}."
     )
     if pulled.outcome is not Outcome.SETTLED:
         left = int((pulled.stationarity > 1e-6).sum())

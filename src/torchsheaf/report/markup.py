@@ -71,11 +71,13 @@ def figure(draw: Draw, alt: str, caption: str = "", css: str = "") -> str:
     light, size = _svg(draw(LIGHT))
     dark, _ = _svg(draw(DARK))
     legend = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    # A wide plot scrolls on a phone rather than shrinking its text away.
+    wide = ' class="plot" tabindex="0"' if size[0] > 420 else ""
     return (
-        f'<figure class="{escape(css)}"><picture>'
+        f'<figure class="{escape(css)}"><div{wide}><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{escape(alt)}" width="{size[0]}" height="{size[1]}">'
-        f"</picture>{legend}</figure>\n"
+        f"</picture></div>{legend}</figure>\n"
     )
 
 

@@ -11,7 +11,7 @@ from torchsheaf.report.markup import escape, figure, number, paragraph, picture
 from torchsheaf.report.section import Section, absent
 
 TITLE = "The samples that disagree most"
-SHOWN = 12
+SHOWN = 10
 
 
 def samples_section(analysis: Analysis) -> Section:
@@ -24,7 +24,7 @@ def samples_section(analysis: Analysis) -> Section:
     total = discord.total
     usual = float(total.median())
     chosen = discord.worst(min(SHOWN, len(total))).tolist()
-    wrong = labels.wrong(output)
+    wrong = labels.wrong(output)[: len(total)]
     body = paragraph(
         "Discord per sample needs no threshold and no second model: it is what the label costs "
         f"this network. The usual sample (the median) has {number(usual)}; these have most.",
@@ -65,7 +65,7 @@ def _item(
     css = ' class="wrong"' if bad else ""
     return (
         f"<li{css}>{shown}label <b>{escape(label)}</b>, answer <b{css}>{escape(answer)}</b><br>"
-        f"discord {escape(number(discord, 2) + times)}<br>sample {i}</li>\n"
+        f"discord {escape(number(discord))}{escape(times)}<br>sample {i}</li>\n"
     )
 
 

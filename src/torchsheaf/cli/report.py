@@ -1,0 +1,105 @@
+"""`torchsheaf report TARGET`: one HTML page about a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor, nn
+
+from torchsheaf.cli.exits import Exit
+from torchsheaf.cli.failures import CommandFailed
+from torchsheaf.cli.loading import TARGET_HELP, load, progress_bar, seed_option, target_argument
+from torchsheaf.network.target import Target
+from torchsheaf.report import Analysis, analyse, headlines, render, write_page
+from torchsheaf.report.analysis import Progress
+from torchsheaf.report.labels import HOLDS
+
+
+@click.command(epilog=TARGET_HELP)
+@target_argument
+@click.option(
+    "-o", "--out", default="torchsheaf-report.html", show_default=True, metavar="FILE",
+    help="Where to write the page.",
+)  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["as is", "float64"]), default="as is", show_default=True,
+    help="Analyse the model as it is, or converted to float64.",
+)  # fmt: skip
+@click.option("--samples", default=500, show_default=True, help="Samples to use at most.")
+@click.option(
+    "--hold-labels", type=click.Choice(HOLDS), default="auto", show_default=True,
+    help="What output a class label asks for.",
+)  # fmt: skip
+@seed_option
+def report(
+    target: str, weights: str | None, out: str, dtype: str, samples: int, hold_labels: str,
+    seed: int,
+) -> None:  # fmt: skip
+    """Write one self-contained HTML page: structure, agreement, spectrum, disagreement."""
+    path = writable(out)
+    model, inputs, labels = in_dtype(load(target, weights), dtype)
+    with stages() as progress:
+        analysis = analyse(
+            model, inputs, labels, title=target, max_samples=samples, hold_labels=hold_labels,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+        page = render(analysis)
+    publish(analysis, page, path)
+
+
+def in_dtype(target: Target, dtype: str) -> Target:
+    """The target as it is, or with weights and inputs in float64."""
+    if dtype == "as is":
+        return target
+    if not isinstance(target.model, nn.Module):
+        raise ValueError("an exported program has its own dtype; leave out --dtype")
+
+    def wide(t: Tensor) -> Tensor:
+        return t.to(torch.float64) if t.is_floating_point() else t
+
+    return Target(target.model.double(), tuple(map(wide, target.inputs)), target.labels)
+
+
+def writable(out: str) -> Path:
+    """The page's path; a folder that is not there is noticed before the work begins."""
+    path = Path(out).absolute()
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which does not exist"
+        raise CommandFailed(f"--out: {path} {what}; write a file name", Exit.CANNOT_WRITE)
+    return path
+
+
+@contextmanager
+def stages() -> Iterator[Progress]:
+    """A progress bar over the stages of an analysis."""
+    with progress_bar() as bar:
+        task = bar.add_task("analysing", total=6)
+
+        def announce(stage: str, number: int, of: int) -> None:
+            bar.update(task, description=stage, completed=number, total=of)
+
+        yield announce
+        bar.update(task, description="done", completed=6)
+
+
+def publish(analysis: Analysis, page: str, path: Path) -> None:
+    """Write the page, print the findings and the path; exit by name when a check failed."""
+    try:
+        write_page(path, page)
+    except OSError as error:
+        raise CommandFailed(f"cannot write {path}: {error.strerror}", Exit.CANNOT_WRITE) from error
+    console = Console(highlight=False)
+    for line in headlines(analysis):
+        console.print(Text(f"• {line}"))
+    for section, reason in analysis.missing.items():
+        console.print(Text(f"• not on the page, {section}: {reason}"))
+    console.print(Text("\nThe page: "), end="")
+    # No wrapping: a path is to be copied.
+    console.print(Text(str(path), style="bold"), soft_wrap=True)
+    failed = [f for f in analysis.findings if not f.holds]
+    if failed:
+        raise CommandFailed("; ".join(map(str, failed)), Exit.CHECK_FAILED)
