@@ -1,5 +1,6 @@
 """Problem → Extension: the cochain of least energy, by substitution or by relaxation; spectrum."""
 
+from torchsheaf.harmonic.equilibria import Equilibria as Equilibria
 from torchsheaf.harmonic.extension import Extension as Extension
 from torchsheaf.harmonic.extension import harmonic_extension as harmonic_extension
 from torchsheaf.harmonic.newton import Newton as Newton

@@ -1,6 +1,6 @@
 """The harmonic extension of held values: the public entry point of the solvers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -9,12 +9,19 @@ from torch import Tensor
 from torchsheaf.boundary import GateStates, Problem, Stationarity, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic.block_descent import BlockDescent, over_relaxed
+from torchsheaf.harmonic.equilibria import (
+    Equilibria,
+    gather_equilibria,
+    starting_cochains,
+)
 from torchsheaf.harmonic.newton import Newton
 from torchsheaf.harmonic.solver import HarmonicSolver, Solution, Substitution
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 SOLVERS: tuple[HarmonicSolver, ...] = (Substitution(), Newton(), BlockDescent())
 """In the order in which solver="auto" tries them."""
+FALL_BACK = 400
+"""Passes of block descent before a stalled solver is given a second try."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Extension:
     solver: str
     start: str
     energies: tuple[float, ...] = ()
+    equilibria: Equilibria | None = None
 
     @property
     def output(self) -> Tensor:
@@ -66,6 +74,8 @@ def harmonic_extension(
     *,
     solver: str = "auto",
     start: str | Cochain = "auto",
+    starts: int = 1,
+    generator: torch.Generator | None = None,
     tol: float | None = None,
     max_passes: int = 20_000,
     throw: bool = True,
@@ -78,6 +88,9 @@ def harmonic_extension(
 
     `start`: "forward" (substitution through the pins), "auto" (the same, then for a ReLU MLP one
     over-relaxed block step), "zeros", "random", or a cochain such as a neighbouring solution's.
+    `starts` > 1 adds the forward pass, zeros and random cochains (from `generator`) as further
+    starts, solves from all of them, returns the least energy per sample and keeps every distinct
+    equilibrium in `.equilibria`. Nothing guarantees that the global minimum is among them.
     `solver`: "auto" takes substitution where it applies and Newton's method otherwise.
 
     Raises ValueError when no solver takes the problem, `ConvergenceError` (unless `throw=False`)
@@ -91,29 +104,81 @@ def harmonic_extension(
     >>> bool(torch.equal(harmonic_extension(hold(encode(net, x), x)).output, net(x)))
     True
     """
+    if starts < 1:
+        raise ValueError(f"starts is {starts}; write 1 or more")
     chosen = _choose(solver, problem)
     tol = _tolerance(problem) if tol is None else tol
     first, named = first_cochain(problem, start)
-    found: Solution = chosen.solve(problem, problem.clamp(first), tol, max_passes)
+    equilibria = None
+    if starts == 1:
+        found = _relax(chosen, problem, first, tol, max_passes, fall_back=solver == "auto")
+    else:
+        cochains = starting_cochains(problem, problem.clamp(first), starts, generator)
+        equilibria, found = _from_all(chosen, problem, cochains, tol, max_passes)
     residual = problem.residual(found.cochain)
     energy = problem.energy(found.cochain, residual)
     outcome = Outcome.NONFINITE if not bool(energy.isfinite().all()) else found.outcome
     result = Extension(
         problem, found.cochain, residual, energy, found.passes, found.settled, outcome,
-        chosen.name, named, found.energies,
+        chosen.name, named, found.energies, equilibria,
     )  # fmt: skip
-    if throw and not outcome.ok:
-        worst = (
-            float(result.stationarity.max()) if outcome is not Outcome.NONFINITE else float("nan")
-        )
-        left = int((result.stationarity > tol).sum())
-        raise ConvergenceError(
-            outcome,
-            f"{chosen.name} left {left} of {problem.batch} samples above tol={tol:.1e} "
-            f"(worst stationarity {worst:.1e}) after {found.passes} passes",
-            result,
-        )
+    if outcome is Outcome.SETTLED and bool((result.stationarity > 10 * tol).any()):
+        result = replace(result, outcome=Outcome.STALLED)  # the independent test disagrees
+    if throw and not result.outcome.ok:
+        raise _unsettled(result, tol)
     return result
+
+
+def _unsettled(result: Extension, tol: float) -> ConvergenceError:
+    finite = result.outcome is not Outcome.NONFINITE
+    worst = float(result.stationarity.max()) if finite else float("nan")
+    left = int((result.stationarity > tol).sum())
+    return ConvergenceError(
+        result.outcome,
+        f"{result.solver} left {left} of {result.problem.batch} samples above tol={tol:.1e} "
+        f"(worst stationarity {worst:.1e}) after {result.passes} passes",
+        result,
+    )
+
+
+def _relax(
+    solver: HarmonicSolver, problem: Problem, first: Cochain, tol: float, max_passes: int,
+    *, fall_back: bool,
+) -> Solution:  # fmt: skip
+    """One run; when it does not arrive, some block descent and a second run from there."""
+    found = solver.solve(problem, problem.clamp(first), tol, max_passes)
+    descent = BlockDescent()
+    left = max_passes - found.passes
+    if found.outcome is not Outcome.STALLED or not fall_back or left <= FALL_BACK:
+        return found
+    if descent.refuses(problem) is not None:
+        return found
+    lower = descent.solve(problem, found.cochain, tol, FALL_BACK)
+    again = solver.solve(problem, lower.cochain, tol, left - lower.passes)
+    return replace(again, passes=found.passes + lower.passes + again.passes)
+
+
+def _from_all(
+    solver: HarmonicSolver, problem: Problem, starts: list[tuple[str, Cochain]], tol: float,
+    max_passes: int,
+) -> tuple[Equilibria, Solution]:  # fmt: skip
+    runs: list[Solution] = []
+
+    def solve(p: Problem, c: Cochain) -> tuple[Cochain, Tensor, Tensor]:
+        found = solver.solve(p, c, tol, max_passes)
+        runs.append(found)
+        residual = p.residual(found.cochain)
+        arrived = stationarity(p, found.cochain, residual).distance <= 10 * tol
+        return found.cochain, p.energy(found.cochain, residual), arrived
+
+    equilibria = gather_equilibria(problem, starts, solve)
+    everyone = bool(equilibria.arrived.any(0).all())
+    outcome = Outcome.SETTLED if everyone else runs[-1].outcome
+    if not everyone and outcome is Outcome.SETTLED:
+        outcome = Outcome.STALLED
+    best = equilibria.best()
+    settled = equilibria.arrived.any(0)
+    return equilibria, Solution(best, settled, sum(r.passes for r in runs), outcome)
 
 
 def first_cochain(problem: Problem, start: str | Cochain) -> tuple[Cochain, str]:

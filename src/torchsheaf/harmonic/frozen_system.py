@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.cochain import coordinates
+from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.reduced_energy import Branch
 from torchsheaf.harmonic.reduction import Cell, Layout
 from torchsheaf.network import Composition
@@ -26,6 +27,7 @@ class FrozenSystem:
     layout: Layout
     maps: Maps
     branch: Branch
+    curvature: Curvature | None = None
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(dc, dm) of u: forward substitution. Cost: one sweep."""
@@ -109,6 +111,8 @@ class FrozenSystem:
             row = branch.ties.stiffness * row
             on_c[:, :heads] += row
             on_m[:, :heads] -= branch.ties.slope * row
+        if self.curvature is not None:
+            on_c = self.curvature.add(on_c, dc)
         pinned = self.reverse(on_c, on_m)
         return pinned + (u if branch.identity is None else branch.identity * u), dc, dm
 

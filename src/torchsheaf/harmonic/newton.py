@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain
+from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
 from torchsheaf.harmonic.kinks import Frozen, Kinks, kink_sites
 from torchsheaf.harmonic.line_search import line_search
@@ -82,6 +83,7 @@ class _Iteration:
         self.whole, self.tol, self.max_passes = reduction, tol, max_passes
         layout, nodes = reduction.layout, [c.node for c in reduction.layout.cells]
         self.straight = all(n.piecewise_affine and not n.gates for n in nodes)
+        self.smooth = any(not n.piecewise_affine for n in nodes)
         self.sites = bool(kink_sites(layout))
         self.divisible = reduction.problem.sheaf.network.fixed_batch is None
         c = layout.gather(start)
@@ -138,7 +140,11 @@ class _Iteration:
             frozen = self._active_set(here, frozen)
         now.frozen = frozen
         model = branch(now.reduction, now.c, here.gates, frozen)
-        return FrozenSystem(layout, self._maps[1], model)
+        curvature = None
+        if self.smooth:
+            point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
+            curvature = Curvature(layout, network, point, here.on_values) or None
+        return FrozenSystem(layout, self._maps[1], model, curvature)
 
     def _linearise(self, pattern: Mapping[str, Tensor]) -> dict[str, Composition]:
         now = self.now
@@ -205,7 +211,8 @@ class _Iteration:
         now = self.now
         size = gradient.norm(dim=1)
         direction = newton_direction(system, gradient, size.sqrt().clamp_max(FORCING))
-        self.passes += 2 * direction.steps
+        # a product with the curvature of smooth edges is one more local reverse pass
+        self.passes += (2 if system.curvature is None else 3) * direction.steps
         if self.sites:
             system, gradient, direction = self._unblock(system, here, gradient, direction)
         slope = torch.linalg.vecdot(gradient, direction.u)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
-from torchsheaf.cochain import Cochain
+from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic.elimination import Held, Pieces, Pull, Weight
 from torchsheaf.network import Kind, Node, ScalarGate
 
@@ -57,7 +57,9 @@ class Layout:
         plain = [n for n in nodes if n not in behind and n not in pieces and n not in leaves]
         free = problem.free.shapes
         sources = [n for n in sheaf.inputs if n in free]
-        slots, widths, start = {}, [], 0
+        slots: dict[str, slice] = {}
+        widths: list[int] = []
+        start = 0
         for group in (gated, plain, sources, leaves):
             begin = start
             if group is leaves:
@@ -114,7 +116,7 @@ class Layout:
         like = next(iter(c[n] for n in self.slots)) if self.slots else next(iter(c.values()))
         out = like.new_empty(batch, self.variables)
         for name, slot in self.slots.items():
-            out[:, slot] = c[name].flatten(1)
+            out[:, slot] = coordinates(c[name])
         return out
 
 
@@ -257,7 +259,7 @@ class _HoldReader:
             held = problem.held.get(name)
             if held is not None:
                 mask[rows] = held.flatten()
-                value[:, rows] = problem.values[name].flatten(1)
+                value[:, rows] = coordinates(problem.values[name])
         return mask, value
 
 
@@ -293,7 +295,7 @@ class Reduction:
         point, network = self.point(columns), self.problem.sheaf.network
         out = columns.new_empty(columns.shape[0], self.layout.values)
         for cell in self.layout.cells:
-            out[:, cell.rows] = network.evaluate(cell.node, point).flatten(1)
+            out[:, cell.rows] = coordinates(network.evaluate(cell.node, point))
         return out
 
     def width_of(self, name: str) -> int:

@@ -1,0 +1,68 @@
+"""Second derivatives of smooth edges: what Gauss–Newton leaves out of the Hessian."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from torchsheaf.harmonic.reduction import Layout
+from torchsheaf.network import Network, Node
+
+
+class Curvature:
+    """dc ↦ ∇²⟨φ, f(·)⟩ dc summed over the smooth edges, φ = ∂E/∂M held fixed.
+
+    Built by reverse over reverse differentiation, once per step; each product is one more local
+    reverse pass. Operations that torch cannot differentiate twice are left to Gauss–Newton.
+    """
+
+    def __init__(
+        self, layout: Layout, network: Network, point: Mapping[str, Tensor], on_values: Tensor
+    ) -> None:
+        self._layout = layout
+        self._parts: list[tuple[tuple[str, ...], Callable[..., Sequence[Tensor]]]] = []
+        for cell in layout.cells:
+            node = cell.node
+            parents = tuple(p for p in node.parents if p in layout.slots)
+            if node.piecewise_affine or not parents:
+                continue
+            force = on_values[:, cell.rows].reshape(-1, *layout.shapes[node.name])
+            product = _hessian(network, node, point, parents, force)
+            if product is not None:
+                self._parts.append((parents, product))
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, on_c: Tensor, dc: Tensor) -> Tensor:
+        """on_c plus the curvature's product with dc."""
+        layout = self._layout
+        for parents, product in self._parts:
+            blocks = [dc[:, layout.slots[p]].reshape(-1, *layout.shapes[p]) for p in parents]
+            for parent, g in zip(parents, product(tuple(blocks)), strict=True):
+                on_c[:, layout.slots[parent]] += g.reshape(g.shape[0], -1)
+        return on_c
+
+
+def _hessian(
+    network: Network,
+    node: Node,
+    point: Mapping[str, Tensor],
+    parents: tuple[str, ...],
+    force: Tensor,
+) -> Callable[..., Sequence[Tensor]] | None:
+    rest = {p: point[p] for p in node.parents if p not in parents}
+
+    def value(*given: Tensor) -> Tensor:
+        return network.evaluate(node, rest | dict(zip(parents, given, strict=True)))
+
+    def gradient(*given: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(value, *given)[1](force)
+
+    try:
+        inputs = tuple(point[p].contiguous() for p in parents)
+        product: Callable[..., Sequence[Tensor]] = torch.func.vjp(gradient, *inputs)[1]
+        product(tuple(torch.zeros_like(point[p]) for p in parents))
+    except (RuntimeError, NotImplementedError):
+        return None
+    return product
