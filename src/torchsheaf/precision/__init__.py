@@ -13,3 +13,6 @@ from torchsheaf.precision.formats import find_format as find_format
 from torchsheaf.precision.plan import Plan as Plan
 from torchsheaf.precision.plan import plan as plan
 from torchsheaf.precision.price import NoSection as NoSection
+from torchsheaf.precision.refute import Refutation as Refutation
+from torchsheaf.precision.refute import refute as refute
+from torchsheaf.precision.seed_surface import SheafPrecisionOptimizer as SheafPrecisionOptimizer

@@ -131,8 +131,8 @@ def flags(
     worst = max((a.predicted.spread for a in tried), default=0.0)
     if worst > 0.15:
         found.append(
-            f"the probes differ by {worst:.0%}: few directions of the output carry the error (sharp "
-            "attention, few outputs), so the estimate is uncertain; rely on the measured number"
+            f"the probes differ by {worst:.0%}: few directions of the output carry the error "
+            "(sharp attention, few outputs); the estimate is uncertain: rely on what is measured"
         )
     bend = max((a.shift.bend for a in tried), default=0.0)
     if bend > 0.1:
@@ -146,8 +146,8 @@ def flags(
     compared = [c.name for c in flow.graph.calls if c.packet in _COMPARISONS]
     if compared:
         found.append(
-            f"{len(compared)} comparisons of floating values ({', '.join(compared[:3])}): a rounding "
-            "that flips one is not in the prediction"
+            f"{len(compared)} comparisons of floating values ({', '.join(compared[:3])}): "
+            "a rounding that flips one is not in the prediction"
         )
     return tuple(found)
 

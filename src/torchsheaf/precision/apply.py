@@ -153,7 +153,7 @@ def peak_bytes(run: Callable[[], Any], device: str = "cpu") -> int:
         with torch.profiler.profile(activities=activity, profile_memory=True) as prof:
             run()
     live = peak = 0
-    for event in prof.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in prof.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)

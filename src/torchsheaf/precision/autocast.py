@@ -1,4 +1,4 @@
-"""torch.autocast's list as an assignment: what the fixed rule by operator name would choose here."""
+"""torch.autocast's list as an assignment: what the fixed rule by operator name chooses."""
 
 import torch
 

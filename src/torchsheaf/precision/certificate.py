@@ -55,8 +55,13 @@ def describe_format(f: Format) -> dict[str, Any]:
     }
 
 
-def measurement(errors: Sequence[float], budget: float, confidence: float) -> dict[str, Any]:
-    """Errors of runs, their violations of the budget, and the Clopper–Pearson limit."""
+def measurement(
+    errors: Sequence[float], budget: float, confidence: float, *, chosen_on: bool = False
+) -> dict[str, Any]:
+    """Errors of runs, their violations of the budget, and the Clopper–Pearson limit.
+
+    chosen_on: the section was chosen by looking at these inputs, so there is no limit (1.0).
+    """
     finite = [float(e) if math.isfinite(e) else 1e300 for e in errors]
     violations = sum(e > budget for e in finite)
     return {
@@ -65,9 +70,10 @@ def measurement(errors: Sequence[float], budget: float, confidence: float) -> di
         "violations": violations,
         "worst": max(finite, default=0),
         "confidence": confidence,
-        "probability": checker.clopper_pearson(violations, len(finite), confidence)
-        if finite
-        else 1.0,
+        "chosen_on": chosen_on,
+        "probability": 1.0
+        if chosen_on
+        else checker.clopper_pearson(violations, len(finite), confidence),
     }
 
 
@@ -106,10 +112,7 @@ def write_certificate(
         "tree": solution.tree,
         "measured": {k: dict(m) for k, m in (measured or {}).items()},
     }
-    scale = sum(
-        (max((rational.cost[v][f] for f in s), default=Fraction(0)) for v, s in rational.stalks.items()),
-        Fraction(0),
-    ) or Fraction(1)  # fmt: skip
+    scale = checker.cost_scale(rational)
     bound = checker.tree_bound(checker.Program(rational), solution.tree, {}, scale)
     if solution.section is None:
         certificate["claims"] = {"infeasible": True}

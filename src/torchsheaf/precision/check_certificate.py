@@ -19,8 +19,12 @@ from fractions import Fraction
 from typing import Any
 
 Json = dict[str, Any]
-Key = tuple[Any, ...]
+ZERO = Fraction(0)
 SCHEMA = "torchsheaf precision certificate 1"
+NOT_PROVED = (
+    "NOT PROVED: that the error model's coefficients describe this machine's kernels (see "
+    "`torchsheaf precision conformance`), or anything about inputs not run"
+)
 
 
 class Rejected(Exception):
@@ -47,9 +51,6 @@ def exact(number: Any) -> Fraction:
     return Fraction(number)
 
 
-# ---- the problem ----------------------------------------------------------------------------------
-
-
 class Problem:
     """The assignment problem of a certificate, in rationals, with its own consistency checked."""
 
@@ -57,15 +58,14 @@ class Problem:
         self.stalks: dict[str, list[str]] = body["stalks"]
         self.cost = {v: {f: exact(c) for f, c in t.items()} for v, t in body["cost"].items()}
         self.casts = [
-            (e["source"], e["consumer"], e["operand"], {pair(k): exact(c) for k, c in e["cost"].items()})
-            for e in body["casts"]
-        ]  # fmt: skip
+            (e["source"], e["consumer"], e["operand"], pairs_of(e["cost"])) for e in body["casts"]
+        ]
         self.rows = [
             (
                 r["name"],
                 exact(r["limit"]),
                 {v: {f: exact(a) for f, a in t.items()} for v, t in r["unary"].items()},
-                {int(i): {pair(k): exact(a) for k, a in t.items()} for i, t in r["pair"].items()},
+                {int(i): pairs_of(t) for i, t in r["pair"].items()},
             )
             for r in body["rows"]
         ]
@@ -94,7 +94,7 @@ class Problem:
         for v, table in self.cost.items():
             need(v in self.stalks, f"a cost is given for the unknown operation {v}")
             need(all(c >= 0 for c in table.values()), f"{v} has a negative cost")
-        prices: dict[Key, Fraction] = {}
+        prices: dict[Any, Fraction] = {}
         for source, consumer, operand, cost in self.casts:
             need(
                 source in self.stalks and consumer in self.stalks, f"cast of {operand}: no such end"
@@ -115,29 +115,33 @@ class Problem:
         return [f for f in self.stalks[group[0]] if all(f in self.stalks[v] for v in group)]
 
     def price(self, section: dict[str, str]) -> Fraction:
-        total = sum((self.cost[v][section[v]] for v in self.stalks), Fraction(0))
+        total = sum((self.cost[v][section[v]] for v in self.stalks), ZERO)
         shared = {}
         for source, consumer, operand, cost in self.casts:
             key = section[source], section[consumer]
             shared[operand, key] = cost[key]
-        return total + sum(shared.values(), Fraction(0))
+        return total + sum(shared.values(), ZERO)
 
     def load(self, row: Any, section: dict[str, str]) -> Fraction:
         _, _, unary, pairs = row
-        total = sum((t.get(section[v], Fraction(0)) for v, t in unary.items()), Fraction(0))
+        total = sum((t.get(section[v], ZERO) for v, t in unary.items()), ZERO)
         for i, table in pairs.items():
             source, consumer, _, _ = self.casts[i]
-            total += table.get((section[source], section[consumer]), Fraction(0))
+            total += table.get((section[source], section[consumer]), ZERO)
         return total
 
 
-def pair(key: str) -> tuple[str, str]:
-    """ "fp32>bf16" → ("fp32", "bf16")."""
-    s, t = key.split(">")
-    return s, t
+def pairs_of(table: Json) -> dict[tuple[str, str], Fraction]:
+    """{"fp32>bf16": c} → {("fp32", "bf16"): c}."""
+    return {(k.split(">")[0], k.split(">")[1]): exact(c) for k, c in table.items()}
 
 
-# ---- the linear program, written again ------------------------------------------------------------
+def cost_scale(problem: Problem) -> Fraction:
+    """The sum of every operation's dearest format: the program divides costs by it."""
+    dearest = (
+        max((problem.cost[v][f] for f in s), default=ZERO) for v, s in problem.stalks.items()
+    )
+    return sum(dearest, ZERO) or Fraction(1)
 
 
 class Program:
@@ -153,9 +157,7 @@ class Program:
         one = Fraction(1)
         for g, members in enumerate(problem.groups):
             for f in problem.stalk(members):
-                self.z[g, f] = self.variable(
-                    sum((problem.cost[v][f] for v in members), Fraction(0))
-                )
+                self.z[g, f] = self.variable(sum((problem.cost[v][f] for v in members), ZERO))
         for g, members in enumerate(problem.groups):
             self.equal.append(({self.z[g, f]: one for f in problem.stalk(members)}, one))
         w: list[dict[tuple[str, str], int]] = []
@@ -166,26 +168,26 @@ class Program:
             for s in sources:
                 for t in readers:
                     if (s, t) in cost:
-                        table[s, t] = self.variable(Fraction(0))
+                        table[s, t] = self.variable(ZERO)
             for s in sources:
                 row = {table[s, t]: one for t in readers if (s, t) in table}
-                self.equal.append(({**row, self.z[owner[source], s]: -one}, Fraction(0)))
+                self.equal.append(({**row, self.z[owner[source], s]: -one}, ZERO))
             for t in readers:
                 row = {table[s, t]: one for s in sources if (s, t) in table}
-                self.equal.append(({**row, self.z[owner[consumer], t]: -one}, Fraction(0)))
+                self.equal.append(({**row, self.z[owner[consumer], t]: -one}, ZERO))
             w.append(table)
         self.share(w)
         for _, limit, unary, pairs in problem.rows:
             terms: dict[int, Fraction] = {}
-            for v, t in unary.items():
-                for f, a in t.items():
+            for v, values in unary.items():
+                for f, a in values.items():
                     if (owner[v], f) in self.z:
                         j = self.z[owner[v], f]
-                        terms[j] = terms.get(j, Fraction(0)) + a / limit
-            for i, p in pairs.items():
-                for key, a in p.items():
+                        terms[j] = terms.get(j, ZERO) + a / limit
+            for i, between in pairs.items():
+                for key, a in between.items():
                     if key in w[i]:
-                        terms[w[i][key]] = terms.get(w[i][key], Fraction(0)) + a / limit
+                        terms[w[i][key]] = terms.get(w[i][key], ZERO) + a / limit
             self.upper.append((terms, one))
 
     def variable(self, cost: Fraction) -> int:
@@ -208,14 +210,14 @@ class Program:
                 y = self.variable(price) if price else 0
                 for i in edges:
                     if price and key in w[i]:
-                        self.upper.append(({w[i][key]: Fraction(1), y: Fraction(-1)}, Fraction(0)))
+                        self.upper.append(({w[i][key]: Fraction(1), y: Fraction(-1)}, ZERO))
 
     def dual_bound(self, leaf: Json, fixed: dict[int, str], scale: Fraction) -> Fraction:
-        """min over the box of the Lagrangian, in the units of the costs (of 0 for infeasibility)."""
+        """min over the box of the Lagrangian, in the units of the costs."""
         infeasible = leaf["leaf"] == "infeasible"
-        reduced = [Fraction(0) if infeasible else c for c in self.cost]
+        reduced = [ZERO if infeasible else c for c in self.cost]
         unit = Fraction(1) if infeasible else scale
-        constant = Fraction(0)
+        constant = ZERO
         for table, rows, sign in ((leaf["equal"], self.equal, 0), (leaf["upper"], self.upper, 1)):
             for index, value in table.items():
                 m = exact(value) * unit
@@ -226,7 +228,7 @@ class Program:
                 for j, a in terms.items():
                     reduced[j] += m * a
         closed = {j for (g, f), j in self.z.items() if g in fixed and fixed[g] != f}
-        low = sum((r for j, r in enumerate(reduced) if r < 0 and j not in closed), Fraction(0))
+        low = sum((r for j, r in enumerate(reduced) if r < 0 and j not in closed), ZERO)
         return constant + low
 
 
@@ -259,11 +261,8 @@ def tree_bound(program: Program, node: Json, fixed: dict[int, str], scale: Fract
     return bound
 
 
-# ---- the claims -----------------------------------------------------------------------------------
-
-
 def check_formats(body: Json, problem: Problem) -> None:
-    """Ranges, pins, and that casts to a format that holds all numbers of another are free of error."""
+    """Ranges, pins, and that casts into a format that holds all the numbers are exact."""
     table = body["formats"]
     names = {f for stalk in problem.stalks.values() for f in stalk}
     need(names <= set(table), "a stalk names a format that the certificate does not define")
@@ -320,10 +319,7 @@ def check_section(body: Json, problem: Problem) -> list[str]:
 def check_bound(body: Json, problem: Problem) -> list[str]:
     """The lower bound on the cost of every section within the budgets, or that there is none."""
     claims = body["claims"]
-    scale = Fraction(0)
-    for v, stalk in problem.stalks.items():
-        scale += max((problem.cost[v][f] for f in stalk), default=Fraction(0))
-    scale = scale or Fraction(1)
+    scale = cost_scale(problem)
     bound = tree_bound(Program(problem), body["tree"], {}, scale)
     if body["section"] is None:
         need(bound is None, "the tree does not prove that no section meets the budgets")
@@ -332,7 +328,7 @@ def check_bound(body: Json, problem: Problem) -> list[str]:
     price = problem.price(body["section"])
     bound = price if bound is None else min(price, bound)
     need(str(bound) == claims["bound"], "the claimed lower bound is not what the tree proves")
-    gap = (price - bound) / price if price else Fraction(0)
+    gap = (price - bound) / price if price else ZERO
     need(str(gap) == claims["gap"], "the claimed optimality gap is not (cost − bound)/cost")
     word = "optimal" if gap < Fraction(1, 10**6) else f"within {float(gap):.3%} of optimal"
     return [f"PROVED {word}: no section within the budgets costs less than {float(bound):.6g}"]
@@ -364,14 +360,15 @@ def check_measured(body: Json) -> list[str]:
         need(m["samples"] == len(errors), f"{name}: the number of samples is not that of errors")
         over = sum(e > exact(body["budget"]) for e in errors)
         need(m["violations"] == over, f"{name}: the number of violations is wrong")
-        need(exact(m["worst"]) == max(errors, default=Fraction(0)), f"{name}: the worst is wrong")
-        limit = clopper_pearson(over, len(errors), m["confidence"]) if errors else 1.0
+        need(exact(m["worst"]) == max(errors, default=ZERO), f"{name}: the worst is wrong")
+        chosen_on = bool(m["chosen_on"])
+        limit = clopper_pearson(over, len(errors), m["confidence"]) if not chosen_on else 1.0
         need(abs(limit - m["probability"]) <= 1e-9, f"{name}: the Clopper–Pearson limit is wrong")
-        said.append(
-            f"MEASURED, {name}: worst error {m['worst']:.6g} on {len(errors)} inputs against budget "
-            f"{body['budget']:.6g}; {over} violations, so P(violation) ≤ {limit:.3g} at "
-            f"{m['confidence']:.0%} if the inputs are independent draws"
-        )
+        text = f"MEASURED, {name}: worst error {m['worst']:.6g} on {len(errors)} inputs, budget "
+        text += f"{body['budget']:.6g}, {over} over it"
+        if not chosen_on:
+            text += f"; P(violation) ≤ {limit:.3g} at {m['confidence']:.0%} for independent draws"
+        said.append(text + ("; chosen on these, so no statement on others" if chosen_on else ""))
     return said
 
 
@@ -387,9 +384,7 @@ def check(certificate: Json) -> list[str]:
         said += check_measured(certificate)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as broken:
         raise Rejected(f"malformed: {type(broken).__name__}: {broken}") from broken
-    said.append("NOT PROVED: that the error model's coefficients describe this machine's kernels "
-                "(see `torchsheaf precision conformance`), or anything about inputs not run")  # fmt: skip
-    return said
+    return [*said, NOT_PROVED]
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Do this machine's kernels obey the error models? Every 16-bit input of every unary kernel is tried.
+"""Do this machine's kernels obey the error models? Every 16-bit input of a unary kernel is tried.
 
 Unary kernels: all 65,536 inputs in fp16 and bf16, all 256 in the 8-bit formats (emulated), and a
 directed sample in fp32 and tf32 that visits every exponent. The rest (products, sums, norms,

@@ -1,4 +1,4 @@
-"""The graph as precision sees it: which calls choose a format, and which values flow between them."""
+"""The graph as precision sees it: which calls choose a format, what flows between them."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Run a graph with a format per operation: the semantics that everything else is measured against."""
+"""Run a graph with a format per operation: what everything else is measured against."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -87,9 +87,7 @@ MODELS: dict[str, KernelModel] = {
     "pow": KernelModel(narrow=2.02, wide=8.0),
     "_softmax": KernelModel(wide=16.0, accumulates=True),
     # The sum of exponentials and its logarithm are kept in the format: absolute errors of u.
-    "_log_softmax": KernelModel(
-        narrow=2.02, wide=16.0, accumulates=True, floor_units=2.02
-    ),
+    "_log_softmax": KernelModel(narrow=2.02, wide=16.0, accumulates=True, floor_units=2.02),
     "native_layer_norm": KernelModel(wide=16.0, accumulates=True, floor16=2e-6, floor32=2e-6),
     "native_group_norm": KernelModel(wide=16.0, accumulates=True, floor16=2e-6, floor32=2e-6),
     "_native_batch_norm_legit_no_training": KernelModel(narrow=2.1, wide=8.0),

@@ -1,4 +1,4 @@
-"""The plan: a format per operation within an output-error budget, with everything known about it."""
+"""The plan: a format per operation within an output-error budget, and all that is known of it."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchsheaf.network.aten import AtenGraph, trace_aten
+from torchsheaf.network.aten import AtenGraph, ExportedProgram, trace_aten
 from torchsheaf.precision.admission import (
     check,
     flags,
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def headroom(self) -> list[Headroom]:
-        """Range per operation, least room first; `refused` says why other formats were ruled out."""
+        """Range per operation, least room first, with the formats that were ruled out."""
         rows = []
         for c, label in self.flow.labels.items():
             r, f = self.ranges[c], FORMATS[self.assignment[label]]
@@ -124,7 +124,7 @@ class Plan:
     @functools.cached_property
     def certificate(self) -> dict[str, Any]:
         """JSON data that `check_certificate.py` verifies without torch and without this package."""
-        runs = {"calibration": measurement(self.measured.errors, self.budget, 0.95)}
+        runs = {"calibration": measurement(self.measured.errors, self.budget, 0.95, chosen_on=True)}
         if self.holdout is not None:
             runs["held out"] = measurement(self.holdout.errors, self.budget, 0.95)
         ranges = {self.flow.labels[c]: r.largest for c, r in self.ranges.items()}
@@ -156,7 +156,7 @@ def _finite(x: float) -> float | None:
 
 
 def plan(
-    model: nn.Module | AtenGraph,
+    model: nn.Module | ExportedProgram | AtenGraph,
     inputs: Any,
     budget: float,
     *,
@@ -180,8 +180,8 @@ def plan(
     budget: in the units of the output, for every calibration input, against float64 on the same
     weights. norm: "max", "rms" (per sample) or "relative" (‖error‖₂/‖output‖₂). formats: names
     from `FORMATS`. pins: label, module path or operator → format. together: lists of labels,
-    modules or operators that share one format. calibration, holdout: further inputs of the traced shape; the
-    plan is tightened on the first and only reported on the second. margin: share of the budget
+    modules or operators that share one format. calibration, holdout: further inputs of the traced
+    shape; the plan is tightened on the first and only reported on the second. margin: share of the budget
     that calibration inputs may use. range_margin: how much larger held-out values may grow.
 
     Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument,

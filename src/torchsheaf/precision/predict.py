@@ -1,4 +1,4 @@
-"""From the tables to a number: the predicted error of any assignment, with an interval and blame."""
+"""From the tables to a number: the predicted error of an assignment, its interval, its blame."""
 
 import math
 from collections.abc import Mapping, Sequence

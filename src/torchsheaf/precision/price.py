@@ -1,9 +1,10 @@
-"""What a plan costs beside the same model in one format, and the error for when there is no plan."""
+"""What a plan costs beside the same model in one format; the error when there is no plan."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.precision.assemble import input_label, sink_format
 from torchsheaf.precision.dataflow import SINK, Dataflow
 from torchsheaf.precision.execute import uniform
@@ -13,7 +14,7 @@ from torchsheaf.precision.predict import held_format
 from torchsheaf.precision.profile import Profile
 
 
-class NoSection(RuntimeError):
+class NoSection(ConvergenceError):
     """No assignment meets the budget; `reason` says which of the three ways it failed.
 
     reason: "empty stalk", "no consistent choice" or "budget". `measured` is the error of the most
@@ -21,7 +22,10 @@ class NoSection(RuntimeError):
     """
 
     def __init__(self, reason: str, text: str, measured: Measurement | None = None) -> None:
-        super().__init__(text)
+        # The text says what to do, better than the outcome's general advice would.
+        RuntimeError.__init__(self, text)
+        self.outcome = Outcome.STALLED
+        self.result = measured
         self.reason = reason
         self.measured = measured
 

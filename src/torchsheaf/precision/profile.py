@@ -1,5 +1,6 @@
-"""What an operation and a cast cost: profiles are data files, shipped, written by hand or measured."""
+"""What an operation and a cast cost: profiles are data files, shipped, written or measured."""
 
+import functools
 import json
 import math
 import statistics
@@ -114,9 +115,11 @@ def measure_profile(name: str = "here", device: str = "cpu", size: int = 384) ->
         if f.is_emulated:
             continue
         x, y = a.to(f.storage), v.to(f.storage)
-        contraction[f.name] = _seconds(lambda x=x: x @ x, device) / (2.0 * size**3)
-        spent = _seconds(lambda y=y: torch.tanh(y), device)
-        moved = _seconds(lambda y=y: y.clone(), device)
+        contraction[f.name] = _seconds(functools.partial(torch.matmul, x, x), device) / (
+            2.0 * size**3
+        )
+        spent = _seconds(functools.partial(torch.tanh, y), device)
+        moved = _seconds(functools.partial(torch.clone, y), device)
         elementwise[f.name] = max(spent - moved, 0.0) / y.numel()
     byte = _seconds(lambda: v.clone(), device) / (8.0 * v.numel())
     small = v[:16]

@@ -130,16 +130,16 @@ def _overflow(flow: Dataflow, walk: _Walk, form: Format, budget: float) -> Proof
             best = (float(low[i]), size, c)
     if best is None:
         return None
-    low, size, c = best
+    floor, top, c = best
     label = flow.labels[c]
     return Proof(
         "overflow",
         form.name,
         budget,
         f"every run that holds the result of {label} in {form.name}",
-        f"overflow: the exact result of {label} reaches {size:.6g}; {form.name} ends at "
+        f"overflow: the exact result of {label} reaches {top:.6g}; {form.name} ends at "
         f"{form.largest:.6g} and rounds {form.overflow:.6g} and more past it",
-        {"value": size, "reference_bound": size - low},
+        {"value": top, "reference_bound": top - floor},
     )
 
 
@@ -157,15 +157,15 @@ def _grid(
             best = (float(gap[i]), float(y[i]), float(e[i]))
     if best is None or best[0] <= budget:
         return None
-    gap, y, e = best
+    far, output, slack = best
     return Proof(
         "grid",
         form.name,
         budget,
         f"every algorithm whose output is stored in {form.name}",
-        f"off the grid: an exact output is {y:.9g} (±{e:.1g}), at least {gap:.6g} from every "
+        f"off the grid: an exact output is {output:.9g} (±{slack:.1g}), at least {far:.6g} from every "
         f"{form.name} number; the budget is {budget:.6g}",
-        {"output": y, "reference_bound": e},
+        {"output": output, "reference_bound": slack},
     )
 
 
@@ -194,14 +194,14 @@ def _cell(
             best = (float(gap[k]), float(ends[0][k]), float(ends[1][k]))
     if best is None or best[0] / 2 - bound <= budget:
         return None
-    gap, one, two = best
+    apart, one, two = best
     return Proof(
         "cell",
         form.name,
         budget,
         f"every algorithm that sees its inputs rounded to {form.name}",
         f"one rounding cell: two inputs that {form.name} cannot tell apart have exact outputs "
-        f"{one:.9g} and {two:.9g}; any algorithm errs by {gap / 2:.6g} on one of them, and the "
+        f"{one:.9g} and {two:.9g}; any algorithm errs by {apart / 2:.6g} on one of them, and the "
         f"budget is {budget:.6g}",
         {"output_one": one, "output_two": two, "reference_bound": bound},
     )
@@ -256,13 +256,13 @@ def _witness(
             best = (float(error[i]), float(a.reshape(-1)[i]), float(e.reshape(-1)[i]))
     if best is None or best[0] - bound <= budget:
         return None
-    error, got, true = best
+    worst, got, true = best
     return Proof(
         "witness",
         form.name,
         budget,
         f"the uniform {form.name} run on this machine, on this input",
         f"run: uniform {form.name} returned {got:.9g} where the exact output is {true:.9g}: "
-        f"error {error:.6g}, budget {budget:.6g}",
-        {"error": error, "reference_bound": bound, "returned": got, "exact": true},
+        f"error {worst:.6g}, budget {budget:.6g}",
+        {"error": worst, "reference_bound": bound, "returned": got, "exact": true},
     )

@@ -152,7 +152,9 @@ def layer_map(
     for c, label in flow.labels.items():
         f = FORMATS[found.assignment[label]]
         share = blame[label].share
-        reason = f"{f.name}: causes {share:.1%} of the predicted error of {found.predicted.value:.2g}"
+        reason = (
+            f"{f.name}: causes {share:.1%} of the predicted error of {found.predicted.value:.2g}"
+        )
         if label in forced:
             reason += f"; {forced[label]}"
         layers[label] = LayerPrecision(
@@ -168,8 +170,8 @@ def forced_wide(found: Plan) -> dict[str, str]:
     as free, and the budget is still exceeded; or range leaves no 16-bit format.
     """
     row, problem = found.problem.rows[0], found.problem
-    limit = found.budget**2 * (row.limit / max(row.limit, found.budget**2))
-    limit = max(limit, row.limit)
+    # The mean square is at most the square of the budget in every norm that bounds the rms.
+    limit = found.budget**2 if found.norm != "relative" else row.limit
     least = {
         v: min((row.unary.get(v, {}).get(f, 0.0) for f in s), default=0.0)
         for v, s in problem.stalks.items()

@@ -1,4 +1,4 @@
-"""How much each rounding moves the output: adjoints of a few random probes, per operation and format.
+"""How much each rounding moves the output: adjoints of a few random probes.
 
 To first order the output error is Σ_i J_i·δ_i over all local roundings δ_i. With independent
 roundings of variance ulp²/12, E‖error‖² = Σ_i ‖J_i‖² var_i, and for a random sign vector r,

@@ -196,7 +196,7 @@ def _farkas(program: Program, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarra
         np.append(np.zeros_like(program.c), 1.0),
         A_ub=hstack([program.upper, csr_array(relax)]), b_ub=program.upper_rhs,
         A_eq=hstack([program.equal, equal_pad]), b_eq=program.equal_rhs,
-        bounds=np.vstack([bounds, [[-1.0, None]]]), method="highs-ds",
+        bounds=np.vstack([bounds, np.array([[-1.0, np.inf]])]), method="highs-ds",
     )  # fmt: skip
     if result.status != 0:
         return np.zeros(program.equal.shape[0]), np.zeros(rows)

@@ -1,4 +1,4 @@
-"""The models on which predictions are checked: small, seeded, trained here where it says trained."""
+"""The models on which predictions are checked: small, seeded, some trained here."""
 
 import functools
 import math
@@ -188,7 +188,7 @@ def sharp_block(pre: bool = False, factor: float = 8.0) -> tuple[nn.Module, Tens
     with torch.no_grad():
         attention = net.get_submodule("attention")
         for part in ("query", "key"):
-            attention.get_submodule(part).weight.mul_(factor)  # type: ignore[operator, union-attr]
+            attention.get_submodule(part).weight.mul_(factor)  # type: ignore[operator]
     return net, x
 
 
