@@ -105,7 +105,7 @@ def gather_equilibria(
 def _labels(problem: Problem, parts: list[Cochain], energies: Tensor, arrived: Tensor) -> Tensor:
     """−1 where a start did not arrive; otherwise the rank of its equilibrium by energy."""
     flat = torch.stack([problem.free.flatten(c) for c in parts])
-    order = torch.where(arrived, energies, torch.inf).sort(0, stable=True).indices
+    order = torch.where(arrived, energies, torch.inf).sort(stable=True, dim=0).indices
     label = torch.full_like(order, -1)
     count = torch.zeros_like(order[0])
     everyone = torch.arange(order.shape[1], device=order.device)
