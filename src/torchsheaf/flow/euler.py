@@ -140,10 +140,17 @@ class _Run:
         self.c = new if bool(moving.all()) else new.where(moving, old)
         if not len(task.walls):
             return
-        state = task.walls.state(problem.free.flatten(self.c))
+        walls = task.walls
+        z = problem.free.flatten(self.c)
+        state = walls.state(z)
         changed = (state != self.state).nonzero()
         if changed.numel():
             sample, wall = changed.unbind(1)
-            time = torch.full((sample.numel(),), (step + 1) * dt, dtype=torch.float64)
-            self.events.append((time, sample, wall, self.state[sample, wall], state[sample, wall]))
+            was, now = self.state[sample, wall], state[sample, wall]
+            # The chord of the step meets the wall at a fraction of the step.
+            met = walls.thresholds[wall, torch.where(now > was, was // 2, was // 2 - 1)]
+            low, high = problem.free.flatten(old)[:, walls.index], z[:, walls.index]
+            low, high = low[sample, wall], high[sample, wall]
+            part = ((met - low) / (high - low)).to(torch.float64)
+            self.events.append(((step + part) * dt, sample, wall, was, now))
         self.state = state
