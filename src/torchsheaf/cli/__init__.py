@@ -8,6 +8,7 @@ from torchsheaf.cli.exits import Exit as Exit
 from torchsheaf.cli.failures import GuardedGroup
 from torchsheaf.cli.inspect import inspect
 from torchsheaf.cli.report import report
+from torchsheaf.cli.train import train
 
 
 @click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,3 +24,4 @@ main.add_command(inspect)
 main.add_command(report)
 main.add_command(reproduce)
 main.add_command(lab)
+main.add_command(train)

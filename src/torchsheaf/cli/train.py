@@ -1,0 +1,205 @@
+"""`torchsheaf train TARGET`: train by local rules, with checkpoints that resume."""
+
+import importlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from click.core import ParameterSource
+from rich.console import Console
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from torchsheaf.cli.exits import Exit
+from torchsheaf.cli.failures import CommandFailed
+from torchsheaf.cli.loading import load, seed_option
+from torchsheaf.examples.paper_tasks import PAPER_TASKS
+from torchsheaf.examples.shipped import digits
+from torchsheaf.network.parameters import learns
+from torchsheaf.network.target import TargetError
+from torchsheaf.outcome import Outcome
+from torchsheaf.train import SheafTrainer, fit
+from torchsheaf.train.fit import evaluate
+from torchsheaf.train.trainer import RULES
+
+OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+TASKS = (*PAPER_TASKS, "digits")
+LOSSES = ("l2", "l1", "huber", "bce", "cross_entropy")
+
+
+class Job(NamedTuple):
+    """A model to train, its data, and the loss that fits it."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    validation: tuple[Tensor, Tensor] | None
+    loss: str
+
+
+@click.command(
+    epilog=f"TARGET is one of the tasks {', '.join(TASKS)}, or package.module:factory for a model; "
+    "its own labels are trained on, or what --data gives."
+)
+@click.argument("target", metavar="TARGET")
+@click.option("--weights", metavar="FILE", help="Weights to start from.")
+@click.option(
+    "--data", metavar="MODULE:FACTORY",
+    help="A function without arguments that returns (x, y) or (x, y, held_x, held_y).",
+)  # fmt: skip
+@click.option("--rule", type=click.Choice(list(RULES)), default="edge", show_default=True)
+@click.option("--loss", type=click.Choice(LOSSES), help="Default: what fits the labels.")
+@click.option(
+    "--optimizer", type=click.Choice(list(OPTIMISERS)), help="Default: what fits the rule."
+)
+@click.option("--rate", type=float, help="Learning rate. Default: what fits the rule.")
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without gain.")
+@click.option("--checkpoint", metavar="FILE", help="Write after every epoch; resume from it.")
+@click.option("--restart", is_flag=True, help="Do not resume from --checkpoint.")
+@click.option("--save", metavar="FILE.safetensors", help="Where to write the trained weights.")
+@click.option("--json", "as_json", is_flag=True, help="Print the history as JSON.")
+@click.option("--progress/--no-progress", default=True, show_default=True)
+@seed_option
+@click.pass_context
+def train(ctx: click.Context, **options: Any) -> None:
+    """Train a model by local rules: no autograd runs through the network."""
+    for key in ("checkpoint", "save"):
+        _writable(key, options[key])
+    job = _job(options["target"], options["weights"], options["data"], options["seed"])
+    loss, rule = options["loss"] or job.loss, options["rule"]
+    trainer = SheafTrainer(job.model, loss=loss, rule=rule)
+    optimiser, rate = _optimiser(trainer, rule, loss, options["optimizer"], options["rate"])
+    whole = rule == "equilibrium" and _is_default(ctx, "batch_size")
+    history = fit(
+        trainer, (job.x, job.y), optimiser, epochs=options["epochs"],
+        batch_size=None if whole else options["batch_size"], validation=job.validation,
+        patience=options["patience"], checkpoint=options["checkpoint"],
+        resume=not options["restart"], progress=options["progress"],
+        generator=torch.Generator().manual_seed(options["seed"]),
+    )  # fmt: skip
+    if options["save"]:
+        _save(job.model, Path(options["save"]))
+    final = evaluate(trainer, *(job.validation or (job.x, job.y)))
+    found = {
+        "target": options["target"], "rule": rule, "loss": loss, "rate": rate,
+        "optimizer": type(optimiser).__name__, "epochs": history.epochs,
+        "outcome": _ending(history.outcome), "records": history.records, "final": final,
+        "final_on": "held-out data" if job.validation else "the training data",
+    }  # fmt: skip
+    if options["as_json"]:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print(found)
+
+
+def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
+    if target in TASKS and data is None and weights is None:
+        if target in PAPER_TASKS:
+            task = PAPER_TASKS[target]
+            x, y, held_x, held_y = task.data()
+            return Job(task.network(seed), x, y, (held_x, held_y), task.loss)
+        generator = torch.Generator().manual_seed(seed)
+        x, y, held_x, held_y = digits(generator)
+        return Job(_classifier(generator), x.float(), y, (held_x.float(), held_y), "cross_entropy")
+    model, inputs, labels = load(target, weights)
+    if not isinstance(model, nn.Module):
+        raise TargetError("an exported program has fixed weights; name a module:factory to train")
+    split = _data(data) if data else (*inputs, labels)
+    if not data and (len(inputs) != 1 or labels is None):
+        raise TargetError(
+            f"{target} gives no labels to train on; let its factory return (model, x, labels), or "
+            "write --data MODULE:FACTORY"
+        )
+    x, y, *held = split
+    validation = (held[0], held[1]) if held else None
+    return Job(model, x, y, validation, "l2" if y.is_floating_point() else "cross_entropy")
+
+
+def _classifier(generator: torch.Generator) -> nn.Sequential:
+    """64–256–256–10, He-normal weights from the generator."""
+    net = nn.Sequential(
+        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
+    for layer in net[0::2]:
+        assert isinstance(layer, nn.Linear)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(layer.bias)
+    return net
+
+
+def _data(text: str) -> tuple[Tensor, ...]:
+    module, _, name = text.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise TargetError(f"--data is {text!r}, which cannot be loaded: {error}") from error
+    good = isinstance(made, tuple) and len(made) in (2, 4)
+    if not good or not all(isinstance(t, Tensor) for t in made):
+        raise TargetError(
+            f"--data: {text} returned a {type(made).__name__}; return tensors (x, y) or "
+            "(x, y, held_x, held_y)"
+        )
+    return made
+
+
+def _optimiser(
+    trainer: SheafTrainer, rule: str, loss: str, name: str | None, rate: float | None
+) -> tuple[torch.optim.Optimizer, float]:
+    """The least-squares rules carry their own step length, so SGD; the others take Adam."""
+    solves = rule in ("edge", "recursive")
+    chosen = OPTIMISERS[name or ("sgd" if solves else "adam")]
+    if rate is None:
+        layers = sum(p.ndim > 1 for p in trainer.model.parameters() if learns(p))
+        if rule == "edge" and chosen is torch.optim.SGD:
+            # docs/learning.md: 8/L with cross-entropy, 1/L with squared error
+            rate = (1 if loss == "l2" else 8) / max(layers, 1)
+        elif rule == "recursive" and chosen is torch.optim.SGD:
+            rate = 1.0 if layers < 10 else 0.1
+        else:
+            rate = 0.1 if chosen is torch.optim.SGD else 0.01
+    if not rate > 0:
+        raise click.BadParameter(f"{rate} is not positive", param_hint="--rate")
+    return chosen(trainer.model.parameters(), lr=rate), rate
+
+
+def _ending(outcome: Outcome) -> str:
+    return "as many as asked for" if outcome is Outcome.STEP_LIMIT else outcome.value
+
+
+def _is_default(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.DEFAULT
+
+
+def _writable(key: str, file: str | None) -> None:
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        folder = Path(file).absolute().parent
+        raise CommandFailed(f"--{key}: the folder {folder} does not exist", Exit.CANNOT_WRITE)
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".part")
+    os.close(handle)
+    try:
+        save_model(model, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise CommandFailed(f"--save: {error}", Exit.CANNOT_WRITE) from error
+
+
+def _print(found: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    first, last = found["records"][0], found["records"][-1]
+    console.print(
+        f"rule {found['rule']}, loss {found['loss']}, {found['optimizer']} at {found['rate']:.3g}: "
+        f"{found['epochs']} epochs, {found['outcome']}"
+    )
+    console.print(f"training loss {first['loss']:.4g} → {last['loss']:.4g}")
+    text = ", ".join(f"{k.replace('validation_', '')} {v:.4g}" for k, v in found["final"].items())
+    console.print(f"forward pass on {found['final_on']}: {text}")

@@ -1,0 +1,102 @@
+"""The first-order rule against autograd, on every kind of edge that has parameters."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.reference.networks import convnet, fill, randn, relu_mlp, residual_block
+from torchsheaf.train import EquilibriumRule, SheafTrainer
+
+
+class Tied(nn.Module):
+    """One weight matrix used three times, once through a transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.inner(x))
+        h = torch.relu(self.inner(h))
+        return self.head(functional.linear(h, self.inner.weight.t()))
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)
+    )
+
+
+def one_dimensional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv1d(3, 2, 2, stride=2), nn.Flatten(),
+        nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 4, 2, dilation=2, bias=False),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+MODELS: dict[str, tuple[Callable[[torch.dtype], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda d: relu_mlp([4, 9, 7, 3], 1, dtype=d), (4,)),
+    "convnet": (lambda d: convnet(2, d), (1, 8, 8)),
+    "shared weights": (lambda d: fill(Tied(), 3, d), (4,)),
+    "norm layers": (lambda d: fill(normed(), 4, d), (4,)),
+    "conv1d": (lambda d: fill(one_dimensional(), 5, d), (1, 5)),
+    "grouped convolution": (lambda d: fill(grouped(), 6, d), (2, 6, 6)),
+    "residual": (lambda d: nn.Sequential(residual_block(7, d), nn.Linear(2, 3, dtype=d)), (3,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["f64", "f32"]
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_autograd(name: str, dtype: torch.dtype, bound: float) -> None:
+    build, shape = MODELS[name]
+    model = build(dtype)
+    x, y = randn(11, 6, *shape, dtype=dtype), torch.tensor([0, 1, 2, 0, 1, 2])
+    functional.cross_entropy(model(x), y).backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    SheafTrainer(model, rule="first-order").local_gradients(x, y)
+    for n, p in model.named_parameters():
+        error = float((p.grad - expected[n]).norm() / expected[n].norm().clamp_min(1e-3))
+        assert error <= bound, f"{n}: {error:.1e}"
+
+
+@pytest.mark.parametrize("widths", [[3, 8, 2], [3, 8, 6, 2]])
+def test_equilibrium_tends_to_it_at_first_order_in_the_output_weight(widths: list[int]) -> None:
+    net = relu_mlp(widths, 9)
+    x, y = randn(1, 10, 3), randn(2, 10, 2)
+    SheafTrainer(net, loss="l2", rule="first-order").local_gradients(x, y)
+    limit = torch.cat([p.grad.flatten() for p in net.parameters()])
+    errors = []
+    scale = (1e-2, 1e-3, 1e-4)
+    for eps in scale:
+        rule = EquilibriumRule(output_weight=eps, tol=1e-12)
+        SheafTrainer(net, loss="l2", rule=rule).local_gradients(x, y)
+        found = torch.cat([p.grad.flatten() for p in net.parameters()]) / eps
+        errors.append(float((found - limit).norm() / limit.norm()))
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert 0.8 < torch.log10(torch.tensor(coarse / fine)) < 1.2, errors
+
+
+def test_gradients_do_not_accumulate_and_no_graph_is_built() -> None:
+    net = relu_mlp([4, 5, 3], 1)
+    x, y = randn(1, 6, 4).requires_grad_(), torch.arange(6) % 3
+    trainer = SheafTrainer(net, rule="first-order")
+    trainer.local_gradients(x.detach(), y)
+    first = [p.grad.clone() for p in net.parameters()]
+    trainer.local_gradients(x.detach(), y)
+    for p, g in zip(net.parameters(), first, strict=True):
+        assert torch.equal(p.grad, g)
+        assert not p.grad.requires_grad

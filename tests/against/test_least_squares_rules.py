@@ -1,0 +1,182 @@
+"""The edge and recursive rules against dense least squares and batch ridge regression."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.reference.networks import fill, randn, relu_mlp
+from torchsheaf.train import EdgeRule, RecursiveRule, SheafTrainer
+
+
+def reference_step(a: Tensor, f: Tensor, damping: float) -> Tensor:
+    """argmin_D ½‖A Dᵀ − F‖² + μ/2 ‖D‖² by an augmented system: dense, slow, obvious."""
+    n = a.shape[1]
+    mu = damping * a.square().sum()
+    rows = torch.cat([a, mu.sqrt() * torch.eye(n, dtype=a.dtype)])
+    goal = torch.cat([f, f.new_zeros(n, f.shape[1])])
+    return torch.linalg.lstsq(rows, goal).solution.mT
+
+
+def with_ones(a: Tensor) -> Tensor:
+    return torch.cat([a, a.new_ones(a.shape[0], 1)], 1)
+
+
+def layer_inputs_and_forces(
+    model: nn.Sequential, x: Tensor, y: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per linear layer: its activations, and minus the gradient of the summed loss in z."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    h = x
+    for name, layer in model.named_children():
+        before, h = h, layer(h)
+        if isinstance(layer, nn.Linear):
+            h.retain_grad()
+            seen[name] = (before, h)
+    functional.cross_entropy(h, y, reduction="sum").backward()
+    model.zero_grad()
+    return {n: (a.detach(), -z.grad) for n, (a, z) in seen.items() if z.grad is not None}
+
+
+@pytest.mark.parametrize("group", [None, 4, 5, 64])
+def test_edge_steps_equal_dense_least_squares_per_group(group: int | None) -> None:
+    """Groups of 4 and of 5 of 14 samples leave a smaller last group; it counts by its size."""
+    model = relu_mlp([3, 20, 6, 4], 1)
+    x, y = randn(2, 14, 3), torch.arange(14) % 4
+    per_layer = layer_inputs_and_forces(model, x, y)
+    SheafTrainer(model, rule=EdgeRule(damping=0.02, group=group)).local_gradients(x, y)
+    size = 14 if group is None else min(group, 14)
+    for name, (a, f) in per_layer.items():
+        layer = model.get_submodule(name)
+        expected = torch.zeros(layer.weight.shape[0], layer.weight.shape[1] + 1).double()
+        for ag, fg in zip(a.split(size), f.split(size), strict=True):
+            expected += len(ag) / 14 * reference_step(with_ones(ag), fg, 0.02)
+        found = -torch.cat([layer.weight.grad, layer.bias.grad[:, None]], 1)
+        assert torch.allclose(found, expected, atol=1e-11), name
+
+
+@pytest.mark.parametrize("group", [2, None])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_steps_equal_least_squares_on_gathered_patches(
+    group: int | None, bias: bool
+) -> None:
+    net = fill(
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=bias), nn.Flatten(), nn.Linear(12, 2)
+        ),
+        3,
+    )
+    x, y = randn(4, 4, 2, 4, 4), torch.tensor([0, 1, 1, 0])
+    z = net[0](x).detach().requires_grad_()
+    functional.cross_entropy(net[1:](z), y, reduction="sum").backward()
+    assert z.grad is not None
+    padded = functional.pad(x, (1, 1, 1, 1))
+    patches, forces = [], []
+    for m in range(4):
+        for i in range(2):
+            for j in range(2):
+                patches.append(padded[m, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].flatten())
+                forces.append(-z.grad[m, :, i, j])
+    a, f = torch.stack(patches), torch.stack(forces)
+    a = with_ones(a) if bias else a
+    rows = 16 if group is None else 4 * group
+    steps = [
+        reference_step(ag, fg, 0.01) for ag, fg in zip(a.split(rows), f.split(rows), strict=True)
+    ]
+    expected = torch.stack(steps).mean(0)
+    SheafTrainer(net, rule=EdgeRule(group=group)).local_gradients(x, y)
+    found = -net[0].weight.grad.flatten(1)
+    assert torch.allclose(found, expected[:, :18], atol=1e-11)
+    if bias:
+        assert torch.allclose(-net[0].bias.grad, expected[:, 18], atol=1e-11)
+
+
+def test_large_damping_is_normalised_gradient_descent() -> None:
+    """λ → ∞: D → FᵀA/(λ‖A‖²), the gradient over the squared norm of the activations."""
+    model = relu_mlp([5, 4], 2)
+    x, y = randn(1, 8, 5), torch.arange(8) % 4
+    ((a, f),) = layer_inputs_and_forces(model, x, y).values()
+    a = with_ones(a)
+    SheafTrainer(model, rule=EdgeRule(damping=1e9, group=None)).local_gradients(x, y)
+    expected = f.mT @ a / (1e9 * a.square().sum())
+    assert torch.allclose(-model[0].weight.grad, expected[:, :-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [EdgeRule(group=4), RecursiveRule()], ids=["edge", "recursive"])
+def test_a_frozen_bias_drops_the_column_of_ones(rule: EdgeRule | RecursiveRule) -> None:
+    model = relu_mlp([5, 4], 2)
+    model[0].bias.requires_grad_(False)
+    x, y = randn(1, 4, 5), torch.arange(4)
+    ((a, f),) = layer_inputs_and_forces(model, x, y).values()
+    trainer = SheafTrainer(model, rule=rule)
+    trainer.local_gradients(x, y)
+    assert model[0].bias.grad is None
+    if isinstance(rule, EdgeRule):
+        assert torch.allclose(-model[0].weight.grad, reference_step(a, f, 0.01), atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 12, (5, 4, 3), (12,)], ids=str)
+@pytest.mark.parametrize("memory", [float("inf"), 50.0])
+def test_recursive_steps_from_anchor_equal_batch_ridge_regression(
+    sizes: tuple[int, ...], memory: float
+) -> None:
+    """One linear layer, squared loss, SGD(lr=1): after any stream the weights are the minimiser of
+    Σ ρ^age ‖W a − y‖² + ρ^n damping·n_in ‖W − W₀‖² over everything seen."""
+    model = relu_mlp([3, 2], 5)
+    w0 = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach().clone()
+    x, y = randn(1, 12, 3), randn(2, 12, 2)
+    rule = RecursiveRule(damping=0.1, memory=memory)
+    trainer = SheafTrainer(model, loss="l2", rule=rule)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    start = 0
+    for size in sizes:
+        trainer.local_gradients(x[start : start + size], y[start : start + size])
+        optimiser.step()
+        start += size
+    rho = 1 - 1 / memory
+    # ρ acts once per batch, by that batch's size: samples of one batch share their weight.
+    ends = torch.tensor(sizes).cumsum(0)
+    last = torch.repeat_interleave(ends, torch.tensor(sizes))
+    weight = rho ** (12 - last).double()
+    a = with_ones(x)
+    # P⁻¹ after a batch is ρ^size P⁻¹ + AᵀA, and the step solves with that very matrix.
+    normal = (a * weight[:, None]).mT @ a + rho**12 * 0.1 * 4 * torch.eye(4).double()
+    moment = (a * weight[:, None]).mT @ (y - a @ w0.mT)
+    expected = w0 + torch.linalg.solve(normal, moment).mT
+    found = torch.cat([model[0].weight, model[0].bias[:, None]], 1)
+    assert torch.allclose(found, expected, atol=1e-9)
+    assert torch.allclose(rule.inverse_moments["0.weight"], normal.inverse(), atol=1e-9)
+
+
+def test_tied_weights_sum_over_their_edges() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(torch.relu(self.inner(x)))
+
+    model = fill(Twice(), 1)
+    x, y = randn(1, 6, 4), torch.arange(6) % 4
+    z1 = model.inner(x).detach().requires_grad_()
+    a = torch.relu(z1)
+    z2 = model.inner(a).detach().requires_grad_()
+    functional.cross_entropy(z2, y, reduction="sum").backward()
+    assert z2.grad is not None
+    f1 = -(z2.grad @ model.inner.weight) * (z1 > 0)
+    expected = reference_step(with_ones(x), f1, 0.01)
+    expected = expected + reference_step(with_ones(a.detach()), -z2.grad, 0.01)
+    SheafTrainer(model, rule=EdgeRule(group=None)).local_gradients(x, y)
+    assert torch.allclose(-model.inner.weight.grad, expected[:, :-1], atol=1e-11)
+
+
+def test_parameters_of_other_edges_take_the_first_order_rule() -> None:
+    model = fill(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), 2)
+    x, y = randn(3, 6, 4), torch.arange(6) % 3
+    functional.cross_entropy(model(x), y).backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+    SheafTrainer(model, rule="edge").local_gradients(x, y)
+    for n in ("1.weight", "1.bias"):
+        assert torch.allclose(model.get_parameter(n).grad, expected[n], atol=1e-12)
+    assert not torch.allclose(model[0].weight.grad, expected["0.weight"], atol=1e-3)

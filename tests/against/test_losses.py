@@ -1,0 +1,73 @@
+"""Potentials and forces of the losses against autograd and torch's own losses."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.reference.networks import randn
+from torchsheaf.train.losses import HuberLoss, Loss, PowerLoss, loss_named
+
+LOSSES = [
+    "l2",
+    "l1",
+    "huber",
+    "bce",
+    "cross_entropy",
+    PowerLoss(1.5),
+    PowerLoss(3.0),
+    HuberLoss(0.3),
+]
+
+
+def sample_targets(loss: Loss) -> torch.Tensor:
+    y = randn(2, 7, 4)
+    if loss.name == "bce":
+        return y.sigmoid()
+    if loss.name == "cross_entropy":
+        return y.softmax(1)
+    return y
+
+
+@pytest.mark.parametrize("named", LOSSES, ids=str)
+def test_force_is_minus_the_gradient_of_the_potential(named: str | Loss) -> None:
+    loss = loss_named(named)
+    z = randn(1, 7, 4).requires_grad_()
+    y = loss.target(z, sample_targets(loss))
+    (expected,) = torch.autograd.grad(loss.potential(z, y).sum(), z)
+    assert torch.allclose(loss.gradient(z, y), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("named", ["l2", "huber", "bce", "cross_entropy", HuberLoss(0.3)], ids=str)
+def test_curvature_bounds_the_hessian(named: str | Loss) -> None:
+    """The majoriser of curvature κ lies above Φ: Φ(z + d) ≤ Φ(z) + ∂Φ·d + κ/2 ‖d‖²."""
+    loss = loss_named(named)
+    z = randn(1, 7, 4)
+    y = loss.target(z, sample_targets(loss))
+    for seed in range(5):
+        d = 3 * randn(10 + seed, 7, 4)
+        above = loss.potential(z, y) + (loss.gradient(z, y) * d).sum(1)
+        above = above + 0.5 * loss.curvature * d.square().sum(1)
+        assert bool((loss.potential(z + d, y) <= above + 1e-12).all())
+
+
+def test_values_equal_torch() -> None:
+    z, y = randn(1, 7, 4), randn(2, 7, 4)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+
+    def ours(name: str | Loss, y: torch.Tensor) -> float:
+        loss = loss_named(name)
+        return float(loss.potential(z, loss.target(z, y)).mean())
+
+    assert ours("l2", y) == pytest.approx(float(functional.mse_loss(z, y) * 4 / 2))
+    assert ours("l1", y) == pytest.approx(float(functional.l1_loss(z, y) * 4))
+    assert ours(HuberLoss(0.4), y) == pytest.approx(
+        float(functional.huber_loss(z, y, delta=0.4) * 4)
+    )
+    assert ours("cross_entropy", labels) == pytest.approx(
+        float(functional.cross_entropy(z, labels))
+    )
+    assert ours("bce", y.sigmoid()) == pytest.approx(
+        float(functional.binary_cross_entropy_with_logits(z, y.sigmoid()) * 4)
+    )
+    p3 = PowerLoss(3.0)
+    assert float(p3.potential(z, y).sum()) == pytest.approx(float(((z - y).abs() ** 3 / 3).sum()))
