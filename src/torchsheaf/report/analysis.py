@@ -19,10 +19,12 @@ Progress = Callable[[str, int, int], None]
 STAGES = ("reading the network", "forward pass", "spectrum", "relaxation", "labels", "page")
 """What `progress(stage, number, of)` announces."""
 
-SPECTRUM_NUMBERS = 1.5e7
+SPECTRUM_NUMBERS = 4e6
 """Numbers that Lanczos may keep: bounds the samples whose spectrum is computed."""
 FLOW_NUMBERS = 4e4
 """Samples × free coordinates up to which the relaxation is computed."""
+EXACT_UP_TO = 300
+"""Free coordinates up to which the flow is exact; beyond, explicit Euler steps."""
 LABEL_NUMBERS = 7e4
 """Samples × free coordinates relaxed with the label held (but at least four samples)."""
 LABEL_WORK = 1.5e8
@@ -162,18 +164,21 @@ def _relax(
             "this page together; torchsheaf.heat_flow computes it."
         )
         return None
-    some = _some(problem, min(12, FLOW_NUMBERS / dim))
+    exact = dim <= EXACT_UP_TO and problem.sheaf.is_piecewise_affine
+    some = _some(problem, 8 if exact else min(12, FLOW_NUMBERS / dim))
     slowest = 0.1 if gap is None else float(gap.values.min())
     until = min(max(12 / slowest, 20.0), 400.0)
-    generator = torch.Generator().manual_seed(seed)
-    try:
-        return heat_flow(
-            some, start="random", until=until, method="euler", times=161, tol=0.0,
-            max_steps=20_000, generator=generator, progress=False, throw=False,
-        )  # fmt: skip
-    except ValueError as error:
-        missing["relaxation"] = f"No flow takes this network: {error}."
-        return None
+    for method in ("exact", "euler") if exact else ("euler",):
+        try:
+            return heat_flow(
+                some, start="random", until=until, method=method, times=161, tol=0.0,
+                max_steps=20_000, generator=torch.Generator().manual_seed(seed), progress=False,
+                throw=False,
+            )  # fmt: skip
+        except ValueError as error:
+            refusal = str(error)
+    missing["relaxation"] = f"No flow takes this network: {refusal}."
+    return None
 
 
 def _pull(

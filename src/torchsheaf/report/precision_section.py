@@ -37,7 +37,7 @@ def precision_section(plan: Plan) -> Section:
             "Strong arrows: the number format changes on the way.",
         )
     body += table(
-        ("operation", "kernel", "format", "share of error", "error", "of it casts", "of it weights"),
+        ("operation", "kernel", "format", "share of error", "error", "casts", "weights"),
         [
             (
                 s.operation, s.kind, s.format, percent(s.share), number(s.error),

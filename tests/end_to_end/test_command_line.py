@@ -1,0 +1,270 @@
+"""The command line as a person uses it: in its own process, judged by what it prints and returns."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from torch import nn
+
+from torchsheaf.cli import Exit, main
+from torchsheaf.examples import EXAMPLES
+
+MODULE = """
+import torch
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(5, 3)
+
+def bare():
+    return nn.Linear(3, 2)
+
+def wrong_input():
+    return nn.Linear(3, 2), "x"
+
+def unsupported():
+    class Sorted(nn.Module):
+        def forward(self, x):
+            return torch.sort(x)[0]
+    return Sorted(), torch.randn(4, 3)
+
+def broken():
+    return nn.Sequential(nn.Linear(3, 4)), torch.full((5, 3), float("nan"))
+
+number = 3
+"""
+
+
+def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", "from torchsheaf.cli import main; main()", *arguments],
+        capture_output=True, text=True, cwd=folder, env=environment, timeout=240,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "nets.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    return tmp_path
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_writes_a_page_and_ends_with_its_findings(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    done = run("demo", "--out", str(out), folder=tmp_path)
+    assert done.returncode == Exit.OK, done.stderr
+    page = out.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
+    # stdout: the findings and, last, the path; everything that moves is on stderr.
+    assert done.stdout.strip().splitlines()[-1] == f"The page: {out}"
+    assert "classified as labelled" in " ".join(done.stdout.split())
+    assert "training" in done.stderr
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_inspect_prints_every_cell(folder: Path) -> None:
+    done = run("inspect", "nets:small", folder=folder)
+    assert done.returncode == Exit.OK, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    assert ["0", "affine", "linear", "input", "4", "4", "16"] in rows
+    assert ["1", "gate", "relu", "0", "4", "4"] in rows
+    assert "4 vertices, 3 edges" in done.stdout
+    assert "10 free coordinates; 26 parameters" in done.stdout
+
+
+def test_inspect_json_says_the_same(folder: Path) -> None:
+    code, out, _ = invoke("inspect", "nets:small", "--json")
+    assert code == Exit.OK
+    cells = json.loads(out)
+    assert [v["name"] for v in cells["vertices"]] == ["input", "0", "1", "2"]
+    assert [e["kind"] for e in cells["edges"]] == ["affine", "gate", "affine"]
+    assert cells["edges"][0]["parameters"] == {"0.weight": [4, 3], "0.bias": [4]}
+    assert cells["edges"][2]["parents"] == ["1"]
+    assert cells["outputs"] == ["2"]
+
+
+def test_the_fused_form_has_no_gates(folder: Path) -> None:
+    _, out, _ = invoke("inspect", "nets:small", "--json", "--form", "fused")
+    assert [v["name"] for v in json.loads(out)["vertices"]] == ["input", "0", "2"]
+
+
+def test_report_of_an_exported_program(folder: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    torch.export.save(
+        torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)),
+        folder / "net.pt2",
+    )
+    code, out, error = invoke("report", "net.pt2", "-o", "page.html")
+    assert code == Exit.OK, error
+    assert "labels" in out  # the section that is not there is named
+    assert "<h1>net.pt2</h1>" in (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_weights_are_used(folder: Path) -> None:
+    state = {
+        "0.weight": torch.zeros(4, 3), "0.bias": torch.ones(4),
+        "2.weight": torch.zeros(2, 4), "2.bias": torch.tensor([7.0, 8.0]),
+    }  # fmt: skip
+    save_file(state, folder / "w.safetensors")
+    torch.save(state, folder / "w.pt")
+    from torchsheaf.network.target import load_target
+
+    for name in ("w.safetensors", "w.pt"):
+        model, inputs, _ = load_target("nets:small", folder / name)
+        assert isinstance(model, nn.Module)
+        assert torch.equal(model(*inputs), torch.tensor([[7.0, 8.0]]).expand(5, 2))
+    code, _, _ = invoke("inspect", "nets:small", "--weights", "w.safetensors")
+    assert code == Exit.OK
+
+
+class Payload:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_weights_are_never_unpickled(folder: Path) -> None:
+    torch.save({"0.weight": Payload(folder / "hit")}, folder / "evil.pt")
+    code, _, error = invoke("inspect", "nets:small", "--weights", "evil.pt")
+    assert code == Exit.BAD_TARGET
+    assert "pickled objects" in error
+    assert not (folder / "hit").exists()
+
+
+@pytest.mark.parametrize("member", ["data/constants/opaque_obj_0", "data/aotinductor/model/x.so"])
+def test_an_archive_with_foreign_members_is_refused(folder: Path, member: str) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(folder / "evil.pt2", "w") as archive:
+        archive.writestr("evil/archive_format", "pt2")
+        archive.writestr(f"evil/{member}", b"\x80\x04.")
+    code, _, error = invoke("inspect", "evil.pt2")
+    assert code == Exit.BAD_TARGET
+    assert member in error.replace("\n", "")
+
+
+def test_an_archive_is_never_unpickled(folder: Path) -> None:
+    """torch.export.load falls back to full unpickling of the example inputs; ours must not."""
+    import io
+    import zipfile
+
+    program = torch.export.export(nn.Linear(2, 2), (torch.randn(3, 2),))
+    torch.export.save(program, folder / "good.pt2")
+    buffer = io.BytesIO()
+    torch.save((Payload(folder / "hit"),), buffer)
+    with (
+        zipfile.ZipFile(folder / "good.pt2") as good,
+        zipfile.ZipFile(folder / "evil.pt2", "w") as evil,
+    ):
+        for name in good.namelist():
+            swapped = "sample_inputs" in name
+            evil.writestr(name, buffer.getvalue() if swapped else good.read(name))
+    code, _, error = invoke("inspect", "evil.pt2")
+    assert code == Exit.BAD_TARGET, error
+    assert not (folder / "hit").exists()
+
+
+def test_a_size_that_is_code_is_refused(folder: Path) -> None:
+    import zipfile
+
+    expression = "__import__('os').mkdir('hit')"
+    with zipfile.ZipFile(folder / "evil.pt2", "w") as archive:
+        archive.writestr("evil/archive_format", "pt2")
+        archive.writestr("evil/models/model.json", json.dumps({"expr_str": expression}))
+    code, _, error = invoke("inspect", "evil.pt2")
+    assert code == Exit.BAD_TARGET
+    assert "not arithmetic" in error
+    assert not (folder / "hit").exists()
+
+
+FAILURES = [
+    (["inspect", "no-such-example"], Exit.BAD_TARGET, "digits-mlp"),
+    (["inspect", "missing.pt2"], Exit.BAD_TARGET, "cannot read missing.pt2"),
+    (["inspect", "nets.pt2"], Exit.BAD_TARGET, "not a .pt2 archive"),
+    (["inspect", "absent_package:f"], Exit.BAD_TARGET, "no module 'absent_package'"),
+    (["inspect", "nets:absent"], Exit.BAD_TARGET, "has no 'absent'"),
+    (["inspect", "nets:number"], Exit.BAD_TARGET, "int"),
+    (["inspect", "nets:bare"], Exit.BAD_TARGET, "(model, x)"),
+    (["inspect", "nets:wrong_input"], Exit.BAD_TARGET, "returned a str as its input"),
+    (["inspect", "nets:unsupported"], Exit.UNSUPPORTED_MODEL, "sort"),
+    (["inspect", "nets:broken"], Exit.BAD_INPUT, "NaN"),
+    (["inspect", "nets:small", "--weights", "w.pt"], Exit.BAD_TARGET, "cannot read w.pt"),
+    (["inspect", "nets:small", "--weights", "nets.py"], Exit.BAD_TARGET, "nets.py"),
+    (["report", "nets:small", "-o", "absent/page.html"], Exit.CANNOT_WRITE, "does not exist"),
+    (["reproduce"], Exit.NO_CHECKOUT, "clone the repository"),
+    (["lab", "09"], Exit.NO_CHECKOUT, "clone the repository"),
+    (["inspect"], Exit.USAGE, "Missing argument"),
+    (["no-such-verb"], Exit.USAGE, "No such command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), FAILURES)
+def test_failures_have_a_message_and_a_code(
+    folder: Path, arguments: list[str], code: Exit, message: str
+) -> None:
+    (folder / "nets.pt2").write_text("no archive", encoding="utf-8")
+    got, out, error = invoke(*arguments)
+    assert got == code, error
+    assert message in error
+    assert "Traceback" not in error
+    assert out == ""
+
+
+def test_debug_adds_the_traceback(folder: Path) -> None:
+    code, _, error = invoke("--debug", "inspect", "nets:unsupported")
+    assert code == Exit.UNSUPPORTED_MODEL
+    assert "Traceback" in error
+
+
+def test_a_failed_write_leaves_the_old_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchsheaf.report import write_page
+
+    page = write_page(folder / "page.html", "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_page(page, "new")
+    assert page.read_text(encoding="utf-8") == "old"
+    assert {f.name for f in folder.iterdir()} == {"nets.py", "page.html"}
+
+
+def test_the_checkout_lists_its_scripts() -> None:
+    root = Path(__file__).parents[2]
+    if not (root / "reproduce").is_dir():
+        pytest.skip("no reproduce/ in this tree")
+    done = run("reproduce", folder=root)
+    assert done.returncode == Exit.OK, done.stderr
+    for name in done.stdout.split():
+        assert (root / "reproduce" / f"{name}.py").is_file()
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    for code in Exit:
+        assert f"| {code.value} | `{code.name}` | {code.meaning} |" in page
+    for example in EXAMPLES.values():
+        assert f"| `{example.name}` | {example.summary} |" in page
