@@ -1,4 +1,4 @@
-"""The command line as a person uses it: in its own process, judged by what it prints and returns."""
+"""The command line as a person uses it, judged by what it prints and returns."""
 
 import json
 import os
