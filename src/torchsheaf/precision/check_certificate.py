@@ -21,10 +21,7 @@ from typing import Any
 Json = dict[str, Any]
 ZERO = Fraction(0)
 SCHEMA = "torchsheaf precision certificate 1"
-NOT_PROVED = (
-    "NOT PROVED: that the error model's coefficients describe this machine's kernels (see "
-    "`torchsheaf precision conformance`), or anything about inputs not run"
-)
+NOT_PROVED = "NOT PROVED: that the model's coefficients describe these kernels; inputs not run"
 
 
 class Rejected(Exception):
@@ -46,8 +43,8 @@ def need(condition: bool, claim: str) -> None:
 
 def exact(number: Any) -> Fraction:
     """The rational number that a JSON number stands for."""
-    need(isinstance(number, int | float) and not isinstance(number, bool), f"{number!r}: no number")
-    need(math.isfinite(number), f"{number!r} is not finite")
+    plain = isinstance(number, int | float) and not isinstance(number, bool)
+    need(plain and math.isfinite(number), f"{number!r} is no finite number")
     return Fraction(number)
 
 
@@ -74,15 +71,15 @@ class Problem:
         self.check()
 
     def classes(self) -> list[list[str]]:
+        """Overlapping ties joined, then every other operation alone."""
         merged: list[list[str]] = []
         for tie in self.ties:
-            joined, rest = list(tie), []
-            for c in merged:
-                if set(c) & set(joined):
-                    joined = c + [v for v in joined if v not in c]
-                else:
-                    rest.append(c)
-            merged = [*rest, joined]
+            joined = list(tie)
+            for c in [c for c in merged if set(c) & set(joined)]:
+                # A tie may bridge two classes: join each that it meets.
+                joined = c + [v for v in joined if v not in c]
+                merged.remove(c)
+            merged.append(joined)
         merged = [c for c in merged if len(c) > 1]
         tied = {v for c in merged for v in c}
         return merged + [[v] for v in self.stalks if v not in tied]
@@ -96,14 +93,11 @@ class Problem:
             need(all(c >= 0 for c in table.values()), f"{v} has a negative cost")
         prices: dict[Any, Fraction] = {}
         for source, consumer, operand, cost in self.casts:
-            need(
-                source in self.stalks and consumer in self.stalks, f"cast of {operand}: no such end"
-            )
+            need({source, consumer} <= set(self.stalks), f"cast of {operand}: no such end")
             for key, c in cost.items():
                 need(c >= 0, f"a cast of {operand} has a negative cost")
-                need(
-                    prices.setdefault((operand, key), c) == c, f"a cast of {operand} has two prices"
-                )
+                first = prices.setdefault((operand, key), c)
+                need(first == c, f"a cast of {operand} has two prices")
         for name, limit, unary, pairs in self.rows:
             need(limit > 0, f"the budget {name!r} is not positive")
             terms = [a for t in [*unary.values(), *pairs.values()] for a in t.values()]
@@ -267,9 +261,7 @@ def check_formats(body: Json, problem: Problem) -> None:
     names = {f for stalk in problem.stalks.values() for f in stalk}
     need(names <= set(table), "a stalk names a format that the certificate does not define")
     for v, fmt in body["pins"].items():
-        need(
-            problem.stalks.get(v) == [fmt], f"{v} is pinned to {fmt} but its stalk is not {{{fmt}}}"
-        )
+        need(problem.stalks.get(v) == [fmt], f"{v} is pinned to {fmt}; its stalk says otherwise")
     for v, r in body["ranges"].items():
         need(v in problem.stalks, f"a range is given for the unknown operation {v}")
         for f in problem.stalks[v]:
@@ -390,19 +382,16 @@ def check(certificate: Json) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Check the file named on the command line and say what it proves."""
     try:
-        (path,) = arguments
-        with open(path, encoding="utf-8") as file:
+        with open(*arguments, encoding="utf-8") as file:
             certificate = dict(json.load(file))
     except (OSError, ValueError, TypeError) as broken:
         print(f"usage: python check_certificate.py certificate.json ({broken})", file=sys.stderr)
         return 2
     try:
-        said = check(certificate)
+        print("\n".join([*check(certificate), "ACCEPTED"]))
     except Rejected as claim:
         print(f"REJECTED: {claim}")
         return 1
-    print("\n".join(said))
-    print("ACCEPTED")
     return 0
 
 

@@ -55,7 +55,7 @@ def _second(c: Any, values: Any, shift: dict[str, Tensor]) -> float:
         runs.append(out[0] if isinstance(out, tuple | list) else out)
     plus, middle, minus = runs
     second = torch.nan_to_num((plus - 2 * middle + minus).abs())
-    # Differences below the rounding of float64 are no curvature.
-    noise = 8 * 2.0**-52 * torch.nan_to_num(middle.abs())
+    # Differences below the rounding of float64 sums are no curvature: a linear layer has none.
+    noise = 64 * 2.0**-52 * torch.nan_to_num(middle.abs()).amax() if middle.numel() else 0.0
     second = torch.where(second > noise, second, torch.zeros_like(second))
     return float(second.max()) if second.numel() else 0.0

@@ -181,8 +181,8 @@ def plan(
     weights. norm: "max", "rms" (per sample) or "relative" (‖error‖₂/‖output‖₂). formats: names
     from `FORMATS`. pins: label, module path or operator → format. together: lists of labels,
     modules or operators that share one format. calibration, holdout: further inputs of the traced
-    shape; the plan is tightened on the first and only reported on the second. margin: share of the budget
-    that calibration inputs may use. range_margin: how much larger held-out values may grow.
+    shape; the plan is tightened on the first and only reported on the second. margin: share of the
+    budget that calibration inputs may use. range_margin: how much larger held-out values may grow.
 
     Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument,
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.

@@ -32,7 +32,7 @@ class NoSection(ConvergenceError):
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of the plan in its profile, and of the same model in uniform fp32 (or its own format)."""
+    """Cost of the plan in its profile, and of the same model in uniform fp32."""
 
     value: float
     operations: float

@@ -13,7 +13,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Cast:
-    """An edge from `source` to `consumer`: cost[s, t] of holding `operand` in s and reading it in t.
+    """An edge: cost[s, t] is that of holding `operand` in s and reading it in t.
 
     Edges with the same operand share one cast: read twice in t, it is converted once. Pairs that
     are absent from `cost` are not supported by the backend.

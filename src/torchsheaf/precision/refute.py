@@ -163,8 +163,8 @@ def _grid(
         form.name,
         budget,
         f"every algorithm whose output is stored in {form.name}",
-        f"off the grid: an exact output is {output:.9g} (±{slack:.1g}), at least {far:.6g} from every "
-        f"{form.name} number; the budget is {budget:.6g}",
+        f"off the grid: an exact output is {output:.9g} (±{slack:.1g}), at least {far:.6g} from "
+        f"every {form.name} number; the budget is {budget:.6g}",
         {"output": output, "reference_bound": slack},
     )
 

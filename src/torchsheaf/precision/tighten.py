@@ -32,7 +32,7 @@ from torchsheaf.precision.solve import Solution, cheapest, least_error
 
 @dataclass(frozen=True)
 class Attempt:
-    """One round: the problem solved, the section found, what was predicted and what was measured."""
+    """One round: the problem, the section found, what was predicted and what was measured."""
 
     problem: AssignmentProblem
     section: dict[str, str]

@@ -1,0 +1,178 @@
+"""Bad arguments to the precision part: refused at the door, in words that help."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchsheaf.network import UnsupportedModel
+from torchsheaf.network.aten import AtenGraph, trace_aten
+from torchsheaf.precision import NoSection, plan
+from torchsheaf.precision.image_data import load_images, rows_to_tensors
+from torchsheaf.precision.profile import load_profile, measure_profile, write_profile
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[AtenGraph, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(4, 5)
+    return trace_aten(model, x), x
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": 0.0}, "budget is 0.0; write a positive number"),
+        ({"budget": float("nan")}, "budget is nan"),
+        ({"budget": True}, "budget is True"),
+        ({"norm": "l1"}, "norm is 'l1'; write one of max, rms, relative"),
+        ({"formats": "fp32"}, "formats is 'fp32'; write a tuple"),
+        ({"formats": ("int8",)}, "format 'int8' is not known"),
+        ({"pins": {"nowhere": "fp32"}}, "pins: 'nowhere' names no operation"),
+        ({"pins": {"0": "fp64"}}, "asks for 'fp64', which is not among"),
+        ({"together": [["0", "nowhere"]]}, "together: 'nowhere' names no operation"),
+        ({"together": ["01"]}, "write lists of names"),
+        ({"profile": "my-laptop"}, "none of the shipped: bytes, h100, stated"),
+        ({"margin": 0.0}, "margin is 0.0"),
+        ({"range_margin": 0.5}, "range_margin is 0.5"),
+        ({"holdout": torch.zeros(3, 5)}, "do not cut into batches"),
+        ({"holdout": (torch.zeros(4, 5), torch.zeros(4, 5))}, "2 tensors came"),
+    ],
+)
+def test_a_bad_argument_is_named(
+    net: tuple[AtenGraph, Tensor], change: dict[str, Any], words: str
+) -> None:
+    graph, x = net
+    arguments: dict[str, Any] = {"budget": 1e-2, **change}
+    with pytest.raises(ValueError, match=words.replace("(", r"\(").replace(".", r"\.")):
+        plan(graph, x, **arguments)
+
+
+def test_non_finite_inputs_and_weights_are_named(net: tuple[AtenGraph, Tensor]) -> None:
+    graph, x = net
+    with pytest.raises(ValueError, match="contains NaN or infinity"):
+        plan(graph, torch.full_like(x, float("inf")), 1e-2)
+    model = nn.Linear(5, 2)
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="weight 'weight' contains NaN"):
+        plan(model, x, 1e-2)
+
+
+def test_a_budget_that_no_format_meets_says_what_was_measured(
+    net: tuple[AtenGraph, Tensor],
+) -> None:
+    graph, x = net
+    with pytest.raises(NoSection, match="no section meets the budget") as caught:
+        plan(graph, x, 1e-9, formats=("bf16", "fp16"))
+    assert caught.value.reason == "budget"
+    assert caught.value.measured is not None
+    assert caught.value.measured.value > 1e-9
+
+
+def test_an_operation_without_a_format_says_why() -> None:
+    class Huge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(x + 20.0)
+
+    with pytest.raises(NoSection, match="fp16 ends at 65504") as caught:
+        plan(Huge(), torch.ones(2, 3), 1.0, formats=("fp16",))
+    assert caught.value.reason == "empty stalk"
+    with pytest.raises(NoSection, match="pinned to fp16"):
+        plan(Huge(), torch.ones(2, 3), 1e9, pins={"exp": "fp16"})
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x) + torch.lgamma(x)
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(Odd(), "lgamma"), (Random(), "draws random numbers"), (Branching(), "could not lower")],
+)
+def test_models_that_cannot_be_planned_list_the_offenders(model: nn.Module, words: str) -> None:
+    with pytest.raises(UnsupportedModel, match=words) as caught:
+        plan(model, torch.rand(2, 3), 1e-2)
+    assert caught.value.offenders
+
+
+def test_training_mode_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        plan(model, torch.rand(2, 4), 1e-2)
+
+
+def test_profiles_are_checked_and_travel_through_files(tmp_path: Path) -> None:
+    good = load_profile("stated")
+    path = tmp_path / "mine.json"
+    write_profile(good, path)
+    assert load_profile(path) == good
+    data = json.loads(path.read_text())
+    for change, words in (
+        ({"byte": -1.0}, "byte is -1.0"),
+        ({"contraction": {"fp12": 1.0}}, "'fp12' is no format"),
+        ({"contraction": {"fp16": "fast"}}, "write a finite number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_profile({**data, **change})
+    del data["byte"]
+    with pytest.raises(ValueError, match="lacks 'byte'"):
+        load_profile(data)
+    here = measure_profile(size=64)
+    assert here.byte > 0
+    assert set(here.contraction) == {"fp64", "fp32", "bf16", "fp16"}
+
+
+def test_image_rows_of_either_schema_are_read(tmp_path: Path) -> None:
+    import numpy as np
+
+    gray = [{"image": np.full((28, 28), 255, np.uint8), "label": 3}] * 5
+    x, y = rows_to_tensors(gray, 4)
+    assert x.shape == (4, 1, 28, 28)
+    assert float(x.max()) == 1.0
+    assert y.tolist() == [3] * 4
+    colour = [{"img": np.zeros((32, 32, 3), np.uint8), "label": 9}]
+    assert rows_to_tensors(colour, 10)[0].shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match="is needed"):
+        rows_to_tensors([{"pixels": 1, "label": 0}], 1)
+    with pytest.raises(ValueError, match="no rows"):
+        rows_to_tensors([], 1)
+    pytest.importorskip("datasets")
+    with pytest.raises(ValueError, match="holds no test"):
+        load_images(str(tmp_path), "test")
+    with pytest.raises(ValueError, match="write digits"):
+        load_images("imagenet")
+
+
+def test_local_files_of_the_same_schema_load_through_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    import numpy as np
+    from PIL import Image
+
+    for key, shape in (("image", (28, 28)), ("img", (32, 32, 3))):
+        folder = tmp_path / key
+        folder.mkdir()
+        pictures = [Image.fromarray(np.full(shape, 40 * i, np.uint8)) for i in range(5)]
+        features = datasets.Features({key: datasets.Image(), "label": datasets.Value("int64")})
+        rows = datasets.Dataset.from_dict({key: pictures, "label": list(range(5))}, features)
+        rows.to_parquet(str(folder / "test-00000.parquet"))
+        x, y = load_images(str(folder), "test")
+        assert x.shape[0] == 5
+        assert x.shape[2:] == shape[:2]
+        assert y.tolist() == [0, 1, 2, 3, 4]
+        assert float(x[2].max()) == pytest.approx(80 / 255)
