@@ -108,7 +108,7 @@ def euler_run(run: Run, dt: float = 0.01) -> dict:
     step = 0
     while step < run.cap:
         if step in (0, 5000):
-            discord[step] = float(2 * problem.energy(c))
+            discord[step] = float(2 * problem.energy(c).sum())
         new = euler_step(problem, c, dt)
         change = max(float((new[n] - c[n]).abs().max()) for n in problem.free.shapes)
         c, step = new, step + 1
@@ -125,7 +125,7 @@ def euler_run(run: Run, dt: float = 0.01) -> dict:
     forward = net(x).detach()
     return {
         "iterations": step, "discord at start": discord[0],
-        "discord at 5000": discord.get(5000), "discord": float(2 * problem.energy(c)),
+        "discord at 5000": discord.get(5000), "discord": float(2 * problem.energy(c).sum()),
         "crossing steps": crossings, "output": output.flatten().tolist(),
         "forward": forward.flatten().tolist(),
         "error": float((output - forward).abs().max()),

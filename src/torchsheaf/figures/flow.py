@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -146,8 +146,6 @@ def _band_colours(theme: Theme, top: int) -> list[str]:
     if top == 2:
         return [pieces[0], theme.contrast, pieces[1]]
     blend = np.linspace(0.15, 1, top // 2 + 1)
-    from matplotlib.colors import to_hex, to_rgb
-
     low, high = np.array(to_rgb(theme.grid)), np.array(to_rgb(theme.accent))
     shades = [to_hex((1 - b) * low + b * high) for b in blend]
     return [shades[k // 2] if k % 2 == 0 else theme.contrast for k in range(top + 1)]
@@ -264,11 +262,14 @@ def flow_animation(
             title.set_text(f"t = {float(flow.times[row]):.2f}")
             return [dots, *bars, title]
 
-        movie = FuncAnimation(figure, draw, frames=rows.tolist())
-        target = Path(path)
-        partial = target.with_name("." + target.stem + ".partial.gif")
-        movie.save(partial, writer=PillowWriter(fps=12), dpi=90)
-        partial.replace(target)
+    # Saved outside the theme: frames need an opaque ground, and log ticks their mathematics.
+    movie = FuncAnimation(figure, draw, frames=rows.tolist())
+    target = Path(path)
+    partial = target.with_name("." + target.stem + ".partial.gif")
+    movie.save(
+        partial, writer=PillowWriter(fps=12), dpi=90, savefig_kwargs={"facecolor": theme.paper}
+    )
+    partial.replace(target)
     return target
 
 

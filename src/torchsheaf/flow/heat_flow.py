@@ -120,7 +120,9 @@ def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tens
         ascending = bool((grid[1:] > grid[:-1]).all()) and grid.numel() > 0
         if not ascending or not bool(grid.isfinite().all()) or float(grid[0]) < 0:
             raise ValueError("times must be finite, not negative and strictly ascending")
-        if float(grid[-1]) > until:
+        if float(grid[-1]) <= until * (1 + 1e-6):
+            grid = grid.clamp_max(until)  # a float32 end is the end
+        else:
             raise ValueError(f"times go to {float(grid[-1]):g}, beyond until={until:g}")
         return grid
     if times < 2:
