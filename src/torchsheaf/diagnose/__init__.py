@@ -14,3 +14,5 @@ from torchsheaf.diagnose.findings import Finding as Finding
 from torchsheaf.diagnose.findings import Verdict as Verdict
 from torchsheaf.diagnose.label_energy import LabelEnergy as LabelEnergy
 from torchsheaf.diagnose.label_energy import label_energy as label_energy
+from torchsheaf.diagnose.spectra import Spectra as Spectra
+from torchsheaf.diagnose.spectra import spectra as spectra

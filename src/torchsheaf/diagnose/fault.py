@@ -1,4 +1,4 @@
-"""Which steps of a suspect network went wrong, told from another run's values on the same inputs."""
+"""Which steps of a suspect network went wrong, told from a healthy run's values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

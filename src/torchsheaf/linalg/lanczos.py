@@ -42,6 +42,8 @@ def lanczos(
     """
     batch, n, block = start.shape
     k = min(k, n)
+    if k == 1 and block == 1:
+        return _single(operator, start[..., 0], tol=tol, most=min(n, max(max_basis, 1)))
     basis = torch.linalg.qr(start)[0]
     images = basis.new_zeros(batch, n, 0)
     while True:
@@ -54,6 +56,62 @@ def lanczos(
         if (done and size > k) or size >= n or size + min(block, n - size) > max(max_basis, k):
             return pairs
         basis = _extend(basis, image)
+
+
+def _single(
+    operator: Callable[[Tensor], Tensor], start: Tensor, *, tol: float, most: int
+) -> Eigenpairs:
+    """The largest eigenpair by the three-term recurrence, its basis kept and reorthogonalised.
+
+    The projected matrix is tridiagonal and the residual is β_m |s_m|, so that a step costs little
+    more than its product: with many small samples the block version's algebra outweighs it.
+    """
+    batch, n = start.shape
+    tiny, eps = torch.finfo(start.dtype).tiny, torch.finfo(start.dtype).eps
+    basis = start.new_zeros(batch, min(most, 16), n)
+    basis[:, 0] = start / start.norm(dim=1, keepdim=True).clamp_min(tiny)
+    scale = start.new_zeros(batch)
+    alive = torch.ones(batch, dtype=torch.bool, device=start.device)
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
+    # One small eigenproblem per sample: with many samples, only at geometrically spaced sizes.
+    sparing = 3 if batch > 32 else most
+    look = 8 if batch > 32 else 2
+    while True:
+        size = len(alphas) + 1
+        known = basis[:, :size]
+        v = known[:, -1]
+        w = operator(v[None])[0]
+        alpha = (w * v).sum(1)
+        scale = torch.maximum(scale, w.norm(dim=1))
+        # An exhausted Krylov space gets a diagonal entry below its own eigenvalues: no part in it.
+        alphas.append(torch.where(alive, alpha, alphas[0] - 4 * scale - 1 if alphas else alpha))
+        w = w - v * alpha[:, None]
+        w = torch.baddbmm(w[:, None, :], w[:, None, :] @ known.mT, known, alpha=-1)[:, 0]
+        beta = w.norm(dim=1)
+        alive = alive & (beta > 64 * eps * scale)
+        betas.append(torch.where(alive, beta, 0.0))
+        last = size == most or not bool(alive.any())
+        if last or size >= look:
+            theta, s = _tridiagonal(alphas, betas[:-1])
+            residual = betas[-1] * s[:, -1].abs()
+            if last or bool((residual <= tol * theta.abs()).all()):
+                vectors = (s[:, None, :] @ known)[:, 0]
+                vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(tiny)
+                return Eigenpairs(theta[:, None], vectors[..., None], residual[:, None], size)
+            look = size + max(1, size // sparing)
+        if size == basis.shape[1]:
+            basis = torch.cat([basis, basis.new_zeros(batch, min(size, most - size), n)], 1)
+        torch.mul(w, (alive / beta.clamp_min(tiny))[:, None], out=basis[:, size])
+
+
+def _tridiagonal(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Largest eigenpair of each sample's tridiagonal matrix."""
+    matrix = torch.diag_embed(torch.stack(alphas, 1))
+    if betas:
+        matrix = matrix + torch.diag_embed(torch.stack(betas, 1), 1)
+    theta, s = torch.linalg.eigh(matrix, UPLO="U")
+    return theta[:, -1], s[..., -1]
 
 
 def _ritz(basis: Tensor, images: Tensor, k: int) -> Eigenpairs:

@@ -1,0 +1,1 @@
+"""What is discord good for? Label noise, fault location, shifted inputs, against fair baselines."""
