@@ -16,9 +16,14 @@ from torchsheaf.diagnose import agreement as agreement
 from torchsheaf.diagnose import discord as discord
 from torchsheaf.flow import Trajectory as Trajectory
 from torchsheaf.flow import heat_flow as heat_flow
+from torchsheaf.harmonic import Counterfactual as Counterfactual
+from torchsheaf.harmonic import Equilibria as Equilibria
 from torchsheaf.harmonic import Extension as Extension
+from torchsheaf.harmonic import Nearest as Nearest
 from torchsheaf.harmonic import Spectrum as Spectrum
+from torchsheaf.harmonic import counterfactual as counterfactual
 from torchsheaf.harmonic import harmonic_extension as harmonic_extension
+from torchsheaf.harmonic import nearest_consistent as nearest_consistent
 from torchsheaf.harmonic import spectrum as spectrum
 from torchsheaf.network import UnsupportedModel as UnsupportedModel
 from torchsheaf.network import register_rule as register_rule

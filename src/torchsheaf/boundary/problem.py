@@ -115,25 +115,11 @@ class Problem:
         target = pin.values(index, shape, self.batch, self.like)
         device = self.like.device
         index = index.to(device)
-        mask = self.held.get(name)
-        if mask is not None and bool(mask.flatten()[index].any()):
-            at = index[mask.flatten()[index]].tolist()
-            other = next(
-                (
-                    f"the pin {p}"
-                    for p in self.pins
-                    if self.sheaf.vertex(p.vertex) == name and p.is_hard
-                ),
-                "the input hold",
-            )
-            raise ValueError(f"{pin} conflicts with {other}: both hold {name!r} at {at}")
+        self._refuse_conflict(pin, name, set(index.tolist()))
         if not pin.is_hard:
             soft = SoftPin(name, index, target, float(pin.weight))
             return replace(self, soft=(*self.soft, soft), pins=(*self.pins, pin))
-        for p in self.soft:
-            both = sorted(set(p.index.tolist()) & set(index.tolist()))
-            if p.vertex == name and both:
-                raise ValueError(f"{pin} conflicts with a soft pin: both hold {name!r} at {both}")
+        mask = self.held.get(name)
         held, values = dict(self.held), dict(self.values)
         mask = torch.zeros(shape, dtype=torch.bool, device=device) if mask is None else mask.clone()
         mask.view(-1)[index] = True
@@ -142,11 +128,25 @@ class Problem:
         held[name] = mask
         return replace(self, held=held, values=values, pins=(*self.pins, pin))
 
+    def _refuse_conflict(self, pin: Pin, name: str, chosen: set[int]) -> None:
+        """Two pins may share a coordinate only if both are soft."""
+        shape = self.sheaf.vertices[name].shape
+        for other in self.pins:
+            if self.sheaf.vertex(other.vertex) == name and (pin.is_hard or other.is_hard):
+                both = sorted(chosen & set(other.index(shape).tolist()))
+                if both:
+                    raise ValueError(f"{pin} conflicts with {other}: both hold {name!r} at {both}")
+        mask = self.held.get(name)
+        taken = set() if mask is None else set(mask.flatten().nonzero().flatten().tolist())
+        if both := sorted(chosen & taken):
+            raise ValueError(f"{pin} conflicts with the input hold: both hold {name!r} at {both}")
+
     def samples(self, index: Tensor) -> "Problem":
         """The problem of the chosen samples only."""
         values = {n: t[index] for n, t in self.values.items()}
         soft = tuple(replace(p, target=p.target[index]) for p in self.soft)
-        return replace(self, values=values, soft=soft)
+        sheaf = self.sheaf.at_batch(len(next(iter(values.values()))), values)
+        return replace(self, sheaf=sheaf, values=values, soft=soft)
 
     def clamp(self, c: Mapping[str, Tensor]) -> Cochain:
         """The cochain with every held coordinate set to its held value."""
@@ -243,7 +243,8 @@ def hold(
 ) -> Problem:
     """Hold the input at x; everything else is free.
 
-    `where` holds only some coordinates of a single input (its others are then free); `weights`
+    `where` holds only some coordinates of a single input (its others are then free; an empty list
+    holds none of them: pull on them with soft pins, or ask what input an output has); `weights`
     sets edge weights w_e by edge name (1 where absent).
 
     Raises ValueError naming a wrong shape, NaN, or an unknown edge.
@@ -257,7 +258,7 @@ def hold(
     """
     given = sheaf.read_inputs(x)
     batch = next(iter(given.values())).shape[0]
-    sheaf = sheaf.at_batch(batch)
+    sheaf = sheaf.at_batch(batch, given)
     for name, w in (weights or {}).items():
         if name not in sheaf.edges:
             raise ValueError(f"no edge named {name!r}; write one of: {', '.join(sheaf.edges)}")
@@ -270,7 +271,15 @@ def hold(
         (name,) = given
         shape = sheaf.vertices[name].shape
         mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=given[name].device)
-        mask[Pin(name, 0.0, where).index(shape).to(mask.device)] = True
+        if not holds_nothing(where):
+            mask[Pin(name, 0.0, where).index(shape).to(mask.device)] = True
         held[name] = mask.reshape(shape)
         given[name] = given[name] * held[name]
     return Problem(sheaf, held, given, weights=weights)
+
+
+def holds_nothing(where: Coordinates) -> bool:
+    """Whether a choice of coordinates is an empty list."""
+    if isinstance(where, Tensor):
+        return where.numel() == 0 or (where.dtype == torch.bool and not bool(where.any()))
+    return isinstance(where, Sequence) and len(where) == 0

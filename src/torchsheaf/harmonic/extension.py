@@ -108,6 +108,8 @@ def harmonic_extension(
         raise ValueError(f"starts is {starts}; write 1 or more")
     chosen = _choose(solver, problem)
     tol = _tolerance(problem) if tol is None else tol
+    if not tol > 0:
+        raise ValueError(f"tol is {tol}; write a positive number")
     first, named = first_cochain(problem, start)
     equilibria = None
     if starts == 1:
@@ -184,6 +186,7 @@ def _from_all(
 def first_cochain(problem: Problem, start: str | Cochain) -> tuple[Cochain, str]:
     """The cochain that a start names, and what it is called in the result."""
     if isinstance(start, Cochain):
+        _check_start(problem, start)
         return start, "given"
     if start != "auto":
         return problem.start(start), start
@@ -191,6 +194,21 @@ def first_cochain(problem: Problem, start: str | Cochain) -> tuple[Cochain, str]
     if problem.holds_input_only or BlockDescent().refuses(problem) is not None:
         return forward, "forward"
     return over_relaxed(problem, forward), "forward, one block step"
+
+
+def _check_start(problem: Problem, start: Cochain) -> None:
+    for name, shape in problem.free.shapes.items():
+        wanted = (problem.batch, *shape)
+        if name not in start:
+            raise ValueError(
+                f"start has no cell {name!r}; write one block of shape {wanted} for it"
+            )
+        if tuple(start[name].shape) != wanted:
+            raise ValueError(
+                f"start: cell {name!r} has shape {tuple(start[name].shape)}; write {wanted}"
+            )
+    if (bad := start.first_nonfinite()) is not None:
+        raise ValueError(f"start: cell {bad!r} contains NaN or infinity")
 
 
 def _tolerance(problem: Problem) -> float:
