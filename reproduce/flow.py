@@ -1,4 +1,4 @@
-"""Published runs of the heat equation: `python -m reproduce.flow` writes reproduce/results/flow.json.
+"""Published runs of the heat equation; writes reproduce/results/flow.json.
 
 The reference library draws weights with `torch.manual_seed(seed)` and one `torch.randn` per layer
 (He scale, zero biases), and the random start with a second seed, first every z, then every a, then

@@ -5,6 +5,12 @@ save it with `figure.savefig(path)`, or show it as the last value of a notebook 
 """
 
 from torchsheaf.figures.discord import discord_figure as discord_figure
+from torchsheaf.figures.flow import energy_shares_figure as energy_shares_figure
+from torchsheaf.figures.flow import flow_animation as flow_animation
+from torchsheaf.figures.flow import flow_energy_figure as flow_energy_figure
+from torchsheaf.figures.flow import output_figure as output_figure
+from torchsheaf.figures.flow import pattern_bands_figure as pattern_bands_figure
+from torchsheaf.figures.flow import phase_plane_figure as phase_plane_figure
 from torchsheaf.figures.graph import graph_figure as graph_figure
 from torchsheaf.figures.relaxation import relaxation_figure as relaxation_figure
 from torchsheaf.figures.samples import sample_bars as sample_bars
