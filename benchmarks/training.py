@@ -383,14 +383,40 @@ def summarise(task: Task, method: Method, ms: float) -> dict[str, Any]:
     }
 
 
-def run(name: str) -> dict[str, Any]:
+def run(name: str, save: Callable[[str, dict[str, Any]], None]) -> None:
+    """Measure one part; saved after every method, so that an interrupted run shows what it has."""
     task, chosen = TASKS[name], methods(name)
     ms = milliseconds(task, chosen)
-    rows = {}
-    for method in chosen:
+    rows: dict[str, Any] = {}
+    entry = {"task": task.name, "loss": task.loss, "methods": rows, "complete": False}
+    entry["ms_per_step"] = ms
+    for method in sorted(chosen, key=lambda m: ORDER.index(m.name.split(",")[0].split(" +")[0])):
         rows[method.name] = summarise(task, method, ms[method.name])
+        entry |= {"environment": environment(), "complete": len(rows) == len(chosen)}
+        save(name, entry)
         print(name, method.name, json.dumps(rows[method.name]), flush=True)
-    return {"task": task.name, "loss": task.loss, "methods": rows, "environment": environment()}
+
+
+ORDER = (
+    "edge", "SGD", "Adam", "recursive", "momentum", "first-order", "Muon", "equilibrium",
+    "joint Euler",
+)  # fmt: skip
+
+
+def write(name: str, entry: dict[str, Any]) -> None:
+    """Replace one part in both files, atomically."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "training.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    known[name] = entry
+    ordered = {n: known[n] for n in TASKS if n in known}
+    for path, text in (
+        (file, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"),
+        (RESULTS / "training.md", "\n".join(table(e) for e in ordered.values())),
+    ):
+        part = path.with_suffix(f"{path.suffix}.{os.getpid()}.part")
+        part.write_text(text)
+        os.replace(part, path)
 
 
 def environment() -> dict[str, Any]:
@@ -404,8 +430,8 @@ def environment() -> dict[str, Any]:
 def table(entry: dict[str, Any]) -> str:
     """One task as a markdown table."""
     rows = entry["methods"]
-    base = rows["SGD"]["ms_per_step"]
-    thresholds = list(rows["SGD"]["reached"])
+    base = entry["ms_per_step"]["SGD"]
+    thresholds = list(next(iter(rows.values()))["reached"])
     less = entry["loss"] == "l2"
     sign = "≤" if less else "≥"
     titles = [f"CPU ms to {sign} {t} (steps)" for t in thresholds]
@@ -423,7 +449,8 @@ def table(entry: dict[str, Any]) -> str:
             mean, worst = statistics.mean(scores), (max if less else min)(scores)
             cells.append(f"{mean:.4f} ({worst:.4f})" if less else f"{mean:.3f} ({worst:.3f})")
         lines.append("| " + " | ".join(cells) + " |")
-    return f"**{entry['task']}**\n\n" + "\n".join(lines) + "\n"
+    note = "" if entry["complete"] else " (methods not listed were not run to the end)"
+    return f"**{entry['task']}**{note}\n\n" + "\n".join(lines) + "\n"
 
 
 def main(names: list[str]) -> int:
@@ -432,20 +459,8 @@ def main(names: list[str]) -> int:
         print(f"unknown part: {', '.join(unknown)}\n{__doc__}")
         return 2
     torch.set_num_threads(1)
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "training.json"
     for name in names or list(TASKS):
-        entry = run(name)
-        known = json.loads(file.read_text()) if file.exists() else {}
-        known[name] = entry
-        ordered = {n: known[n] for n in TASKS if n in known}
-        for path, text in (
-            (file, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"),
-            (RESULTS / "training.md", "\n".join(table(e) for e in ordered.values())),
-        ):
-            part = path.with_suffix(path.suffix + ".part")
-            part.write_text(text)
-            os.replace(part, path)
+        run(name, write)
     return 0
 
 

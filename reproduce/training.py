@@ -129,7 +129,8 @@ def beta(steps: int = STEPS, betas: tuple[float, ...] = BETAS) -> list[dict[str,
 
 
 TWO_TIMESCALE = {
-    "paraboloid": (0.03, 2000), "saddle": (0.03, 1500), "circular": (0.03, 300), "blobs": (0.03, 150),
+    "paraboloid": (0.03, 2000), "saddle": (0.03, 1500),
+    "circular": (0.03, 300), "blobs": (0.03, 150),
 }  # fmt: skip
 """Task → (Adam's rate, updates); full batch, the cochain kept between updates."""
 
