@@ -18,7 +18,12 @@ from torchsheaf.sheaf import Sheaf, encode
 
 BATCH = 3
 # Read as another operation, whose meaning does not hang on autograd or on the batch size.
-READ_AS = {"aten.detach.default": "aten.alias.default", "aten.squeeze.default": "aten.squeeze.dims"}
+READ_AS = {
+    "aten.detach.default": "aten.alias.default",
+    "aten.squeeze.default": "aten.squeeze.dims",
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+}
 
 
 @dataclass(frozen=True)

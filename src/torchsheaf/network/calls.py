@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.fx import Node as FxNode
 
 
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
 def settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tuple[Any, ...]]:
     """Calls whose meaning hangs on autograd or on the batch size, written so that it does not."""
     if target is torch.ops.aten.detach.default:
@@ -16,6 +19,8 @@ def settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tupl
         shape = node.all_input_nodes[0].meta["val"].shape
         single = [i for i, s in enumerate(shape) if i > 0 and isinstance(s, int) and s == 1]
         return torch.ops.aten.squeeze.dims, (args[0], single)  # a batch of one keeps its axis
+    if target in _VIEWS:
+        return torch.ops.aten.reshape.default, args  # tangents need not share the value's strides
     if target is torch.ops.aten.copy.default:
         return overwritten, args[:2]
     return target, args

@@ -1,0 +1,142 @@
+"""Models that have no sheaf: the error lists node, module path and source line, and says why."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchsheaf as ts
+
+
+class Holder(nn.Module):
+    """A faulty part, two levels down, so that a module path has something to say."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Unknown(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class TwoUnknown(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x) + torch.special.bessel_j1(x)
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class Complex(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x).abs()
+
+
+class Integer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.gather(1, x.argsort(1))
+
+
+class Compared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0.3, x, torch.zeros_like(x))
+
+
+class Mixing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class NoBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(0)
+
+
+CASES: dict[str, tuple[nn.Module, str]] = {
+    "no rule": (Unknown(), "special_bessel_j0"),
+    "integers from activations": (Integer(), "int64"),
+    "a comparison of activations": (Compared(), "torch.bool"),
+    "complex numbers": (Complex(), "complex"),
+    "no batch axis left": (NoBatch(), "no batch axis"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_error_names_node_module_and_line(name: str) -> None:
+    part, word = CASES[name]
+    with pytest.raises(ts.UnsupportedModel) as caught:
+        ts.encode(Holder(part), torch.randn(3, 4))
+    assert caught.value.offenders
+    assert word in str(caught.value)
+    assert any(
+        o.module == "body.1" and o.source.startswith("test_unreadable_models.py:")
+        for o in caught.value.offenders
+    ), caught.value
+
+
+def test_every_offender_is_listed() -> None:
+    with pytest.raises(ts.UnsupportedModel, match="bessel_j0") as caught:
+        ts.encode(Holder(TwoUnknown()), torch.randn(3, 4))
+    assert len(caught.value.offenders) == 2
+
+
+def test_control_flow_that_depends_on_the_data() -> None:
+    with pytest.raises(ts.UnsupportedModel, match="control flow") as caught:
+        ts.encode(Holder(Branch()), torch.randn(3, 4))
+    assert "test_unreadable_models.py" in caught.value.offenders[0].source
+
+
+@pytest.mark.parametrize(
+    ("part", "word"),
+    [
+        (nn.Dropout(0.5), "dropout in training mode"),
+        (nn.BatchNorm1d(4), "batch-norm in training mode"),
+    ],
+)
+def test_training_mode(part: nn.Module, word: str) -> None:
+    model = Holder(part).train()
+    with pytest.raises(ts.UnsupportedModel, match=word) as caught:
+        ts.encode(model, torch.randn(3, 4))
+    assert {o.module for o in caught.value.offenders} == {"body.1"}
+    ts.encode(model.eval(), torch.randn(3, 4))
+
+
+def test_samples_that_are_mixed() -> None:
+    with pytest.raises(ts.UnsupportedModel, match="samples|batch axis"):
+        ts.encode(Holder(Mixing()), torch.randn(3, 4))
+
+
+class Merged(nn.Module):
+    """The batch is the fast part of a merged axis: (4 · batch, 1) with the sample last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = self.scale(x.t().reshape(-1, 1))
+        return torch.tanh(merged).reshape(4, -1, 2).transpose(0, 1)
+
+
+def test_a_batch_that_is_merged_with_another_axis_is_found() -> None:
+    model, x = Merged().double(), torch.randn(5, 4, dtype=torch.float64)
+    problem = ts.hold(ts.encode(model, x), x)
+    forward = problem.start("forward")
+    with torch.no_grad():
+        assert torch.equal(forward[problem.sheaf.outputs[0]], model(x))
+    for vertex in problem.sheaf.vertices:
+        assert forward[vertex].shape[0] == 5
+    # sample 2 of every stalk belongs to sample 2 of the input
+    alone = ts.hold(problem.sheaf, x[2:3]).start("forward")
+    for vertex in problem.sheaf.vertices:
+        assert torch.allclose(forward[vertex][2], alone[vertex][0])
+    dense = problem.coboundary(forward).to_dense()
+    assert torch.equal(torch.linalg.det(dense), torch.ones(5, dtype=torch.float64))

@@ -1,0 +1,35 @@
+"""T2 on random DAGs with joins, gates and smooth edges: a search for a second critical point.
+
+Thousands of tiny networks at once: sample m of the batch has its own graph weights, so that one
+pass of tensor arithmetic evaluates all of them. Two things are searched for: a state where ∇E
+vanishes and E does not (descent from random starts, Gauss–Newton), and a step where the energy of
+the heat flow rises. `python -m reproduce.uniqueness` runs ten thousand and writes its counts.
+"""
+
+import torch
+
+from reproduce.uniqueness import Family, search
+
+
+def test_no_second_critical_point_is_found() -> None:
+    for seed in range(3):
+        found = search(Family(nodes=5, width=2, seed=seed), count=100)
+        assert found.counterexamples == 0
+        assert found.arrived == found.count, found
+        assert found.rises == 0
+        assert found.largest_gradient_ratio > 0
+
+
+def test_the_search_sees_a_critical_point_where_there_is_one() -> None:
+    """With the output held too, T2 does not apply: the same search stops above zero energy."""
+    found = search(Family(nodes=3, width=2, seed=0), count=60, hold_output=3.0)
+    assert found.counterexamples > 30
+
+
+def test_the_jacobian_is_unit_triangular() -> None:
+    family = Family(nodes=5, width=2, seed=4)
+    nets = family.draw(20)
+    c = torch.randn(20, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    jacobian = nets.jacobian(c)
+    assert torch.equal(jacobian.diagonal(dim1=1, dim2=2), torch.ones(20, 10, dtype=torch.float64))
+    assert not bool(jacobian.triu(1).any())
