@@ -1,0 +1,114 @@
+"""All evidence for docs/diagnosis.md from one command.
+
+    python -m benchmarks.diagnosis [noise] [faults] [shifts] [speed] [watch]
+
+Without arguments everything, about half an hour on one core. Every part replaces its own entry of
+benchmarks/results/diagnosis.json and prints its table.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.diagnosis import fault_location, label_noise, overhead, shifted_inputs
+from benchmarks.diagnosis.tasks import TASKS
+
+RESULTS = Path(__file__).parent.parent / "results" / "diagnosis.json"
+SEEDS = (0, 1, 2)
+Row = dict[str, Any]
+
+
+def noise() -> list[Row]:
+    rows = []
+    for task in TASKS:
+        for share in label_noise.NOISE:
+            for seed in SEEDS:
+                found = label_noise.study(task, share, seed)
+                fitted = found["fitted"]
+                rows += [
+                    {"task": task, "noise": share, "seed": seed, "method": m, "auc": a, **fitted}
+                    for m, a in found["auc"].items()
+                ]
+    return rows
+
+
+def faults() -> list[Row]:
+    return [r for n in fault_location.NETWORKS for s in SEEDS for r in fault_location.study(n, s)]
+
+
+def shifts() -> list[Row]:
+    return [r for n in shifted_inputs.NAMES for s in SEEDS for r in shifted_inputs.study(n, s)]
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "noise": noise, "faults": faults, "shifts": shifts, "speed": overhead.speed,
+    "watch": overhead.watching,
+}  # fmt: skip
+# What a row is grouped by, and its measure.
+TABLES = {
+    "noise": (("task", "noise", "method"), "auc"),
+    "faults": (("network", "faults", "method"), "exact"),
+    "shifts": (("task", "shift", "method"), "auc"),
+}
+
+
+def table(part: str, rows: list[Row]) -> str:
+    """Mean ± standard deviation over seeds, one line per group."""
+    if part not in TABLES:
+        return "\n".join(json.dumps(r) for r in rows)
+    keys, measure = TABLES[part]
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[k] for k in keys), []).append(row[measure])
+    return "\n".join(
+        f"{' | '.join(map(str, k)):70s} {statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}"
+        for k, v in groups.items()
+    )
+
+
+def write(part: str, rows: list[Row], seconds: float) -> None:
+    """Replace one entry of the results file atomically."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    environment = {
+        "torch": torch.__version__, "python": platform.python_version(),
+        "machine": platform.machine(), "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1), "cpu_seconds": round(seconds, 1),
+    }  # fmt: skip
+    known[part] = {"environment": environment, "rows": rows}
+    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
+        entries = ",\n".join(
+            f'"{p}": {{"environment": {json.dumps(v["environment"])}, "rows": [\n'
+            + ",\n".join(json.dumps(r) for r in v["rows"])
+            + "\n]}"
+            for p, v in known.items()
+        )
+        file.write("{\n" + entries + "\n}\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, RESULTS)
+
+
+def main(arguments: list[str]) -> int:
+    if set(arguments) - PARTS.keys():
+        print(__doc__)
+        return 2
+    torch.set_num_threads(1)
+    for part in arguments or PARTS:
+        began = time.process_time()
+        rows = PARTS[part]()
+        write(part, rows, time.process_time() - began)
+        print(f"== {part}\n{table(part, rows)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,240 @@
+"""What is wrong with a network: dead units, signals that fade or blow up, saturation, bad rates."""
+
+import torch
+from torch import Tensor
+
+from torchsheaf.boundary import Problem
+from torchsheaf.cochain import Cochain, coordinates
+from torchsheaf.diagnose.findings import Finding, at_most
+from torchsheaf.diagnose.label_energy import label_energy
+from torchsheaf.diagnose.nudge import nudged_residual, output_error
+from torchsheaf.network import Kind, ScalarGate
+
+DECAY = 1e5
+"""Factor by which discord or signal may grow or shrink from one end of the network to the other."""
+STUCK = 0.05
+"""Share of samples that may be wrong with no pull behind the output edge."""
+SUSPECT = 0.01
+"""Share of samples whose label may lose by more energy than the typical label wins by."""
+
+
+@torch.no_grad()
+def pathologies(
+    problem: Problem, y: Tensor | None = None, *, dt: float | None = None, alpha: float = 1.0,
+    top: float | None = None, decay: float = DECAY,
+) -> tuple[Finding, ...]:  # fmt: skip
+    """Known faults of networks, each with what was seen, its bound, a verdict and what to do.
+
+    Always: dead units, decay of discord between the first and the last step with parameters, decay
+    of the signal's spread. With a smooth output edge (softmax, sigmoid…): saturation. With class
+    labels `y`: suspicious labels. With a step `dt` of explicit Euler and λ_max (`top`): its
+    stability. The problem must hold the input and nothing else.
+
+    Cost: one forward and one adjoint sweep, and one more per class for the labels.
+    Source: Bosca & Ghrist 2026, section 6.3; book, Props 13.7–13.9, corrected in docs/errata.md.
+
+    >>> from torchsheaf.boundary import hold
+    >>> from torchsheaf.sheaf import encode
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    >>> with torch.no_grad():
+    ...     net[0].bias[3] = -100.0
+    >>> x = torch.randn(99, 2)
+    >>> pathologies(hold(encode(net, x), x))[0].value >= 1
+    True
+    """
+    at = problem.start("forward")
+    output = at[problem.sheaf.outputs[0]]
+    error = output_error(problem, output, y)
+    pulled = nudged_residual(problem, at, error)
+    found = [dead_units(problem, at), *discord_decay(problem, pulled, decay)]
+    found += signal_decay(problem, at, decay)
+    found += saturation(problem, at, error, y)
+    if y is not None and not y.is_floating_point() and output.ndim == 2:
+        found.append(suspicious_labels(problem, y))
+    if dt is not None and top is not None:
+        found.append(unstable_rate(dt, top, alpha))
+    return tuple(found)
+
+
+def dead_units(problem: Problem, at: Cochain) -> Finding:
+    """Units whose gate is flat on every sample: their weight edge's row of λ is zero for all.
+
+    The zero row is on the *weight* edge: nothing pulls z_j. The gate's own edge keeps the residual
+    (Wᵀλ)_j, which the book has the other way round. A channel counts as one unit.
+    """
+    dead: list[str] = []
+    for node in problem.sheaf.network.nodes:
+        if not node.gates:
+            continue
+        for gate, z in problem.sheaf.network.gate_operands(node, at).values():
+            if not isinstance(gate, ScalarGate) or 0.0 not in gate.slopes or z.ndim < 2:
+                continue
+            flat = (gate.select(z) == 0).reshape(z.shape[0], z.shape[1], -1).all(2).all(0)
+            dead += [f"{node.name}[{j}]" for j in flat.nonzero().flatten().tolist()]
+    shown = ", ".join(dead[:6]) + (", …" if len(dead) > 6 else "")
+    bound = f"{3 / problem.batch:.1%}" if problem.batch >= 3 else "an unknown share"
+    return at_most(
+        "dead units",
+        len(dead),
+        0,
+        unit="units",
+        source="a gate that is flat on every sample passes nothing back: λ is 0 on its weight row",
+        advice=(
+            f"Every unit is active on some of the {problem.batch} samples."
+            if not dead
+            else f"Never active on {problem.batch} samples (so, with 95% confidence, on fewer than "
+            f"{bound} of such inputs): {shown}. They neither contribute nor learn. Lower the "
+            "learning rate, start their biases at 0 or above, use a leaky gate, or remove them."
+        ),
+    )
+
+
+def discord_decay(problem: Problem, pulled: Cochain, decay: float) -> list[Finding]:
+    """d at the first step with parameters over d at the last one."""
+    edges = [e for e in problem.sheaf.edges.values() if e.parameters]
+    if len(edges) < 2:
+        return []
+    size = {
+        e.name: float(coordinates(pulled[e.name]).square().sum(1).mean())
+        for e in (edges[0], edges[-1])
+    }
+    first, last = edges[0].name, edges[-1].name
+    ratio = size[first] / size[last] if size[last] > 0 else float("nan")
+    if size[last] == 0:  # nothing pulls: the targets are met
+        return []
+    fading = (1 / ratio) if ratio > 0 else float("inf")
+    between = f"from {last} back to {first}"
+    return [
+        at_most(
+            f"vanishing discord {between}", fading, decay, unit="×",
+            source="d_e at the first weight edge is the back-propagated error squared (T5)",
+            advice=_either(
+                fading <= decay,
+                "The first layers feel the target.",
+                f"Discord falls by a factor {fading:.1e} on its way {between}: the first layers "
+                "hardly learn. Scale the weights up (He initialisation), add residual joins or "
+                "normalisation, or train with the edge rule, which does not rely on it.",
+            ),
+        ),
+        at_most(
+            f"exploding discord {between}", ratio, decay, unit="×",
+            source="d_e at the first weight edge is the back-propagated error squared (T5)",
+            advice=_either(
+                ratio <= decay,
+                "The first layers are not swamped.",
+                f"Discord grows by a factor {ratio:.1e} on its way {between}: steps at the "
+                "beginning overshoot. Scale the weights down, clip, or normalise.",
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def signal_decay(problem: Problem, at: Cochain, decay: float) -> list[Finding]:
+    """Spread over samples, per coordinate, of what the steps with parameters make of the input."""
+    like = problem.like
+    reference = float(coordinates(like.to(torch.float64)).var(0, correction=0).mean())
+    edges = [e for e in problem.sheaf.edges.values() if e.parameters]
+    if problem.batch < 2 or reference == 0 or not edges:
+        return []
+    spread = {
+        e.name: float(coordinates(at[e.name]).var(0, correction=0).mean()) / reference
+        for e in edges
+    }
+    low, high = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
+    fading = 1 / spread[low] if spread[low] > 0 else float("inf")
+    return [
+        at_most(
+            "vanishing signal", fading, decay, unit="×",
+            source="variance over samples per coordinate, relative to the input's",
+            advice=_either(
+                fading <= decay,
+                "What distinguishes the samples reaches every step.",
+                f"At {low} the samples differ {fading:.1e} times less than at the input (variance "
+                "per coordinate): scale its weights or those before it up, or normalise.",
+            ),
+        ),
+        at_most(
+            "exploding signal", spread[high], decay, unit="×",
+            source="variance over samples per coordinate, relative to the input's",
+            advice=_either(
+                spread[high] <= decay,
+                "No step blows the signal up.",
+                f"At {high} the samples differ {spread[high]:.1e} times more than at the input: "
+                "scale the weights down, or normalise.",
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def saturation(problem: Problem, at: Cochain, error: Tensor, y: Tensor | None) -> list[Finding]:
+    """Samples that are wrong while the smooth output edge passes less than 1% of the error on."""
+    name = problem.sheaf.outputs[0]
+    edge = problem.sheaf.edges[name]
+    if edge.kind is not Kind.SMOOTH or y is None:
+        return []
+    passed = problem.sheaf.linearise(at)[name].pull(error)
+    through = torch.stack([coordinates(t).square().sum(1) for t in passed.values()]).sum(0).sqrt()
+    size = coordinates(error).norm(dim=1)
+    stuck = (size > 0.5) & (through <= 0.01 * size)
+    share = float(stuck.double().mean())
+    return [
+        at_most(
+            f"samples stuck behind {name}", share, STUCK,
+            source="local derivative of the output edge against the error it should pass on",
+            advice=_either(
+                share <= STUCK,
+                "Wrong answers still pull on the network.",
+                f"{int(stuck.sum())} of {problem.batch} samples are wrong and {edge.operation} is "
+                "flat there, so that squared error teaches nothing. Train on the values before it "
+                "with cross-entropy, and scale the last layer's weights down.",
+            ),
+        )
+    ]  # fmt: skip
+
+
+def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
+    """Explicit Euler on the stalks is stable iff α dt λ_max ≤ 2."""
+    limit = 2 / (alpha * top)
+    return at_most(
+        "step of explicit Euler",
+        dt,
+        limit,
+        source="stability of explicit Euler: dt < 2/(α λ_max), for the largest sample",
+        advice=_either(
+            dt <= limit,
+            f"The step is {dt / limit:.0%} of the largest stable one.",
+            f"Above 2/(α λ_max) = {limit:.3g} the fastest mode grows without bound. Lower dt, or "
+            'use method="exact", which has no step to choose.',
+        ),
+    )
+
+
+def suspicious_labels(problem: Problem, y: Tensor) -> Finding:
+    """Samples whose label loses by more energy than the typical label wins by."""
+    signed = label_energy(problem, y).signed
+    won = -signed[signed < 0]
+    bar = float(won.median()) if len(won) else 0.0
+    flagged = (signed > bar).nonzero().flatten()
+    ranked = flagged[signed[flagged].argsort(descending=True)].tolist()
+    shown = ", ".join(map(str, ranked[:8])) + (", …" if len(ranked) > 8 else "")
+    share = len(ranked) / problem.batch
+    return at_most(
+        "suspicious labels",
+        share,
+        SUSPECT,
+        unit="of the samples",
+        source="signed least energy of the label against the median energy of winning labels",
+        advice=_either(
+            share <= SUSPECT,
+            "The network holds no label for decidedly wrong."
+            + (f" Look at: {shown}." if ranked else ""),
+            f"The network is as sure that {len(ranked)} labels are wrong as it is of the typical "
+            f"right one. Look at samples {shown}: relabel them, or find out what the network "
+            "misses. A network that has memorised its labels hides such errors: ask one that was "
+            "stopped early, or was trained without the sample.",
+        ),
+    )
+
+
+def _either(fine: bool, good: str, bad: str) -> str:
+    return good if fine else bad
