@@ -23,6 +23,8 @@ SPECTRUM_NUMBERS = 4e6
 """Numbers that Lanczos may keep: bounds the samples whose spectrum is computed."""
 FLOW_NUMBERS = 4e4
 """Samples × free coordinates up to which the relaxation is computed."""
+FLOW_WORK = 3e7
+"""The same times the Euler steps."""
 EXACT_UP_TO = 300
 """Free coordinates up to which the flow is exact; beyond, explicit Euler steps."""
 LABEL_NUMBERS = 7e4
@@ -106,7 +108,7 @@ def analyse(
     expected = _first_output(model, inputs)
     findings = agreement(forward, expected, gap=smallest)
     announce(3)
-    flow = _relax(problem, smallest, seed, missing)
+    flow = _relax(problem, smallest, largest, seed, missing)
     announce(4)
     pulled = _pull(problem, labels, weight, missing)
     table = None if pulled is None else discord(pulled)
@@ -155,7 +157,11 @@ def _spectra(problem: Problem, missing: dict[str, str]) -> tuple[Spectrum | None
 
 
 def _relax(
-    problem: Problem, gap: Spectrum | None, seed: int, missing: dict[str, str]
+    problem: Problem,
+    gap: Spectrum | None,
+    top: Spectrum | None,
+    seed: int,
+    missing: dict[str, str],
 ) -> Trajectory | None:
     dim = problem.free.dim
     if dim > FLOW_NUMBERS:
@@ -164,10 +170,16 @@ def _relax(
             "this page together; torchsheaf.heat_flow computes it."
         )
         return None
-    exact = dim <= EXACT_UP_TO and problem.sheaf.is_piecewise_affine
+    gated = any(e.node.gates for e in problem.sheaf.edges.values())
+    exact = gated and dim <= EXACT_UP_TO and problem.sheaf.is_piecewise_affine
     some = _some(problem, 8 if exact else min(12, FLOW_NUMBERS / dim))
     slowest = 0.1 if gap is None else float(gap.values.min())
     until = min(max(12 / slowest, 20.0), 400.0)
+    if not exact:
+        # Steps of about 1/λ_max are stable with a margin; their number is what costs.
+        fastest = 10.0 if top is None else float(top.values.max())
+        steps = min(3000.0, max(300.0, FLOW_WORK / (some.batch * dim)))
+        until = min(until, steps / fastest)
     for method in ("exact", "euler") if exact else ("euler",):
         try:
             return heat_flow(

@@ -2,11 +2,15 @@
 
 from torchsheaf.figures import relaxation_figure
 from torchsheaf.report.analysis import Analysis
-from torchsheaf.report.headlines import arrival
+from torchsheaf.report.headlines import ARRIVED, arrival
 from torchsheaf.report.markup import figure, number, paragraph
 from torchsheaf.report.section import Section, absent
 
 TITLE = "From random values to the answer"
+LATE = (
+    " The slowest part of the disturbance needs longer than was computed here: see its rate in "
+    "the section before."
+)
 
 
 def relaxation_section(analysis: Analysis) -> Section:
@@ -25,7 +29,7 @@ def relaxation_section(analysis: Analysis) -> Section:
         "neighbours.",
         f"Energy, the total disagreement, falls from {number(first)} to {number(last)} (median of "
         f"{samples} samples), and after time {end} the output differs from the network's own by "
-        f"{number(distance, 2)} of its size.",
+        f"{number(distance, 2)} of its size." + ("" if distance <= ARRIVED else LATE),
     )
     switches = len(flow.events)
     if switches and flow.method == "exact":  # Euler's steps chatter at a gate that slides
