@@ -1,0 +1,86 @@
+"""Held problems of many kinds that the solver's tests share."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torchsheaf as ts
+from tests.reference.networks import fill, randn, relu_mlp
+
+
+class PreActivation(nn.Module):
+    """h + W relu(h): the pre-activation feeds a gate and a skip, so it cannot be eliminated."""
+
+    def __init__(self, width: int = 8, blocks: int = 2) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, width)
+        self.blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
+        self.out = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        for block in self.blocks:
+            h = h + block(torch.relu(h))
+        return self.out(h)
+
+
+class PostActivation(PreActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.inner(x))
+        for block in self.blocks:
+            h = torch.relu(h + block(h))
+        return self.out(h)
+
+
+class Pooled(nn.Module):
+    """conv, ReLU and max-pool in either order, twice, then a linear layer."""
+
+    def __init__(self, *, pool_first: bool) -> None:
+        super().__init__()
+        self.pool_first = pool_first
+        self.c1 = nn.Conv2d(1, 3, 3, padding=1)
+        self.c2 = nn.Conv2d(3, 4, 3, padding=1)
+        self.out = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.c1, self.c2):
+            x = conv(x)
+            x = F.relu(F.max_pool2d(x, 2)) if self.pool_first else F.max_pool2d(F.relu(x), 2)
+        return self.out(x.flatten(1))
+
+
+def path(gate: nn.Module, seed: int) -> nn.Module:
+    return fill(nn.Sequential(nn.Linear(3, 6), gate, nn.Linear(6, 5), gate, nn.Linear(5, 2)), seed)
+
+
+def shared(seed: int) -> nn.Module:
+    layer = nn.Linear(6, 6)
+    stack = (nn.Linear(3, 6), nn.ReLU(), layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(6, 2))
+    return fill(nn.Sequential(*stack), seed)
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "mlp": lambda s: relu_mlp([3, 6, 5, 2], s),
+    "leaky": lambda s: path(nn.LeakyReLU(0.1), s),
+    "hardtanh": lambda s: path(nn.Hardtanh(), s),
+    "relu6": lambda s: path(nn.ReLU6(), s),
+    "prelu": lambda s: path(nn.PReLU(), s),
+    "tanh": lambda s: path(nn.Tanh(), s),
+    "shared": shared,
+    "pre-activation": lambda s: fill(PreActivation(), s),
+    "post-activation": lambda s: fill(PostActivation(), s),
+    "relu, then pool": lambda s: fill(Pooled(pool_first=False), s),
+    "pool, then relu": lambda s: fill(Pooled(pool_first=True), s),
+}
+
+
+@cache
+def held_output(name: str, seed: int = 3, batch: int = 12) -> ts.Problem:
+    """Input and output held at random values; read once, for reading takes longer than solving."""
+    shape = (1, 8, 8) if "pool" in name else (3,)
+    model, x = MODELS[name](seed), randn(seed + 1, batch, *shape)
+    problem = ts.hold(ts.encode(model, x), x)
+    return problem.pin(ts.Pin("output", randn(seed + 2, batch, 2)))
