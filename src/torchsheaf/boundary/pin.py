@@ -54,7 +54,7 @@ class Pin:
                 )
             index = where.flatten().nonzero().squeeze(1).cpu()
         else:
-            index = torch.as_tensor(where, dtype=torch.int64).flatten().cpu()
+            index = self._integers(where)
         if index.numel() == 0:
             raise ValueError(f"pin on {self.vertex!r}: `where` chooses no coordinate")
         if int(index.min()) < -dim or int(index.max()) >= dim:
@@ -67,9 +67,26 @@ class Pin:
             raise ValueError(f"pin on {self.vertex!r}: `where` names a coordinate twice")
         return index
 
+    def _integers(self, where: object) -> Tensor:
+        try:
+            index = torch.as_tensor(where).flatten().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            index = torch.tensor([0.5])
+        if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
+            raise TypeError(
+                f"pin on {self.vertex!r}: `where` is {where!r}; write coordinates (integers) or "
+                "a boolean mask of the stalk's shape"
+            )
+        return index.to(torch.int64)
+
     def values(self, index: Tensor, shape: tuple[int, ...], batch: int, like: Tensor) -> Tensor:
         """The value at the chosen coordinates, `(batch, len(index))`."""
-        value = torch.as_tensor(self.value, dtype=like.dtype, device=like.device)
+        try:
+            value = torch.as_tensor(self.value, dtype=like.dtype, device=like.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"pin on {self.vertex!r}: the value is {self.value!r}; write a number or a tensor"
+            ) from None
         if not bool(value.isfinite().all()):
             raise ValueError(f"pin on {self.vertex!r}: the value contains NaN or infinity")
         k = index.numel()

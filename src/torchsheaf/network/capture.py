@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from torchsheaf.network.completeness import check_complete, check_faithful
+from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network
 from torchsheaf.network.reader import Reader
@@ -32,16 +32,19 @@ def read_network(
     Raises `UnsupportedModel` listing every node that has no rule, with its module path and source
     line; `ValueError` for non-finite weights or inputs.
 
-    Cost: one `torch.export` (seconds for large models) and two forward passes.
+    Cost: one `torch.export` (seconds for large models), two forward passes, and three more on
+    two samples, which must not see each other.
     """
     inputs = tuple(inputs)
     _refuse_nonfinite(model, inputs)
+    _refuse_other_dtype(model, inputs)
     program, fixed = _export(model, inputs)
     module = program.module() if isinstance(model, ExportedProgram) else model
     network = _read(program, module, fixed, fused)
     if isinstance(model, nn.Module):
         check_complete(network, model, unused_parameters)
     check_faithful(network, module, inputs)
+    check_apart(network, inputs)
     return network
 
 
@@ -63,6 +66,25 @@ def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tenso
             )
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise ValueError(f"input {i} contains NaN or infinity; pass finite numbers")
+    sizes = [x.shape[0] for x in inputs]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"batch sizes must be equal; the inputs have {sizes} samples")
+
+
+def _refuse_other_dtype(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
+    states = (
+        model.state_dict if isinstance(model, ExportedProgram) else dict(model.named_parameters())
+    )
+    types = {t.dtype for t in states.values() if t.is_floating_point()}
+    if len(types) != 1:
+        return
+    (own,) = types
+    for i, x in enumerate(inputs):
+        if x.is_floating_point() and x.dtype != own:
+            raise ValueError(
+                f"input {i} has dtype {x.dtype}, the model's weights {own}; write "
+                f"x.to({own}), or model.to({x.dtype})"
+            )
 
 
 def _usable(tensor: Tensor, *, allow_mask: bool) -> bool:
@@ -88,6 +110,8 @@ def _export(
             if fixed is not None and fixed != batch:
                 program = torch.export.export(model, inputs)
     except Exception as error:
+        if not model.training:  # a forward pass would move batch statistics
+            run(model, inputs)
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None
 
@@ -114,9 +138,11 @@ def _static_batch(program: ExportedProgram) -> int | None:
     }
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in user and isinstance(node.meta["val"], Tensor):
-            size = node.meta["val"].shape[0]
+            size: Any = node.meta["val"].shape[0]
             if isinstance(size, int):
                 return size
+            if not size.node.expr.free_symbols:  # a branch on it fixed a symbol to one value
+                return int(size.node.expr)
     return None
 
 

@@ -1,6 +1,7 @@
 """Nothing is skipped silently: every parameter claimed, every value equal to the model's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,63 @@ def check_complete(network: Network, model: nn.Module, unused: str = "error") ->
 
 
 @torch.no_grad()
+def run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """model(*inputs) on copies, for it may write to them; its failure says what it was given."""
+    try:
+        return model(*(x.clone() for x in inputs))
+    except Exception as error:
+        given = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
+        types = {t.dtype for t in model.parameters() if t.is_floating_point()}
+        weights = f"; the weights are {', '.join(map(str, types))}" if types else ""
+        raise ValueError(
+            f"the model itself does not accept this input, which has shape {given}{weights}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+@torch.no_grad()
+def check_apart(network: Network, inputs: Sequence[Tensor]) -> None:
+    """Raise `UnsupportedModel` when a sample's values depend on another sample of its batch."""
+    first = inputs[0].shape[0]
+    if network.fixed_batch is None:
+        size = min(first, 2)
+        pair = [torch.cat([x, _another(x)]) if first == 1 else x[:size] for x in inputs]
+    elif first == 1:
+        return
+    else:
+        pair = list(inputs)
+    whole = _values(network, pair)
+    for kept, others in ((0, slice(1, None)), (-1, slice(0, -1))):
+        changed = [x.clone() for x in pair]
+        for x in changed:
+            x[others] = _another(x[others])
+        moved = _values(network, changed)
+        for node in network.nodes:
+            ours, theirs = moved[node.name][kept], whole[node.name][kept]
+            tol = 64 * torch.finfo(ours.dtype).eps ** 0.75 * float(theirs.abs().max().clamp_min(1))
+            if not torch.allclose(ours, theirs, rtol=0, atol=tol, equal_nan=True):
+                raise UnsupportedModel(
+                    "the samples of a batch see each other, so there is no sheaf per sample",
+                    [Offender(node.op, node.module, node.source, "it mixes the batch axis")],
+                )
+
+
+def _another(x: Tensor) -> Tensor:
+    """Different values within the range of x (of an integer input: the same ones, moved)."""
+    return 0.5 * x + 0.25 if x.is_floating_point() else x.flip(tuple(range(x.ndim)))
+
+
+def _values(network: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    values = dict(zip(network.inputs, inputs, strict=True))
+    for node in network.nodes:
+        values[node.name] = network.evaluate(node, values)
+    return values
+
+
+@torch.no_grad()
 def check_faithful(network: Network, model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Raise `UnsupportedModel` when substitution through the nodes is not `model(*inputs)`."""
-    expected = torch.utils._pytree.tree_leaves(model(*inputs))
+    expected = torch.utils._pytree.tree_leaves(run(model, inputs))
     values = dict(zip(network.inputs, inputs, strict=True))
     for node in network.nodes:
         values[node.name] = network.evaluate(node, values)

@@ -62,6 +62,8 @@ class Network:
     states: Mapping[str, tuple[Any, str] | Tensor] = field(repr=False)
     positions: tuple[int, ...] = ()
     """Which of the model's flattened outputs each entry of `readout` is."""
+    integral: frozenset[str] = frozenset()
+    """The inputs that are integers (token numbers, say)."""
 
     def state(self, name: str) -> Tensor:
         """A parameter, buffer or constant by name, as it is now."""

@@ -110,7 +110,9 @@ class Reader:
             expression = self._entry(node) or self._call(node)
         except _Unreadable as problem:
             self._offend(node, str(problem))
-            expression = _Expression(Value(self._name(node)), parents=(self._name(node),))
+            expression = _Expression(
+                Value(self._name(node)), parents=(self._name(node),), live=True
+            )
         self._env[node] = expression
         if str(node.target) != str(functional(node.target)) and isinstance(node.args[0], FxNode):
             self._env[node.args[0]] = expression
@@ -141,8 +143,12 @@ class Reader:
             raise UnsupportedModel("no output of this model depends on its input")
         nodes, outputs, inputs = name_vertices(self._nodes, tuple(self._outputs), self._inputs)
         return Network(
-            inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions)
-        )
+            inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions),
+            frozenset(n for n, v in zip(inputs, self._inputs, strict=True) if self._is_integral(v)),
+        )  # fmt: skip
+
+    def _is_integral(self, name: str) -> bool:
+        return not self._stalks[name][1].is_floating_point
 
     def _offend(self, node: FxNode, reason: str) -> None:
         self._offenders.append(
@@ -160,7 +166,9 @@ class Reader:
         found = [(i, b) for i, b in bodies if isinstance(b, GraphModule)]
         if len(found) != 1 or "wrap_with" not in str(node.target):
             self._offend(node, "control flow that depends on the data has no fixed graph")
-            self._env[node] = _Expression(Value(self._name(node)), parents=(self._name(node),))
+            self._env[node] = _Expression(
+                Value(self._name(node)), parents=(self._name(node),), live=True
+            )
             return
         ((at, body),) = found
         operands = iter(node.args[at + 1 :])

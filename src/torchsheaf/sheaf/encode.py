@@ -38,11 +38,10 @@ def encode(
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; write one of {', '.join(map(repr, FORMS))}")
-    if not callable(model):
-        if not isinstance(model, ExportedProgram):
-            raise TypeError(
-                f"model is a {type(model).__name__}; pass an nn.Module or ExportedProgram"
-            )
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module or ExportedProgram")
+    if not isinstance(x, Tensor | Sequence):
+        raise TypeError(f"input x is a {type(x).__name__}; pass a tensor (batch, *shape)")
     inputs = (x,) if isinstance(x, Tensor) else tuple(x)
     network = read_network(
         model, inputs, fused=form == "fused", unused_parameters=unused_parameters

@@ -89,14 +89,21 @@ class Sheaf:
             return self.outputs[0]
         raise ValueError(f"no vertex named {name!r}; write one of: {', '.join(self.vertices)}")
 
-    def at_batch(self, batch: int) -> "Sheaf":
-        """This sheaf for another batch size: itself, unless the model fixes its batch."""
+    def at_batch(self, batch: int, inputs: Mapping[str, Tensor] | None = None) -> "Sheaf":
+        """This sheaf for another batch size: itself, unless the model fixes its batch.
+
+        Then the model is captured again, on `inputs` of that size (zeros where not given).
+        """
         fixed = self.network.fixed_batch
         if fixed is None or fixed == batch:
             return self
         assert self.network.model is not None
         like = next(iter(self.network.parameters().values()), torch.zeros(()))
-        example = [like.new_zeros(batch, *s) for s in self.network.inputs.values()]
+        given = inputs or {}
+        example = [
+            given[n] if n in given else like.new_zeros(batch, *s)
+            for n, s in self.network.inputs.items()
+        ]
         network = read_network(
             self.network.model, example, fused=self.form == "fused", unused_parameters="allow"
         )
@@ -107,8 +114,15 @@ class Sheaf:
 
         Raises ValueError naming the input whose count, shape, dtype or values are wrong.
         """
+        if not isinstance(x, Tensor | Sequence | Mapping):
+            raise TypeError(f"input is a {type(x).__name__}; pass a tensor (batch, *shape)")
         if isinstance(x, Mapping):
             given = {self.vertex(n): t for n, t in x.items()}
+            if set(given) != set(self.inputs):
+                raise ValueError(
+                    f"values came for {', '.join(given) or 'no input'}; this network has "
+                    f"{len(self.inputs)} input(s): {', '.join(self.inputs)}"
+                )
         else:
             tensors = (x,) if isinstance(x, Tensor) else tuple(x)
             if len(tensors) != len(self.inputs):
@@ -117,22 +131,42 @@ class Sheaf:
                     f"{', '.join(self.inputs)}"
                 )
             given = dict(zip(self.inputs, tensors, strict=True))
-        batches = {n: t.shape[0] if t.ndim else 0 for n, t in given.items()}
         for name, tensor in given.items():
-            shape = self.vertices[name].shape
-            if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
-                wanted = ", ".join(("batch", *map(str, shape)))
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; write ({wanted})")
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name} contains NaN or infinity; pass finite numbers")
-        if len(set(batches.values())) > 1 or 0 in batches.values():
-            raise ValueError(f"batch sizes must be equal and positive; got {batches}")
+            self._check_input(name, tensor)
+        batches = {n: t.shape[0] for n, t in given.items()}
+        if len(set(batches.values())) > 1:
+            raise ValueError(f"batch sizes must be equal; got {batches}")
         return given
+
+    def _check_input(self, name: str, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; pass a tensor (batch, *shape)")
+        shape = self.vertices[name].shape
+        wanted = ", ".join(("batch", *map(str, shape)))
+        if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; write ({wanted})")
+        if tensor.shape[0] == 0:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: the batch is empty")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} contains NaN or infinity; pass finite numbers")
+        types = {t.dtype for t in self.network.parameters().values() if t.is_floating_point()}
+        needs_floats = name not in self.network.integral
+        if len(types) == 1 and needs_floats and tensor.dtype not in types:
+            (own,) = types
+            raise ValueError(
+                f"{name} has dtype {tensor.dtype}, the network's weights {own}; write x.to({own})"
+            )
 
     @torch.no_grad()
     def forward(self, x: "Inputs") -> Cochain:
         """Substitution in topological order: every vertex's value in the forward pass."""
         values = self.read_inputs(x)
+        batch, fixed = next(iter(values.values())).shape[0], self.network.fixed_batch
+        if fixed is not None and batch != fixed:
+            raise ValueError(
+                f"the model fixes its batch, and was read at {fixed}; write "
+                f"sheaf.at_batch({batch}).forward(x)"
+            )
         for node in self.network.nodes:
             values[node.name] = self.network.evaluate(node, values)
         return Cochain(values)

@@ -1,0 +1,288 @@
+"""Models that cannot be read, or not as given: every error says what came and what to write."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.reference.networks import convnet, fill, randn, relu_mlp
+from torchsheaf import UnsupportedModel, encode, harmonic_extension, hold
+
+
+def says(error: BaseException, *words: str) -> None:
+    for word in words:
+        assert re.search(word, str(error)), f"{word!r} is not in: {error}"
+
+
+class Unknown(nn.Module):
+    """Two operations without a rule, in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.strange = Strange()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.strange(self.first(x))
+
+
+class Strange(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.i1(torch.special.i0(x))
+
+
+def test_unknown_operations_are_all_listed_with_module_and_line() -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        encode(Unknown().double(), randn(1, 2, 3))
+    says(caught.value, "2 node", "i0", "i1", "'strange'", r"test_models\.py:\d+")
+    assert len(caught.value.offenders) == 2
+    assert {o.module for o in caught.value.offenders} == {"strange"}
+    line = int(caught.value.offenders[0].source.split(":")[1])
+    with open(__file__, encoding="utf-8") as file:
+        assert "special.i0" in file.read().splitlines()[line - 1]
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if h.sum() > 0:
+            return h
+        return -h
+
+
+def test_control_flow_that_depends_on_data() -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        encode(Branching().double(), randn(1, 2, 3))
+    says(caught.value, "depends on the data", r"test_models\.py:\d+")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), "batch-norm in training"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), "dropout in training"),
+        (
+            lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Dropout1d(0.5), nn.Flatten()),
+            "dropout",
+        ),
+    ],
+)
+def test_training_mode(model, words: str) -> None:  # type: ignore[no-untyped-def]
+    network = model().double().train()
+    with pytest.raises(UnsupportedModel) as caught:
+        encode(network, randn(2, 3, 4), unused_parameters="allow")
+    says(caught.value, words, r"model\.eval\(\)")
+    if len(list(network.parameters())):
+        assert caught.value.offenders[0].module == "1"
+    encode(network.eval(), randn(2, 3, 4))
+
+
+def test_encoding_leaves_batch_statistics_alone() -> None:
+    """Neither the trace nor the check against the model may update a running mean."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).double().train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(UnsupportedModel):
+        encode(model, randn(2, 3, 4))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_unused_parameters_are_named_or_allowed() -> None:
+    model = relu_mlp([3, 4, 2], 1)
+    model.register_module("spare", nn.Linear(2, 2).double())
+    model.forward = lambda x: model[2](model[1](model[0](x)))  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedModel) as caught:
+        encode(model, randn(1, 2, 3))
+    says(caught.value, r"spare\.weight", r"spare\.bias", 'unused_parameters="allow"')
+    assert len(caught.value.offenders) == 2
+    assert "spare" not in encode(model, randn(1, 2, 3), unused_parameters="allow").vertices
+    with pytest.raises(ValueError, match="unused_parameters is 'ignore'"):
+        encode(model, randn(1, 2, 3), unused_parameters="ignore")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nonfinite_weights_are_named(value: float) -> None:
+    model = relu_mlp([3, 4, 2], 2)
+    with torch.no_grad():
+        model[2].weight[1, 2] = value
+    with pytest.raises(ValueError, match=r"'2\.weight' contains NaN or infinity"):
+        encode(model, randn(1, 2, 3))
+
+
+def test_nonfinite_statistics_are_named() -> None:
+    model = convnet(3)
+    model[1].running_var[0] = float("nan")  # type: ignore[index, union-attr]
+    with pytest.raises(ValueError, match=r"'1\.running_var'"):
+        encode(model, randn(1, 2, 1, 8, 8))
+
+
+class Flat(nn.Module):
+    """A model that fixes its batch in a view."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.view(self.batch, 4)) if self.batch else self.inner(x.view(len(x), 4))
+
+
+def test_a_fixed_batch_is_refused_where_it_cannot_be_another() -> None:
+    """The model itself does not run on another batch, and the error is that of the model."""
+    model = fill(Flat(3), 4)
+    sheaf = encode(model, randn(5, 3, 2, 2))
+    assert torch.equal(
+        harmonic_extension(hold(sheaf, randn(6, 3, 2, 2))).output, model(randn(6, 3, 2, 2)).detach()
+    )
+    with pytest.raises(ValueError, match=r"\(5, 2, 2\)"):
+        hold(sheaf, randn(7, 5, 2, 2))
+    with pytest.raises(ValueError, match=r"batch"):
+        sheaf.forward(randn(7, 5, 2, 2))
+
+
+class Positions(nn.Module):
+    """A branch on the batch size: torch.export has to fix it, the model accepts any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return torch.relu(y) if x.shape[0] == 3 else 2 * y
+
+
+@pytest.mark.parametrize("batch", [1, 3, 6])
+def test_a_model_that_fixes_its_batch_is_captured_again(batch: int) -> None:
+    model = fill(Positions(), 8)
+    x = randn(9, batch, 4)
+    extension = harmonic_extension(hold(encode(model, randn(10, 3, 4)), x))
+    assert torch.equal(extension.output, model(x).detach())
+
+
+class Mutating(nn.Module):
+    """In-place operations: on a value used twice, on a sum, and first of all on the input."""
+
+    def __init__(self, on_input: bool) -> None:
+        super().__init__()
+        self.on_input = on_input
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.on_input:
+            x = x.mul_(2.0).relu_()
+        h = self.first(x)
+        g = torch.relu_(h)
+        g = g + h
+        g += self.second(h)
+        return g.clamp_(-1.0, 1.0) if hasattr(self, "clamped") else g
+
+
+@pytest.mark.parametrize("on_input", [False, True])
+def test_in_place_operations_are_followed(on_input: bool) -> None:
+    model = fill(Mutating(on_input), 11)
+    x = randn(12, 5, 4)
+    kept = x.clone()
+    sheaf = encode(model, x)
+    assert torch.equal(x, kept), "encode changed the caller's input"
+    extension = harmonic_extension(hold(sheaf, x))
+    assert torch.equal(x, kept), "the extension changed the caller's input"
+    assert torch.allclose(extension.output, model(x.clone()).detach(), rtol=1e-12)
+
+
+class MutatedView(nn.Module):
+    """Writes through a view: the base changes without being named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h[:, :2].relu_()
+        return 2 * h
+
+
+def test_a_write_through_a_view_is_right_or_refused() -> None:
+    model, x = fill(MutatedView(), 13), randn(14, 5, 4)
+    try:
+        sheaf = encode(model, x)
+    except UnsupportedModel as error:
+        says(error, "view|mutat|in place|in-place")
+        return
+    assert torch.equal(sheaf.forward(x)[sheaf.outputs[0]], model(x).detach())
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: torch.softmax(x, 0),
+        lambda x: x - x.mean(0, keepdim=True),
+        lambda x: x * x[:1],
+        lambda x: x.flip(0),
+        lambda x: x @ (x.transpose(0, 1) @ x),
+        lambda x: torch.cumsum(x, 0),
+    ],
+)
+def test_samples_that_see_each_other_are_refused(mix) -> None:  # type: ignore[no-untyped-def]
+    """A sheaf is one per sample; a network that mixes the batch has none."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return mix(self.first(x))
+
+    with pytest.raises(UnsupportedModel) as caught:
+        encode(fill(Mixing(), 15), randn(16, 4, 3))
+    says(caught.value, "batch|sample|no rule")
+
+
+class Random(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + torch.randn_like(x)
+
+
+def test_a_random_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModel):
+        encode(fill(Random(), 17), randn(18, 4, 3))
+
+
+def test_no_output_depends_on_the_input() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.ones(3).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.value * 2
+
+    with pytest.raises(UnsupportedModel, match="output"):
+        encode(Constant(), randn(19, 2, 3), unused_parameters="allow")
+
+
+@pytest.mark.parametrize("thing", ["model.pt", 3, None, {"weight": 1}])
+def test_what_is_no_model_is_a_type_error(thing: object) -> None:
+    with pytest.raises(TypeError, match=r"model is .*nn\.Module"):
+        encode(thing, randn(1, 2, 3))  # type: ignore[arg-type]
+
+
+def test_a_function_is_no_model() -> None:
+    with pytest.raises(TypeError, match=r"model is .*nn\.Module"):
+        encode(torch.relu, randn(1, 2, 3))  # type: ignore[arg-type]
+
+
+def test_form_is_named() -> None:
+    with pytest.raises(ValueError, match=r"form is 'both'; write one of 'unfused', 'fused'"):
+        encode(relu_mlp([3, 2], 0), randn(1, 2, 3), form="both")
