@@ -1,11 +1,12 @@
 """Table 1 (one hidden layer) and the β sweep of the paper, and the same tasks in two timescales.
 
-    python -m reproduce.training table1 | baseline | beta | two-timescale
+    python -m reproduce.training table1 | baseline | beta [VALUE ...] | two-timescale
 
 Each part takes one to five minutes on one core and replaces its own entry of
-reproduce/results/training.json.
+reproduce/results/training.json; `beta` replaces one row after the other.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -113,18 +114,19 @@ def baseline(steps: int = STEPS) -> dict[str, Any]:
     return rows
 
 
-def beta(steps: int = STEPS, betas: tuple[float, ...] = BETAS) -> list[dict[str, Any]]:
+def beta(values: tuple[float, ...] = BETAS, steps: int = STEPS) -> list[dict[str, Any]]:
     """Final test error against β, three seeds (weights 0, 100, 200; stalks 42, 43, 44)."""
     task = PAPER_TASKS["paraboloid"]
     _, _, held_x, held_y = task.data()
     rows = []
-    for value in betas:
+    for value in values:
         state = joint(task, [0, 100, 200], [42, 43, 44], value, steps)
         found = [forward_loss(task, z, held_y) for z in state.forward(held_x)]
         rows.append(
             {"beta": value, "beta_n": value * 300, "test": found, "steps": steps}
             | {"published_test": list(PUBLISHED_BETA[value])}
         )
+        write("beta", rows[-1:], keep=True)
     return rows
 
 
@@ -198,25 +200,32 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(part: str, value: Any) -> None:
-    """Replace one entry of the results file atomically."""
+def write(part: str, value: Any, *, keep: bool = False) -> None:
+    """Replace one entry of the results file atomically; `keep` merges rows by β."""
     RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known[part] = {"result": value, "environment": environment()}
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
-        json.dump(known, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, RESULTS)
+    with open(Path(tempfile.gettempdir()) / "torchsheaf-reproduce.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # parts may run side by side
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        if keep:
+            old = known.get(part, {}).get("result", [])
+            rows = {row["beta"]: row for row in [*old, *value]}
+            value = [rows[b] for b in sorted(rows)]
+        known[part] = {"result": value, "environment": environment()}
+        temporary = RESULTS.with_suffix(".part")
+        temporary.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+        os.replace(temporary, RESULTS)
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in PARTS:
+    if not arguments or arguments[0] not in PARTS:
         print(__doc__)
         return 2
     torch.set_num_threads(1)
-    result = PARTS[arguments[0]]()
-    write(arguments[0], result)
+    if arguments[0] == "beta":
+        result: Any = beta(tuple(float(v) for v in arguments[1:]) or BETAS)
+    else:
+        result = PARTS[arguments[0]]()
+        write(arguments[0], result)
     print(json.dumps(result, indent=1))
     return 0
 
