@@ -58,7 +58,9 @@ def changed(value: Any, r: random.Random) -> Any:
     if isinstance(value, int):
         return value + r.choice([-1, 1, 7])
     if isinstance(value, float):
-        return r.choice([value * 1.01 + 1e-6, value * 0.5 + 1e-9, value * 0.999 - 1e-6, value * 2 + 1.0])
+        return r.choice(
+            [value * 1.01 + 1e-6, value * 0.5 + 1e-9, value * 0.999 - 1e-6, value * 2 + 1.0]
+        )
     if isinstance(value, str):
         others = [f for f in ("fp32", "bf16", "fp16") if f != value]
         return r.choice([*others, value + "0", "1/3"])
@@ -77,6 +79,14 @@ def mutate(certificate: dict[str, Any], r: random.Random) -> tuple[dict[str, Any
     return twin, path
 
 
+def refused(certificate: dict[str, Any]) -> bool:
+    try:
+        checker.check(certificate)
+    except checker.Rejected:
+        return True
+    return False
+
+
 def test_one_thousand_mutations_are_all_refused() -> None:
     r = random.Random(1)
     originals = [made(s) for s in (0, 1, 3, 4, 6)]
@@ -84,9 +94,7 @@ def test_one_thousand_mutations_are_all_refused() -> None:
         assert checker.check(original)
     for i in range(MUTATIONS):
         twin, path = mutate(originals[i % len(originals)], r)
-        with pytest.raises(checker.Rejected):
-            checker.check(twin)
-            pytest.fail(f"accepted with {path} changed")
+        assert refused(twin), f"accepted with {path} changed"
 
 
 def problem_of(body: dict[str, Any]) -> AssignmentProblem:
@@ -116,15 +124,14 @@ def test_a_forger_who_reseals_can_only_state_truths_about_another_problem() -> N
     """With the digest recomputed, what is accepted must be true, by trying every section."""
     r = random.Random(2)
     originals = [made(s, 4) for s in (0, 1, 3, 4, 6)]
-    claims = ("section", "claims", "tree", "pins")
-    refused = accepted = 0
+    rejected = accepted = 0
     for i in range(600):
         twin, path = mutate(originals[i % len(originals)], r)
         twin["digest"] = checker.digest(twin)
         try:
             checker.check(twin)
         except checker.Rejected:
-            refused += 1
+            rejected += 1
             continue
         accepted += 1
         assert path[0] not in ("section", "claims", "pins"), path
@@ -138,9 +145,8 @@ def test_a_forger_who_reseals_can_only_state_truths_about_another_problem() -> N
             problem = checker.Problem(twin["problem"])
             assert problem.price(twin["section"]) == checker.Fraction(twin["claims"]["cost"])
             assert all(problem.load(row, twin["section"]) <= row[1] for row in problem.rows)
-    assert refused > 200
+    assert rejected > 200
     assert accepted > 0, "some changed problem has the same solution: the test must meet it"
-    assert claims
 
 
 @pytest.mark.parametrize(

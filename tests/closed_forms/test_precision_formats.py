@@ -30,7 +30,9 @@ def test_the_description_of_a_format_gives_its_very_numbers(name: str) -> None:
 def test_rounding_is_to_nearest_even_and_overflows_where_it_should(name: str) -> None:
     form = FORMATS[name]
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(20_000, generator=g) * torch.exp2(torch.randint(-20, 20, (20_000,), generator=g))
+    x = torch.randn(20_000, generator=g) * torch.exp2(
+        torch.randint(-20, 20, (20_000,), generator=g)
+    )
     inside = x[x.abs() <= form.largest]
     rounded = form.round(inside).double()
     assert bool(((rounded - inside.double()).abs() <= form.ulp(inside.double()) / 2).all())

@@ -149,13 +149,17 @@ def test_the_certificate_checks_without_torch(
 def test_pins_by_label_module_and_operator() -> None:
     model, x = zoo.block(False)
     graph = trace_aten(model, x)
-    p = plan(graph, x, 0.5, pins={"attention": "fp32", "native_layer_norm": "bf16", "up": "fp16"})
+    p = plan(graph, x, 0.5, pins={"attention": "fp32", "native_layer_norm": "bf16", "up": "fp16",
+                                "aten.add": "fp32"})  # fmt: skip
     for label, form in p.assignment.items():
         if label.startswith("attention"):
             assert form == "fp32"
         if "norm" in label:
             assert form == "bf16"
+        if label.startswith("add"):
+            assert form == "fp32"
     assert p.assignment["up"] == "fp16"
+    assert ("up", "fp16") in p.obstruction.obstructed, "pins apart forbid a uniform section"
     assert p.certificate["pins"]["up"] == "fp16"
 
 

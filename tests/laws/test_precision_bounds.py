@@ -1,4 +1,4 @@
-"""Bounds are never below what is measured, on random kernel graphs; structural kernels are exact."""
+"""Bounds are never below what is measured, on random kernel graphs and on a transformer block."""
 
 import pytest
 import torch

@@ -90,9 +90,7 @@ def random_graph(seed: int, size: int) -> tuple[AtenGraph, Tensor]:
             name = f"c{len(calls)}"
             args = (a, [WIDTH], constant(WIDTH), constant(WIDTH), 1e-5)
             target = aten.native_layer_norm.default
-            calls.append(
-                AtenCall(name, str(target), target, args, {}, (4, WIDTH), torch.float32)
-            )
+            calls.append(AtenCall(name, str(target), target, args, {}, (4, WIDTH), torch.float32))
             live.append(_first(calls, name))
         else:
             live.append(call(aten.sub.Tensor, a, call(aten.sin.default, b)))
@@ -108,7 +106,5 @@ def _first(calls: list[AtenCall], name: str) -> Ref:
 
     out = f"c{len(calls)}"
     args = (Ref(name), 0)
-    calls.append(
-        AtenCall(out, "getitem", operator.getitem, args, {}, (4, WIDTH), torch.float32)
-    )
+    calls.append(AtenCall(out, "getitem", operator.getitem, args, {}, (4, WIDTH), torch.float32))
     return Ref(out)

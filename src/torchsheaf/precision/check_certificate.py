@@ -382,9 +382,9 @@ def check(certificate: Json) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Check the file named on the command line and say what it proves."""
     try:
-        with open(*arguments, encoding="utf-8") as file:
+        with open(arguments[0], encoding="utf-8") as file:
             certificate = dict(json.load(file))
-    except (OSError, ValueError, TypeError) as broken:
+    except (OSError, ValueError, TypeError, IndexError) as broken:
         print(f"usage: python check_certificate.py certificate.json ({broken})", file=sys.stderr)
         return 2
     try:

@@ -53,17 +53,18 @@ class Dataflow:
         return tuple(e for e in self.edges if (e.source in self.graph.constants) == constant)
 
     def find(self, key: str) -> list[str]:
-        """Choosing calls named by a label, a module path (with what is below it) or an operator."""
-        by_label = [c for c in self.choices if self.labels[c] == key or c == key]
+        """Choosing calls named by a label, a module path (with what is below it) or an operator.
+
+        A label wins over a module, a module over an operator; "aten.add" is always the operator.
+        """
+        calls = self.calls
+        if key.startswith("aten."):
+            return [c for c in self.choices if f"{calls[c].target}.".startswith(f"{key}.")]
+        by_label = [c for c in self.choices if self.labels[c] == key]
         if by_label:
             return by_label
-        calls = self.calls
-        inside = [
-            c
-            for c in self.choices
-            if calls[c].module == key or calls[c].module.startswith(key + ".")
-        ]
-        return inside or [c for c in self.choices if key in (calls[c].packet, calls[c].target)]
+        inside = [c for c in self.choices if f"{calls[c].module}.".startswith(f"{key}.")]
+        return inside or [c for c in self.choices if calls[c].packet == key]
 
 
 def read_dataflow(graph: AtenGraph) -> Dataflow:

@@ -35,12 +35,13 @@ from torchsheaf.precision.measure import (
     state,
 )
 from torchsheaf.precision.memory import Memory, count_memory
+from torchsheaf.precision.obstruction import Obstruction, obstruction
 from torchsheaf.precision.predict import KnownShift, Prediction, Share, blame
 from torchsheaf.precision.price import Cost, NoSection, price
 from torchsheaf.precision.problem import AssignmentProblem
 from torchsheaf.precision.profile import Profile, load_profile
 from torchsheaf.precision.ranges import Range, allowed_formats
-from torchsheaf.precision.sections import Sections, sections
+from torchsheaf.precision.sections import Sections, arc_consistent, sections, sheaf_of
 from torchsheaf.precision.sensitivity import Sensitivity, analyse
 from torchsheaf.precision.solve import Solution, cheapest
 from torchsheaf.precision.tighten import Attempt, prepare, tighten
@@ -112,6 +113,11 @@ class Plan:
     def sections(self) -> Sections:
         """H⁰ of the format sheaf: how many supported sections there are, budgets aside."""
         return sections(self.problem)
+
+    @functools.cached_property
+    def obstruction(self) -> Obstruction:
+        """H¹ over Z/2 of the sheaf without casts between operations: a diagnostic."""
+        return obstruction(sheaf_of(self.problem, casts=False))
 
     @functools.cached_property
     def proof(self) -> Solution:
@@ -216,6 +222,7 @@ def plan(
     h0 = sections(problem)
     if h0.count == 0:
         raise NoSection(h0.reason, f"no section: {h0.reason}; " + "; ".join(h0.trace[:8]))
+    problem = problem.restrict(arc_consistent(sheaf_of(problem))[0])
     setting = prepare(flow, table, batches, norm, budget, margin)
     best, tried = tighten(setting, problem, rounds=rounds, log=log)
     if best is None:

@@ -35,14 +35,17 @@ class Sections:
 
 
 def sheaf_of(problem: AssignmentProblem, *, casts: bool = True) -> FormatSheaf:
-    """The format sheaf of a problem; `casts=False` demands equal formats along every edge."""
+    """The format sheaf of a problem; `casts=False` demands equal formats along every edge.
+
+    Inputs and the output keep the format of the model: edges that touch them may always cast.
+    """
     cells = []
     for e in problem.casts:
         pairs = frozenset(
             (s, t)
             for s in problem.stalks[e.source]
             for t in problem.stalks[e.consumer]
-            if (s, t) in e.cost and (casts or s == t)
+            if (s, t) in e.cost and (casts or s == t or _is_end(e.source) or _is_end(e.consumer))
         )
         cells.append((e.source, e.consumer, pairs))
     for tie in problem.ties:
