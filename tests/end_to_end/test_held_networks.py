@@ -1,0 +1,169 @@
+"""Held networks of every kind reach stationarity, from any start, alone or in a batch."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import torchsheaf as ts
+from tests.reference.held import MODELS, held_output
+from tests.reference.networks import fill, randn, relu_mlp
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_sample_arrives_and_the_energy_never_rises(name):
+    found = ts.harmonic_extension(held_output(name))
+    assert float(found.stationarity.max()) <= 1.1e-8
+    trace = torch.tensor(found.energies)
+    assert bool((trace.diff() <= 1e-12 * trace[0]).all())
+
+
+@pytest.mark.parametrize("name", ["mlp", "pre-activation", "relu, then pool", "tanh"])
+def test_hidden_pins_hard_and_soft_arrive_too(name):
+    problem = held_output(name)
+    vertices = list(problem.sheaf.edges)
+    problem = problem.pin(
+        ts.Pin(vertices[0], 0.5, where=[0, 3]), ts.Pin(vertices[1], 0.3, where=[1], weight=2.0)
+    )
+    found = ts.harmonic_extension(problem)
+    assert float(found.stationarity.max()) <= 1.1e-8
+    assert bool((found.cochain[vertices[0]].flatten(1)[:, [0, 3]] == 0.5).all())
+
+
+@pytest.mark.parametrize("name", ["mlp", "pre-activation", "pool, then relu"])
+def test_a_sample_alone_and_in_a_batch_have_the_same_equilibrium(name):
+    problem = held_output(name)
+    together = ts.harmonic_extension(problem, start="forward")
+    alone = ts.harmonic_extension(problem.samples(torch.tensor([4])), start="forward")
+    torch.testing.assert_close(alone.energy, together.energy[4:5], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", ["zeros", "random", "forward", "auto"])
+def test_every_start_arrives(start):
+    found = ts.harmonic_extension(held_output("mlp"), start=start)
+    assert float(found.stationarity.max()) <= 1.1e-8
+
+
+def stress(name: str) -> ts.Problem:
+    widths, scale, target = [3, 6, 6, 2], 1.0, 1.0
+    if name == "narrow and deep":
+        widths = [3, *[1] * 20, 2]
+    if name == "wide":
+        widths = [3, 120, 2]
+    net = relu_mlp(widths, 2)
+    x = randn(1, 10, 3)
+    y = randn(2, 10, 2)
+    if name == "zero input, zero bias":
+        x = torch.zeros_like(x)
+        with torch.no_grad():
+            for layer in net[::2]:
+                layer.bias.zero_()
+    if name == "dead gates":
+        with torch.no_grad():
+            net[0].bias.fill_(-100)
+    if name == "integer ties":
+        with torch.no_grad():
+            for p in net.parameters():
+                p.copy_((3 * p).round())
+        x, y = x.round(), y.round()
+    if name == "target the forward pass":
+        y = net(x).detach()
+    if name == "double weights":
+        scale = 2.0
+    if name == "far targets":
+        target = -100.0
+    if name == "duplicates":
+        x, y = x[:1].repeat(10, 1), y[:1].repeat(10, 1)
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight *= scale
+    return ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", target * y))
+
+
+CASES = (
+    "narrow and deep", "wide", "zero input, zero bias", "dead gates", "integer ties",
+    "target the forward pass", "double weights", "far targets", "duplicates",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stress(name):
+    problem = stress(name)
+    found = ts.harmonic_extension(problem)
+    scale = max(1.0, float(found.energy.max()) ** 0.5)
+    assert float(found.stationarity.max()) <= 1.1e-8 * scale
+    if name == "target the forward pass":
+        assert float(found.energy.max()) <= 1e-25
+
+
+def test_float32_reaches_its_own_tolerance():
+    net = relu_mlp([3, 8, 8, 2], 0, dtype=torch.float32)
+    x, y = randn(1, 20, 3, dtype=torch.float32), randn(2, 20, 2, dtype=torch.float32)
+    problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", y))
+    found = ts.harmonic_extension(problem)
+    assert found.cochain["0"].dtype == torch.float32
+    assert float(found.stationarity.max()) <= 1e-4
+
+
+def test_a_fixed_batch_size_is_respected():
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)).reshape(4, 5))
+
+    x, y = randn(1, 4, 3), randn(2, 4, 2)
+    problem = ts.hold(ts.encode(fill(Fixed(), 0), x), x).pin(ts.Pin("output", y))
+    found = ts.harmonic_extension(problem, starts=3)
+    assert float(found.stationarity.max()) <= 1.1e-8
+
+
+def test_warm_starts_take_at_most_half_the_sweeps():
+    net, x, y = relu_mlp([3, 10, 10, 10, 2], 4), randn(1, 60, 3), randn(2, 60, 2)
+    problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", y))
+    before = ts.harmonic_extension(problem).cochain
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p += 1e-3 * randn(10 + i, *p.shape)
+    cold = ts.harmonic_extension(problem)
+    warm = ts.harmonic_extension(problem, start=before)
+    assert warm.passes <= cold.passes / 2
+
+
+def test_sweeps_grow_at_most_linearly_with_depth():
+    sweeps = []
+    for layers in (2, 8):
+        net = relu_mlp([4, *[10] * layers, 2], 1)
+        x, y = randn(1, 40, 4), randn(2, 40, 2)
+        problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", y))
+        sweeps.append(ts.harmonic_extension(problem).passes)
+    assert sweeps[1] <= 4 * sweeps[0]
+
+
+def test_a_step_limit_says_what_was_reached():
+    with pytest.raises(ts.ConvergenceError, match="newton left .*worst stationarity"):
+        ts.harmonic_extension(held_output("mlp"), max_passes=4)
+
+
+def test_no_number_of_starts_below_one():
+    with pytest.raises(ValueError, match="starts is 0"):
+        ts.harmonic_extension(held_output("mlp"), starts=0)
+
+
+def test_conflicting_pins_are_both_named():
+    problem = held_output("mlp")
+    with pytest.raises(ValueError, match=r"(?s)where=\[1\].*conflicts.*where=\[0, 1\]"):
+        problem.pin(ts.Pin("0", 1.0, where=[0, 1]), ts.Pin("0", 2.0, where=[1]))
+
+
+def test_edge_weights_count_in_the_solver():
+    net, x, y = relu_mlp([2, 5, 5, 1], 0), randn(1, 6, 2), randn(2, 6, 1)
+    weights = {"0": 3.0, "1": 0.5, "2": 2.0, "4": 4.0}
+    problem = ts.hold(ts.encode(net, x), x, weights=weights).pin(ts.Pin("output", y))
+    found = ts.harmonic_extension(problem)
+    assert float(found.stationarity.max()) <= 1.1e-8
+    plain = ts.harmonic_extension(ts.hold(problem.sheaf, x).pin(ts.Pin("output", y)))
+    assert not math.isclose(float(found.energy.sum()), float(plain.energy.sum()), rel_tol=1e-3)
