@@ -100,7 +100,9 @@ def test_triangular_solves_at_a_state_that_is_not_the_forward_pass(name: str) ->
     assert bool((back.norm() <= 1e-11 * coboundary.solve_adjoint(u).norm()).all())
     left = coboundary.apply(u).dot(noise)
     right = u.dot(coboundary.adjoint(noise))
-    assert bool(((left - right).abs() <= 1e-10 * left.abs().clamp_min(1)).all())
+    # llama and mamba compute their norms in single precision inside
+    tol = 1e-6 if name in ("llama", "mamba") else 1e-10
+    assert bool(((left - right).abs() <= tol * left.abs().clamp_min(1)).all())
 
 
 # llama and mamba compute their norms in single precision inside, too coarse for differences.

@@ -213,6 +213,11 @@ class Reader:
         value = node.meta.get("val")
         if not live:
             return self._held(node, op_name, target, args, kwargs, used, used_parents)
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise _Unreadable(
+                f"an intermediate value of type {value.dtype}, computed from activations, cannot "
+                "carry a tangent"
+            )
         if rule is None:
             raise _Unreadable("no rule for this operation; see torchsheaf.register_rule")
         target, args = settled(target, args, node)
@@ -222,11 +227,6 @@ class Reader:
         if rule.gate is not None and isinstance(value, tuple | list):
             self._maxima.add(node)
             value, target = value[0], first_of(target)
-        if isinstance(value, Tensor) and not value.is_floating_point():
-            raise _Unreadable(
-                f"an intermediate value of type {value.dtype}, computed from activations, cannot "
-                "carry a tangent"
-            )
         operation = self._operation(node, target, args, kwargs, used, rule)
         operations = (*_merge(used), operation)
         pending = next((e.pending for e in used if e.pending is not None), None)
