@@ -12,6 +12,8 @@ from torchsheaf.figures.flow import output_figure as output_figure
 from torchsheaf.figures.flow import pattern_bands_figure as pattern_bands_figure
 from torchsheaf.figures.flow import phase_plane_figure as phase_plane_figure
 from torchsheaf.figures.graph import graph_figure as graph_figure
+from torchsheaf.figures.pin import pin_figure as pin_figure
+from torchsheaf.figures.pin_nearest import nearest_figure as nearest_figure
 from torchsheaf.figures.relaxation import relaxation_figure as relaxation_figure
 from torchsheaf.figures.samples import sample_bars as sample_bars
 from torchsheaf.figures.samples import sample_picture as sample_picture

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from torchsheaf.diagnose import Discord
 from torchsheaf.figures.style import LIGHT, Theme, new_figure, shorten
@@ -36,7 +37,7 @@ def discord_figure(table: Discord, *, theme: Theme = LIGHT) -> Figure:
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
         kinds = list(dict.fromkeys(e.kind for e in edges))
         figure.legend(
             handles=[Patch(color=theme.kind(k), label=k) for k in kinds],

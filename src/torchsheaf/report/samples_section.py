@@ -31,11 +31,14 @@ def samples_section(analysis: Analysis) -> Section:
     )
     if labels.is_classes:
         count = int(wrong.sum())
-        body += paragraph(
-            f"{int(wrong[chosen].sum())} of these {len(chosen)} are classified otherwise than "
-            f"labelled (framed); among all {len(total)} samples it is {count}. The others are "
-            "answered as labelled, but narrowly, or the label itself deserves a look.",
+        framed = int(wrong[chosen].sum())
+        text = (
+            f"{framed} of these {len(chosen)} are classified otherwise than labelled (framed); "
+            f"among all {len(total)} samples it is {count}."
         )
+        if framed < len(chosen):
+            text += " The others are answered as labelled, but narrowly."
+        body += paragraph(text)
     values = analysis.inputs[0]
     items = [_item(analysis, labels, values, i, float(total[i]), usual, wrong) for i in chosen]
     body += f'<ul class="samples">{"".join(items)}</ul>\n'
@@ -61,7 +64,9 @@ def _item(
             return sample_bars(values[i], values, theme=theme)
 
         shown = figure(draw, alt)
-    times = f" ({number(discord / usual, 2)}× the usual)" if usual > 0 else ""
+    ratio = discord / usual if usual > 0 else 0.0
+    # Beyond a thousand the usual sample simply has no discord to speak of.
+    times = "" if not ratio else f" ({number(ratio, 2) if ratio < 1000 else '>1,000'}× the usual)"
     css = ' class="wrong"' if bad else ""
     return (
         f"<li{css}>{shown}label <b>{escape(label)}</b>, answer <b{css}>{escape(answer)}</b><br>"
