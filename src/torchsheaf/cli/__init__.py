@@ -7,6 +7,7 @@ from torchsheaf.cli.demo import demo
 from torchsheaf.cli.exits import Exit as Exit
 from torchsheaf.cli.failures import GuardedGroup
 from torchsheaf.cli.inspect import inspect
+from torchsheaf.cli.pin import pin
 from torchsheaf.cli.relax import relax
 from torchsheaf.cli.report import report
 from torchsheaf.cli.train import train
@@ -24,6 +25,7 @@ main.add_command(demo)
 main.add_command(inspect)
 main.add_command(relax)
 main.add_command(report)
+main.add_command(pin)
 main.add_command(reproduce)
 main.add_command(lab)
 main.add_command(train)
