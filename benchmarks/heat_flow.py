@@ -115,14 +115,14 @@ def torchdiffeq_run(
 
 
 LADDERS: dict[str, list[Any]] = {
-    "euler": [("euler", float(TIMES[1]) / k) for k in (2000, 20_000, 200_000)],
-    "scipy RK45": [("RK45", t) for t in (1e-4, 1e-6, 1e-8)],
-    "scipy DOP853": [("DOP853", t) for t in (1e-4, 1e-6, 1e-8)],
-    "scipy LSODA": [("LSODA", t) for t in (1e-4, 1e-6, 1e-8)],
-    "scipy BDF": [("BDF", t) for t in (1e-5, 1e-7, 1e-9)],
-    "scipy Radau": [("Radau", t) for t in (1e-5, 1e-7, 1e-9)],
     "torchdiffeq dopri5": [("dopri5", t) for t in (1e-4, 1e-6, 1e-8)],
+    "scipy LSODA": [("LSODA", t) for t in (1e-4, 1e-6, 1e-8)],
+    "scipy RK45": [("RK45", t) for t in (1e-4, 1e-6, 1e-8)],
+    "scipy BDF": [("BDF", t) for t in (1e-5, 1e-7, 1e-9)],
+    "euler": [("euler", float(TIMES[1]) / k) for k in (2000, 20_000, 200_000)],
+    "scipy DOP853": [("DOP853", t) for t in (1e-4, 1e-6, 1e-8)],
     "torchdiffeq dopri8": [("dopri8", t) for t in (1e-4, 1e-6, 1e-8)],
+    "scipy Radau": [("Radau", t) for t in (1e-5, 1e-7, 1e-9)],
 }
 
 
@@ -147,7 +147,7 @@ def attempt(run: Callable[[Callable[[], None]], Tensor], budget: float) -> tuple
     return states, time.process_time() - begun, ""
 
 
-def measure(dims: tuple[int, ...], factor: float) -> dict[str, Any]:
+def measure(dims: tuple[int, ...], factor: float) -> None:
     net = relu_net(dims)
     x = torch.randn(SAMPLES, 2, dtype=torch.float64)
     problem = ts.hold(ts.encode(net, x[:2]), x)
@@ -184,7 +184,8 @@ def measure(dims: tuple[int, ...], factor: float) -> dict[str, Any]:
     for name, ladder in LADDERS.items():
         rows[name] = climb(name, ladder, plain, flat, reference, budget)
         print(dims, name, rows[name], flush=True)
-    return {"free": problem.free.dim, "switches": events, "integrators": rows}
+        found = {"free": problem.free.dim, "switches": events, "integrators": rows}
+        write(dims, found, factor)
 
 
 def piecewise(problem: ts.Problem, start: ts.Cochain) -> Tensor:
@@ -222,6 +223,26 @@ def climb(
     return best
 
 
+def write(dims: tuple[int, ...], found: dict[str, Any], factor: float) -> None:
+    """Merge one network's rows into the results, atomically."""
+    results = json.loads(RESULTS.read_text())["nets"] if RESULTS.exists() else {}
+    results[",".join(map(str, dims))] = found
+    document = {
+        "question": __doc__.splitlines()[0],
+        "environment": {
+            "torch": torch.__version__, "scipy": scipy.__version__,
+            "python": platform.python_version(), "machine": platform.machine(), "threads": 1,
+            "clock": "processor seconds", "given up after": f"{factor:g} times exact",
+            "load average": os.getloadavg()[0],
+        },
+        "samples": SAMPLES, "until": UNTIL, "target": TARGET, "nets": results,
+    }  # fmt: skip
+    RESULTS.parent.mkdir(exist_ok=True)
+    partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(partial, RESULTS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--factor", type=float, default=10.0, help="give up after so many times")
@@ -230,22 +251,7 @@ def main() -> None:
     torch.set_num_threads(1)
     nets = [tuple(map(int, arguments.net.split(",")))] if arguments.net else NETS
     for dims in nets:
-        found = measure(dims, arguments.factor)
-        results = json.loads(RESULTS.read_text())["nets"] if RESULTS.exists() else {}
-        results[",".join(map(str, dims))] = found
-        document = {
-            "question": __doc__.splitlines()[0],
-            "environment": {
-                "torch": torch.__version__, "scipy": scipy.__version__,
-                "python": platform.python_version(), "machine": platform.machine(), "threads": 1,
-                "clock": "processor seconds", "given up after": f"{arguments.factor:g} times exact",
-            },
-            "samples": SAMPLES, "until": UNTIL, "target": TARGET, "nets": results,
-        }  # fmt: skip
-        RESULTS.parent.mkdir(exist_ok=True)
-        partial = RESULTS.with_suffix(".partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(partial, RESULTS)
+        measure(dims, arguments.factor)
 
 
 if __name__ == "__main__":

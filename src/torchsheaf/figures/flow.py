@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -255,7 +256,7 @@ def flow_animation(
         title = above.set_title("t = 0")
         above.legend(loc="upper right")
 
-        def draw(row: int) -> list[object]:
+        def draw(row: int) -> list[Artist]:
             dots.set_ydata(y[row])
             for bar, height in zip(bars, parts[row], strict=True):
                 bar.set_height(max(height, FLOOR))

@@ -1,0 +1,40 @@
+"""The authors' published runs, repeated with their seeds: the printed digits."""
+
+import json
+
+import pytest
+
+from reproduce.flow import RESULTS, RUNS, euler_run
+
+RUN = {r.name: r for r in RUNS}
+WRITTEN = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
+
+
+@pytest.mark.slow
+def test_figure_6_is_repeated_to_its_printed_digits():
+    """[2,4,1], seed 7: discord 10.30 → 1.35e-8 → 9.3e-16, crossings at steps 50 and 65."""
+    run = RUN["figure 6"]
+    found = euler_run(run)
+    assert f"{found['discord at start']:.2f}" == "10.30"
+    assert f"{found['discord at 5000']:.2e}" == "1.35e-08"
+    assert f"{found['discord']:.1e}" == "9.3e-16"
+    assert found["crossing steps"] == [50, 65]
+    assert found["output"] == [pytest.approx(-0.710566, abs=5e-7)]
+    exact = found["limit"]
+    assert exact["crossing times"] == pytest.approx([0.50, 0.65], abs=0.01)
+    assert exact["error"] < 1e-8
+
+
+@pytest.mark.parametrize("name", sorted(RUN))
+def test_the_committed_results_match_the_printed_digits(name):
+    """reproduce/results/flow.json holds every run; iteration counts are equal, not close."""
+    measured, published = WRITTEN[name]["measured"], RUN[name].published
+    assert WRITTEN[name]["published"] == published
+    if "iterations" in published:
+        assert measured["iterations"] == published["iterations"]
+    if "error" in published:
+        assert measured["error"] == pytest.approx(published["error"], rel=0.05)
+    for key in ("output", "forward"):
+        if key in published:
+            assert measured[key] == [pytest.approx(published[key], abs=5.1e-7)]
+    assert measured["limit"]["error"] < 1e-6
