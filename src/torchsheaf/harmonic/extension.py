@@ -110,9 +110,13 @@ def harmonic_extension(
     tol = _tolerance(problem) if tol is None else tol
     if not tol > 0:
         raise ValueError(f"tol is {tol}; write a positive number")
-    first, named = first_cochain(problem, start)
+    # substitution needs no start: computing one would cost as much as the answer
+    direct = isinstance(chosen, Substitution) and starts == 1 and start in ("auto", "forward")
+    first, named = (Cochain({}), "forward") if direct else first_cochain(problem, start)
     equilibria = None
-    if starts == 1:
+    if direct:
+        found = chosen.solve(problem, first, tol, max_passes)
+    elif starts == 1:
         found = _relax(chosen, problem, first, tol, max_passes, fall_back=solver == "auto")
     else:
         cochains = starting_cochains(problem, problem.clamp(first), starts, generator)
