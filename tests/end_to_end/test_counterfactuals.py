@@ -1,0 +1,132 @@
+"""Pins beside real forward hooks, the command, the figures, the nearest consistent input."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from matplotlib.figure import Figure
+
+import torchsheaf as ts
+from tests.reference.networks import randn, relu_mlp
+from torchsheaf.cli import main
+from torchsheaf.figures import nearest_figure, pin_figure
+
+
+def hooked(net, module: str, index, value: float, x):
+    """The output when a forward hook overwrites coordinates of a module's output."""
+
+    def patch(_module, _inputs, output):
+        output = output.clone()
+        output[:, index] = value
+        return output
+
+    handle = net.get_submodule(module).register_forward_hook(patch)
+    with torch.no_grad():
+        out = net(x)
+    handle.remove()
+    return out
+
+
+@pytest.fixture(scope="module")
+def net():
+    return relu_mlp([3, 6, 5, 2], 4)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return randn(1, 7, 3)
+
+
+@pytest.fixture(scope="module")
+def sheaf(net, x):
+    return ts.encode(net, x)
+
+
+@pytest.mark.parametrize("vertex", ["0", "1", "2", "3"])
+def test_patching_is_what_a_forward_hook_does(net, sheaf, x, vertex):
+    found = ts.counterfactual(sheaf, x, ts.Pin(vertex, 0.7, where=[1, 3]))
+    torch.testing.assert_close(found.patched["4"], hooked(net, vertex, [1, 3], 0.7, x))
+    for change in found.changes:
+        if change.side == "upstream":
+            assert float(change.patched.abs().max()) == 0
+
+
+@pytest.mark.parametrize("vertex", ["0", "1", "2", "3"])
+def test_a_whole_layer_pinned_hard_has_the_downstream_effect_of_the_hook(net, sheaf, x, vertex):
+    width = sheaf.vertices[vertex].dim
+    found = ts.counterfactual(sheaf, x, ts.Pin(vertex, 0.7), tol=1e-11)
+    expected = hooked(net, vertex, list(range(width)), 0.7, x)
+    torch.testing.assert_close(found.pinned["4"], expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(found.effect[0], found.effect[1], atol=1e-9, rtol=1e-9)
+
+
+def test_the_first_layer_agrees_coordinate_by_coordinate(net, sheaf, x):
+    found = ts.counterfactual(sheaf, x, ts.Pin("0", 0.7, where=[2]), tol=1e-11)
+    torch.testing.assert_close(found.pinned["4"], hooked(net, "0", [2], 0.7, x))
+
+
+def test_a_deep_pin_moves_what_lies_upstream_and_has_a_price(sheaf, x):
+    found = ts.counterfactual(sheaf, x, ts.Pin("2", 3.0, where=[2]))
+    sides = {c.vertex: c for c in found.changes}
+    assert [c.side for c in found.changes] == ["upstream"] * 3 + ["pinned"] + ["downstream"] * 2
+    assert float(sides["1"].pinned.min()) > 0.01
+    assert float(sides["input"].pinned.max()) == 0
+    forward = found.forward["2"][:, 2]
+    # one linear piece would give ½ (3 − z)²/(1 + …): never more than leaving all else as it was
+    assert bool((found.price > 0).all())
+    assert bool((found.price <= 0.5 * (3.0 - forward).square() + 1e-12).all())
+
+
+def test_a_pin_at_the_forward_value_changes_nothing(sheaf, x):
+    forward = sheaf.forward(x)
+    found = ts.counterfactual(sheaf, x, ts.Pin("2", forward["2"][:, [1]], where=[1]))
+    assert float(found.price.max()) <= 1e-16
+    assert all(float(c.pinned.max()) <= 1e-7 for c in found.changes)
+
+
+def test_no_pins_are_refused(sheaf, x):
+    with pytest.raises(ValueError, match="`pins` is empty"):
+        ts.counterfactual(sheaf, x, ())
+
+
+def test_nearest_consistent_input_is_called_so_and_lies_nearer_than_any_flip(net, sheaf, x):
+    wanted = 1 - net(x).argmax(1)
+    found = ts.nearest_consistent(sheaf, x, wanted)
+    with torch.no_grad():
+        answers = net(found.changed).argmax(1)
+    assert bool(found.reached.any())
+    assert bool((answers[found.reached] == wanted[found.reached]).all())
+    assert torch.equal(found.prediction[found.reached], wanted[found.reached])
+    assert bool((found.distance[found.reached] > 0).all())
+
+
+def test_nearest_consistent_input_keeps_what_is_held(sheaf, x):
+    found = ts.nearest_consistent(sheaf, x, 0, where=[0, 2], weights=(0.1, 0.01))
+    assert torch.equal(found.changed[:, 1], x[:, 1])
+
+
+def test_figures_are_figures(sheaf, x):
+    assert isinstance(pin_figure(ts.counterfactual(sheaf, x, ts.Pin("2", 1.0))), Figure)
+    square = relu_mlp([4, 6, 2], 1)
+    y = randn(3, 4, 4)
+    found = ts.nearest_consistent(ts.encode(square, y), y, 1)
+    figure = nearest_figure(found, count=2)
+    assert len(figure.axes) == 6
+
+
+def test_the_command_prints_what_the_function_returns():
+    line = ["pin", "paraboloid", "--vertex", "hidden", "--index", "1", "--value", "0.5", "--json"]
+    run = CliRunner().invoke(main, line)
+    assert run.exit_code == 0, run.output
+    told = json.loads(run.stdout)
+    sides = {c["vertex"]: c for c in told["changes"]}
+    assert sides["hidden"]["side"] == "pinned"
+    assert told["largest difference at the output"] <= 1e-3
+    assert told["stationarity"] <= 1e-3
+
+
+def test_the_command_refuses_a_vertex_that_is_not_there():
+    run = CliRunner().invoke(main, ["pin", "paraboloid", "--vertex", "nowhere", "--value", "1"])
+    assert run.exit_code != 0
+    assert "nowhere" in run.output
