@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,19 +103,20 @@ def euler_run(run: Run, dt: float = 0.01) -> dict:
     problem = ts.hold(ts.encode(net, x), x)
     walls = Walls.of(problem)
     c = start(run, problem, run.start_seed)
-    signs = walls.state(problem.free.flatten(c))
+    flat = problem.free.flatten(c)
+    signs = walls.state(flat)
     crossings: list[int] = []
     discord: dict[int, float] = {}
     step = 0
     while step < run.cap:
         if step in (0, 5000):
             discord[step] = float(2 * problem.energy(c).sum())
-        new = euler_step(problem, c, dt)
-        change = max(float((new[n] - c[n]).abs().max()) for n in problem.free.shapes)
-        c, step = new, step + 1
-        now = walls.state(problem.free.flatten(c))
+        c, step = euler_step(problem, c, dt), step + 1
+        new = problem.free.flatten(c)
+        now = walls.state(new)
         crossings += [step] * int((now != signs).sum())
-        signs = now
+        change = float((new - flat).abs().max())
+        signs, flat = now, new
         if step >= 5 and change < run.tol:
             break
     output = c[problem.sheaf.outputs[0]]
@@ -139,19 +141,28 @@ def euler_run(run: Run, dt: float = 0.01) -> dict:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Run everything and write the results atomically."""
-    results = {}
-    for run in RUNS:
-        results[run.name] = {"published": run.published, "measured": euler_run(run)}
-        print(run.name, json.dumps(results[run.name]["measured"])[:400], flush=True)
+def write(run: Run, measured: dict) -> None:
+    """Merge one run into the results, atomically."""
+    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
+    runs[run.name] = {"published": run.published, "measured": measured}
     document = {
         "environment": {"torch": torch.__version__, "python": platform.python_version()},
-        "runs": results,
+        "runs": {r.name: runs[r.name] for r in RUNS if r.name in runs},
     }
-    partial = RESULTS.with_suffix(".tmp")
-    partial.write_text(json.dumps(document, indent=1))
+    partial = RESULTS.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
     os.replace(partial, RESULTS)
+
+
+def main() -> None:
+    """Run everything, or only the runs named on the command line."""
+    torch.set_num_threads(1)
+    for run in RUNS:
+        if sys.argv[1:] and run.name not in sys.argv[1:]:
+            continue
+        measured = euler_run(run)
+        write(run, measured)
+        print(run.name, measured["iterations"], measured["error"], flush=True)
 
 
 if __name__ == "__main__":
