@@ -130,3 +130,13 @@ def test_the_command_refuses_a_vertex_that_is_not_there():
     run = CliRunner().invoke(main, ["pin", "paraboloid", "--vertex", "nowhere", "--value", "1"])
     assert run.exit_code != 0
     assert "nowhere" in run.output
+
+
+def test_the_report_shows_what_would_have_to_change_when_asked():
+    from torchsheaf.report import report
+
+    square, y = relu_mlp([4, 6, 2], 1), randn(3, 6, 4)
+    page = report(square, y, nearest=1)
+    assert "What would have to change" in page
+    assert "Red must rise" in page
+    assert "What would have to change" not in report(square, y)
