@@ -155,7 +155,10 @@ def search(family: Family, count: int, hold_output: float | None = None) -> Foun
         if not bool(still.any()):
             break
         step = torch.linalg.lstsq(d, -r[:, :, None]).solution.squeeze(2).reshape(c.shape)
-        c = _search_along(nets, c, step, energy, gradient)
+        c, blocked = _search_along(nets, c, step, energy, gradient)
+        if bool(blocked.any()):  # on a kink one piece's step may not descend: follow the flow
+            slid = _flow(nets, c, 3)[1]
+            c = torch.where(blocked[:, None, None], slid, c)
     energy = 0.5 * nets.residual(c).square().sum(1)
     gradient = torch.einsum("bmn,bm->bn", nets.jacobian(c), nets.residual(c)).norm(dim=1)
     stuck = (energy > 1e-12) & (gradient <= 1e-6 * energy.sqrt())
@@ -169,13 +172,13 @@ def search(family: Family, count: int, hold_output: float | None = None) -> Foun
 
 def _search_along(
     nets: Networks, c: Tensor, step: Tensor, energy: Tensor, gradient: Tensor
-) -> Tensor:
-    """Halve each network's step until its energy falls enough; kinks may need tiny steps."""
+) -> tuple[Tensor, Tensor]:
+    """Halve each network's step until its energy falls enough, and where it never did."""
     slope = (gradient * step.flatten(1)).sum(1)
     t = torch.ones_like(energy)
     best = c
     waiting = torch.ones_like(energy, dtype=torch.bool)
-    for _ in range(40):
+    for _ in range(20):
         trial = c + t[:, None, None] * step
         lower = 0.5 * nets.residual(trial).square().sum(1) <= energy + 1e-4 * t * slope
         best = torch.where((waiting & lower)[:, None, None], trial, best)
@@ -183,7 +186,7 @@ def _search_along(
         if not bool(waiting.any()):
             break
         t = torch.where(waiting, t / 2, t)
-    return best
+    return best, waiting
 
 
 def _flow(nets: Networks, c: Tensor, steps: int) -> tuple[int, Tensor]:

@@ -222,6 +222,22 @@ class TwoTowers(nn.Module):
         return self.head(p - q, q) * 2, torch.softmax(p * q, -1)
 
 
+class Assigned(nn.Module):
+    """Writes into slices of its own values, as hand-written recurrences do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        y = torch.zeros_like(h)
+        y[:, 0] = h[:, 1]
+        y[:, 1:].copy_(h[:, :2])
+        y[:, 2].add_(1.0).mul_(2.0)
+        return F.relu(y) + h
+
+
 class Attention(nn.Module):
     """torch's own encoder layer, batch first, post-norm, with a causal mask."""
 
@@ -258,6 +274,7 @@ ZOO: dict[str, Callable[[], Example]] = {
     "elman": plain(ElmanNet, 3, 3, 2),
     "tied": lambda: (Tied(), (tokens(7),)),
     "two towers": lambda: (TwoTowers(), (normal(3, 3), normal(3, 2))),
+    "assigned": plain(Assigned, 4, 3),
     "encoder layer": plain(Attention, 3, 4, 8),
 }
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import torchsheaf as ts
 from tests.laws.rule_examples import ARGUMENTS, s, t
 from torchsheaf.network import ScalarGate, known_operations
-from torchsheaf.network.calls import overwritten
+from torchsheaf.network.calls import overwritten, written
 from torchsheaf.network.differential import Differential, Linear, Pointwise
 from torchsheaf.network.laws import check_rule
 from torchsheaf.network.registration import _overload
@@ -15,7 +15,7 @@ from torchsheaf.network.rules import Kind, Rule, Site, forget_rule, rule_for
 from torchsheaf.network.rules.affine import pointwise
 
 
-READ_AS = {"aten.copy.default": overwritten}
+READ_AS = {"aten.copy.default": overwritten, "aten.slice_scatter.default": written}
 
 
 @pytest.mark.parametrize("operation", ARGUMENTS)

@@ -1,11 +1,29 @@
 """Traced calls rewritten so that they mean the same at every batch size and without autograd."""
 
 from collections.abc import Callable
+from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import Node as FxNode
+
+from torchsheaf.network.rules import Kind, functional, rule_for
+
+
+def writes_into_views(program: ExportedProgram) -> bool:
+    """Whether some in-place call writes into a view of another value (x[:, 0] = y, say)."""
+    for node in program.graph.nodes:
+        if node.op != "call_function" or functional(node.target) is node.target:
+            continue
+        written = node.args[0] if node.args else None
+        if not isinstance(written, FxNode) or written.op != "call_function":
+            continue
+        rule = rule_for("getitem" if written.target is getitem else str(written.target))
+        if rule is not None and rule.kind is Kind.RESHAPE and not rule.constant:
+            return True
+    return False
 
 
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
@@ -21,9 +39,24 @@ def settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tupl
         return torch.ops.aten.squeeze.dims, (args[0], single)  # a batch of one keeps its axis
     if target in _VIEWS:
         return torch.ops.aten.reshape.default, args  # tangents need not share the value's strides
+    if target is torch.ops.aten.slice_scatter.default:
+        return written, args
     if target is torch.ops.aten.copy.default:
         return overwritten, args[:2]
     return target, args
+
+
+def written(
+    destination: Tensor,
+    source: Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Tensor:
+    """slice_scatter, whose own derivative overflows on an open end under vmap."""
+    places = torch.arange(destination.shape[dim], device=destination.device)[start:end:step]
+    return destination.index_copy(dim, places, source)
 
 
 def overwritten(destination: Tensor, source: Tensor) -> Tensor:

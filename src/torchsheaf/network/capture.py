@@ -9,8 +9,9 @@ import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
+from torchsheaf.network.calls import writes_into_views
 from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network
@@ -109,6 +110,8 @@ def _export(
             fixed = _static_batch(program)
             if fixed is not None and fixed != batch:
                 program = torch.export.export(model, inputs)
+            if writes_into_views(program):
+                program = program.run_decompositions({})  # writes become slice_scatter and kin
     except Exception as error:
         if not model.training:  # a forward pass would move batch statistics
             run(model, inputs)
@@ -168,7 +171,8 @@ def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused:
                 reader.add_state(node, str(node.target))
                 states.setdefault(str(node.target), held)
         elif node.op == "output":
-            reader.add_output(node.args[0])
+            returned = zip(node.args[0], signature.output_specs, strict=True)
+            reader.add_output([o for o, s in returned if s.kind is OutputKind.USER_OUTPUT])
     return reader.finish(module)
 
 
