@@ -14,7 +14,7 @@ from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, progress_bar, seed_option, target_argument
 from torchsheaf.network.target import Target
-from torchsheaf.report import Analysis, analyse, headlines, render, write_page
+from torchsheaf.report import Analysis, analyse, beside, headlines, render, write_page
 from torchsheaf.report.analysis import Progress
 from torchsheaf.report.labels import HOLDS
 
@@ -34,10 +34,17 @@ from torchsheaf.report.labels import HOLDS
     "--hold-labels", type=click.Choice(HOLDS), default="auto", show_default=True,
     help="What output a class label asks for.",
 )  # fmt: skip
+@click.option(
+    "--against", metavar="TARGET", help="A second model to put beside it, on the same samples."
+)
+@click.option(
+    "--nearest", type=int, metavar="CLASS",
+    help="Add pictures: what must change in the inputs for the network to say CLASS.",
+)  # fmt: skip
 @seed_option
 def report(
     target: str, weights: str | None, out: str, dtype: str, samples: int, hold_labels: str,
-    seed: int,
+    against: str | None, nearest: int | None, seed: int,
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page: structure, agreement, spectrum, disagreement."""
     path = writable(out)
@@ -47,7 +54,14 @@ def report(
             model, inputs, labels, title=target, max_samples=samples, hold_labels=hold_labels,
             seed=seed, progress=progress,
         )  # fmt: skip
-        page = render(analysis)
+        if against is not None:
+            other = in_dtype(load(against), dtype)
+            second = analyse(
+                other.model, inputs, labels, title=against, max_samples=samples,
+                hold_labels=hold_labels, seed=seed, progress=progress,
+            )  # fmt: skip
+            analysis = beside(analysis, second)
+        page = render(analysis, nearest=nearest)
     publish(analysis, page, path)
 
 

@@ -18,6 +18,8 @@ from torchsheaf.diagnose.label_energy import LabelEnergy as LabelEnergy
 from torchsheaf.diagnose.label_energy import label_energy as label_energy
 from torchsheaf.diagnose.nudge import nudged_discord as nudged_discord
 from torchsheaf.diagnose.pathology import pathologies as pathologies
+from torchsheaf.diagnose.prediction import Prediction as Prediction
+from torchsheaf.diagnose.prediction import prediction as prediction
 from torchsheaf.diagnose.spectra import Spectra as Spectra
 from torchsheaf.diagnose.spectra import spectra as spectra
 from torchsheaf.diagnose.tension import Tension as Tension

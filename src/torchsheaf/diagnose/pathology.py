@@ -15,7 +15,9 @@ DECAY = 1e5
 STUCK = 0.05
 """Share of samples that may be wrong with no pull behind the output edge."""
 SUSPECT = 0.01
-"""Share of samples whose label may lose by more energy than the typical label wins by."""
+"""Share of samples whose label may lose by a fair part of the energy that labels win by."""
+FAIR_PART = 0.25
+"""That part, of the median winning energy."""
 
 
 @torch.no_grad()
@@ -210,10 +212,10 @@ def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
 
 
 def suspicious_labels(problem: Problem, y: Tensor) -> Finding:
-    """Samples whose label loses by more energy than the typical label wins by."""
+    """Samples whose label loses by a quarter or more of the energy that typical ones win by."""
     signed = label_energy(problem, y).signed
     won = -signed[signed < 0]
-    bar = float(won.median()) if len(won) else 0.0
+    bar = FAIR_PART * float(won.median()) if len(won) else 0.0
     flagged = (signed > bar).nonzero().flatten()
     ranked = flagged[signed[flagged].argsort(descending=True)].tolist()
     shown = ", ".join(map(str, ranked[:8])) + (", …" if len(ranked) > 8 else "")
@@ -228,8 +230,8 @@ def suspicious_labels(problem: Problem, y: Tensor) -> Finding:
             share <= SUSPECT,
             "The network holds no label for decidedly wrong."
             + (f" Look at: {shown}." if ranked else ""),
-            f"The network is as sure that {len(ranked)} labels are wrong as it is of the typical "
-            f"right one. Look at samples {shown}: relabel them, or find out what the network "
+            f"{len(ranked)} labels lose by a fair part of the energy that the typical label wins "
+            f"by. Look at samples {shown}: relabel them, or find out what the network "
             "misses. A network that has memorised its labels hides such errors: ask one that was "
             "stopped early, or was trained without the sample.",
         ),

@@ -5,6 +5,8 @@ save it with `figure.savefig(path)`, or show it as the last value of a notebook 
 """
 
 from torchsheaf.figures.discord import discord_figure as discord_figure
+from torchsheaf.figures.evolution import evolution_heatmap as evolution_heatmap
+from torchsheaf.figures.evolution import spectral_evolution_figure as spectral_evolution_figure
 from torchsheaf.figures.flow import energy_shares_figure as energy_shares_figure
 from torchsheaf.figures.flow import flow_animation as flow_animation
 from torchsheaf.figures.flow import flow_energy_figure as flow_energy_figure
@@ -14,6 +16,7 @@ from torchsheaf.figures.flow import phase_plane_figure as phase_plane_figure
 from torchsheaf.figures.graph import graph_figure as graph_figure
 from torchsheaf.figures.pin import pin_figure as pin_figure
 from torchsheaf.figures.pin_nearest import nearest_figure as nearest_figure
+from torchsheaf.figures.prediction import prediction_figure as prediction_figure
 from torchsheaf.figures.relaxation import relaxation_figure as relaxation_figure
 from torchsheaf.figures.samples import sample_bars as sample_bars
 from torchsheaf.figures.samples import sample_picture as sample_picture

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.diagnose import Discord, Finding, agreement, discord
+from torchsheaf.diagnose import pathologies as known_faults
 from torchsheaf.flow import Trajectory, heat_flow
 from torchsheaf.harmonic import Extension, Spectrum, harmonic_extension, spectrum
 from torchsheaf.network import ExportedProgram
@@ -56,6 +57,8 @@ class Analysis:
     table: Discord | None
     missing: dict[str, str]
     seconds: float
+    pathologies: tuple[Finding, ...] = ()
+    against: "Analysis | None" = None
 
     @property
     def sheaf(self) -> Sheaf:
@@ -115,7 +118,33 @@ def analyse(
     return Analysis(
         title or _title(model), problem, inputs, given, forward, findings, smallest, largest, flow,
         labels, pulled, table, missing, time.perf_counter() - began,
+        _faults(problem, labels, missing),
     )  # fmt: skip
+
+
+def beside(analysis: Analysis, other: Analysis) -> Analysis:
+    """The analysis with another one to compare it with; both must be of the same samples.
+
+    Raises ValueError when the inputs differ.
+    """
+    same = len(analysis.inputs) == len(other.inputs) and all(
+        a.shape == b.shape and torch.equal(a, b.to(a))
+        for a, b in zip(analysis.inputs, other.inputs, strict=False)
+    )
+    if not same:
+        raise ValueError("the two analyses are of different samples; pass the same x to both")
+    return replace(analysis, against=other)
+
+
+def _faults(
+    problem: Problem, labels: Labels | None, missing: dict[str, str]
+) -> tuple[Finding, ...]:
+    y = None if labels is None else labels.y if labels.is_classes else labels.target
+    try:
+        return known_faults(problem, y)
+    except ValueError as error:
+        missing["diagnosis"] = f"No known fault could be looked for: {error}."
+        return ()
 
 
 def _announcer(progress: Progress | None) -> Callable[[int], None]:

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from torchsheaf.network import ExportedProgram
+from torchsheaf.report.against_section import against_section
 from torchsheaf.report.analysis import Analysis, Progress, analyse
+from torchsheaf.report.diagnosis_section import diagnosis_section
 from torchsheaf.report.headlines import headlines
 from torchsheaf.report.labels_section import labels_section
 from torchsheaf.report.markup import embedded_json, escape, number, paragraph
+from torchsheaf.report.nearest_section import nearest_section
 from torchsheaf.report.network_section import network_section
 from torchsheaf.report.proof_section import proof_section
 from torchsheaf.report.relaxation_section import relaxation_section
@@ -23,6 +26,8 @@ from torchsheaf.report.spectrum_section import spectrum_section
 
 SECTIONS = (
     network_section,
+    against_section,
+    diagnosis_section,
     proof_section,
     spectrum_section,
     relaxation_section,
@@ -63,6 +68,7 @@ def report(
     max_samples: int = 240,
     hold_labels: str = "auto",
     weight: float = float("inf"),
+    nearest: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> str:
@@ -71,8 +77,9 @@ def report(
     `x` is `(batch, *shape)` or a tuple of them; `y` class numbers `(batch,)` or values of the
     output's shape. At most `max_samples` samples are used. The label is held at the output, hard
     (`weight=inf`) or softly; for classes as one-hot vectors or at the class's mean output
-    (`hold_labels`, see `torchsheaf.report.labels`). The page needs no network and runs no script;
-    sections that cannot be had (no labels, say) say why.
+    (`hold_labels`, see `torchsheaf.report.labels`). `nearest` adds pictures of what would have to
+    change in the inputs for the network to say that class. The page needs no network and runs no
+    script; sections that cannot be had (no labels, say) say why.
 
     Raises `UnsupportedModel` for a model that cannot be read, ValueError or TypeError naming an
     argument that does not fit. Cost: seconds for small networks; the relaxation dominates.
@@ -86,12 +93,18 @@ def report(
         model, x, y, title=title, max_samples=max_samples, hold_labels=hold_labels, weight=weight,
         seed=seed, progress=progress,
     )  # fmt: skip
-    return render(analysis)
+    return render(analysis, nearest=nearest)
 
 
-def render(analysis: Analysis) -> str:
+def render(analysis: Analysis, *, nearest: int | None = None) -> str:
     """The page of an analysis that has been made already."""
-    sections = [make(analysis) for make in SECTIONS]
+    sections = [
+        make(analysis)
+        for make in SECTIONS
+        if make is not against_section or analysis.against is not None
+    ]
+    if nearest is not None:
+        sections.append(nearest_section(analysis, nearest))
     folder = files("torchsheaf.report")
     contents = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>\n' for s in sections)
     terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in GLOSSARY)
@@ -153,7 +166,7 @@ def _data(analysis: Analysis) -> dict[str, Any]:
                 "bound": finite(f.bound),
                 "verdict": f.verdict.value,
             }
-            for f in analysis.findings
+            for f in (*analysis.findings, *analysis.pathologies)
         ],
         "gap": finite(analysis.gap),
         "discord": None

@@ -1,0 +1,51 @@
+"""The dashboard: what was looked for, what was seen, and what to do about it."""
+
+from torchsheaf.diagnose import Finding
+from torchsheaf.report.analysis import Analysis
+from torchsheaf.report.markup import number, paragraph, table
+from torchsheaf.report.section import Section, absent
+
+TITLE = "Is anything wrong with it?"
+
+
+def diagnosis_section(analysis: Analysis) -> Section:
+    """The pathologies as a table, failures first."""
+    findings = analysis.pathologies
+    if not findings:
+        reason = analysis.missing.get("diagnosis", "It was not computed.")
+        return absent("diagnosis", TITLE, reason)
+    failed = [f for f in findings if not f.holds]
+    lead = (
+        f"{len(findings)} known faults were looked for; none was found."
+        if not failed
+        else f"{len(findings)} known faults were looked for; {len(failed)} found: "
+        + "; ".join(f.name for f in failed)
+        + "."
+    )
+    body = paragraph(
+        lead,
+        "Each line says what was measured, what it should stay below, and what to do.",
+    )
+    ordered = failed + [f for f in findings if f.holds]
+    body += table(
+        ("looked for", "verdict", "seen", "at most", "what it means, what to do"),
+        [(f.name, verdict(f), amount(f, f.value), bound(f), f.advice) for f in ordered],
+        numeric=(2, 3),
+    )
+    return Section("diagnosis", TITLE, body)
+
+
+def verdict(finding: Finding) -> str:
+    """A finding's verdict in plain words."""
+    return "fine" if finding.holds else "look at this"
+
+
+def amount(finding: Finding, value: float) -> str:
+    """A value with its unit."""
+    unit = f" {finding.unit}" if finding.unit and finding.unit != "×" else finding.unit
+    return f"{number(value, 2)}{unit}"
+
+
+def bound(finding: Finding) -> str:
+    """The bound, if there is one."""
+    return "" if finding.bound is None else number(finding.bound, 2)
