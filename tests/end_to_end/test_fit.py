@@ -287,7 +287,7 @@ def test_reluctance_is_weight_decay_or_a_pull_to_the_reference() -> None:
         assert torch.allclose(p.grad, g + 0.3 * (p - anchor[n]))
     # The pull is minus the gradient of the edge's energy.
     parameters = dict(net.named_parameters())
-    energy = 0.15 * sum((p - anchor[n]).square().sum() for n, p in parameters.items())
+    energy = 0.15 * sum((p - anchor[n]).detach().square().sum() for n, p in parameters.items())
     assert float(held.energy(parameters)) == pytest.approx(float(energy))
 
 
