@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 QUIET_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 EXPORT := MPLBACKEND=Agg
 
-.PHONY: help setup setup-test setup-labs setup-zoo demo test lint format types docs doctest pytest \
+.PHONY: help setup setup-test demo test lint format types docs doctest pytest \
 	labs mutants bench clean
 
 help:
@@ -38,21 +38,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing what the tests and the docs need into $(VENV)"
-	@$(PIP) --no-build-isolation --editable '.[test,docs]'
-	@touch $@
-
-$(VENV)/.installed-labs: $(VENV)/.installed
-	@$(PIP) --no-build-isolation --editable '.[labs]'
-	@touch $@
-
-$(VENV)/.installed-zoo: $(VENV)/.installed
-	@$(PIP) --no-build-isolation --editable '.[zoo]'
+	@$(PIP) --no-build-isolation --editable '.[test,docs,labs,zoo]'
 	@touch $@
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
-setup-labs: $(VENV)/.installed-labs
-setup-zoo: $(VENV)/.installed-zoo
 
 # ---- the job --------------------------------------------------------------------------------------
 
@@ -92,7 +82,7 @@ test: $(VENV)/.installed-test
 mutants: $(VENV)/.installed-test
 	$(QUIET_THREADS) $(EXPORT) $(BIN)/python tests/mutants.py
 
-labs: $(VENV)/.installed-labs
+labs: $(VENV)/.installed-test
 	@shopt -s nullglob; for notebook in labs/*.ipynb; do \
 		echo "executing $$notebook"; \
 		$(EXPORT) $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
