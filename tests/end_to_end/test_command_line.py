@@ -14,6 +14,7 @@ from torch import nn
 
 from torchsheaf.cli import Exit, main
 from torchsheaf.examples import EXAMPLES
+from torchsheaf.outcome import ConvergenceError, Outcome
 
 MODULE = """
 import torch
@@ -268,3 +269,26 @@ def test_every_exit_code_is_documented() -> None:
         assert f"| {code.value} | `{code.name}` | {code.meaning} |" in page
     for example in EXAMPLES.values():
         assert f"| `{example.name}` | {example.summary} |" in page
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted"),
+        (ConvergenceError(Outcome.STALLED, "worst 1e-3"), Exit.NOT_CONVERGED, "worst 1e-3"),
+        (ZeroDivisionError("by zero"), Exit.UNEXPECTED, "ZeroDivisionError: by zero"),
+        (TypeError("x is a list"), Exit.BAD_INPUT, "x is a list"),
+        (PermissionError(13, "Permission denied", "w.pt"), Exit.BAD_TARGET, "cannot read w.pt"),
+    ],
+)
+def test_every_error_has_its_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: Exit, message: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["torchsheaf.cli.inspect"], "load", fails)
+    got, _, shown = invoke("inspect", "nets:small")
+    assert got == code
+    assert message in shown
+    assert ("--debug" in shown) == (code is Exit.UNEXPECTED)
