@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchsheaf.network import UnsupportedModel
 from torchsheaf.network.aten import AtenGraph, trace_aten
-from torchsheaf.precision import NoSection, plan
+from torchsheaf.precision import NoSection, check, plan
 from torchsheaf.precision.image_data import load_images, rows_to_tensors
 from torchsheaf.precision.profile import load_profile, measure_profile, write_profile
 
@@ -72,6 +72,8 @@ def test_a_budget_that_no_format_meets_says_what_was_measured(
     assert caught.value.reason == "budget"
     assert caught.value.measured is not None
     assert caught.value.measured.value > 1e-9
+    assert caught.value.certificate is not None
+    assert check(caught.value.certificate)[0].startswith("PROVED infeasible")
 
 
 def test_an_operation_without_a_format_says_why() -> None:
@@ -109,6 +111,15 @@ def test_models_that_cannot_be_planned_list_the_offenders(model: nn.Module, word
     with pytest.raises(UnsupportedModel, match=words) as caught:
         plan(model, torch.rand(2, 3), 1e-2)
     assert caught.value.offenders
+
+
+def test_a_model_without_floating_output_is_refused() -> None:
+    class Label(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x).argmax(-1)
+
+    with pytest.raises(ValueError, match="no floating-point tensor"):
+        plan(Label(), torch.rand(2, 3), 1e-2)
 
 
 def test_training_mode_is_refused() -> None:

@@ -302,6 +302,7 @@ def fold_constants(graph: AtenGraph) -> AtenGraph:
     origins = dict(graph.origins)
     shape_of: dict[str, Any] = dict(graph.input_meta)
     shape_of |= {c.name: (c.shape, c.dtype) for c in graph.calls if c.shape is not None}
+    device = next((t.device for t in constants.values()), torch.device("cpu"))
     views: set[str] = set()
     kept: list[AtenCall] = []
     values: dict[str, Any] = dict(constants)
@@ -311,7 +312,7 @@ def fold_constants(graph: AtenGraph) -> AtenGraph:
             for name in c.operands:
                 if name not in values:
                     shape, dtype = shape_of[name]
-                    values[name] = torch.empty(shape, dtype=dtype)
+                    values[name] = torch.empty(shape, dtype=dtype, device=device)
         elif not all(n in constants or n in views for n in c.operands):
             kept.append(c)
             continue

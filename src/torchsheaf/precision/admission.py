@@ -50,6 +50,12 @@ def refuse_nonfinite(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> None
                 raise ValueError(f"input {name!r} contains NaN or infinity; pass finite numbers")
 
 
+def refuse_no_output(flow: Dataflow) -> None:
+    """`ValueError` where nothing that the model returns can carry an error."""
+    if not any(n in flow.source for n in flow.graph.outputs):
+        raise ValueError("model returns no floating-point tensor; a budget needs one")
+
+
 def joint_ranges(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> dict[str, Range]:
     """What every choosing call needs of a range, over all batches."""
     whole: dict[str, Range] = {}

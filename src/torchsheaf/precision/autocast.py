@@ -1,10 +1,14 @@
 """torch.autocast's list as an assignment: what the fixed rule by operator name chooses."""
 
+from collections.abc import Sequence
+
 import torch
 
 from torchsheaf.precision.dataflow import Dataflow
+from torchsheaf.precision.execute import uniform
 from torchsheaf.precision.formats import find_format, format_of
 from torchsheaf.precision.operators import CONTRACTION
+from torchsheaf.precision.problem import AssignmentProblem
 
 # ATen/autocast_mode.h, the CUDA lists: kernels that autocast lifts to float32.
 FLOAT32 = set(
@@ -52,6 +56,21 @@ def autocast_assignment(flow: Dataflow, form: str) -> dict[str, str]:
             ]
             chosen[name] = operands[0] if operands else "fp32"
     return chosen
+
+
+def fixed_rules(
+    flow: Dataflow, problem: AssignmentProblem, formats: Sequence[str]
+) -> list[dict[str, str]]:
+    """Every uniform format and autocast's lists as sections of a problem, where they are ones."""
+    assignments = [uniform(flow, f) for f in formats]
+    assignments += [autocast_assignment(flow, f) for f in formats if f in ("bf16", "fp16")]
+    ends = {v: s[0] for v, s in problem.stalks.items() if len(s) == 1}
+    sections = []
+    for a in assignments:
+        section = {**ends, **{flow.labels[c]: f for c, f in a.items()}}
+        if problem.supports(section) and section not in sections:
+            sections.append(section)
+    return sections
 
 
 def autocast_dtype(form: str) -> torch.dtype:

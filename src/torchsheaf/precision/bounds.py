@@ -182,7 +182,7 @@ class _Walk:
 
     def weight_error(self, edge: Edge, form: Format) -> Tensor:
         tensor = self.flow.graph.constants[edge.source]
-        own = torch.zeros(tensor.shape, dtype=torch.float64)
+        own = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
         if not form.holds(format_of(tensor.dtype)):
             own = (form.round(tensor).double() - tensor.double()).abs().nan_to_num()
         self.weights[edge] = own

@@ -18,11 +18,13 @@ from torchsheaf.precision.admission import (
     needs_double,
     over_budget,
     refuse_empty,
+    refuse_no_output,
     refuse_nonfinite,
     with_reference,
 )
 from torchsheaf.precision.apply import apply_assignment
 from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights
+from torchsheaf.precision.autocast import fixed_rules
 from torchsheaf.precision.certificate import measurement, write_certificate
 from torchsheaf.precision.dataflow import Dataflow, read_dataflow
 from torchsheaf.precision.execute import run_exact
@@ -157,6 +159,17 @@ class Plan:
         return apply_assignment(self.flow, self.by_call)
 
 
+def certify_emptiness(
+    problem: AssignmentProblem, budget: float, norm: str, pins: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """The proof that no section has a modelled mean-square error within budget², if that is so."""
+    # The relative norm has another unit; for the others rms ≤ budget is necessary.
+    solved = cheapest(problem) if norm != "relative" else None
+    if solved is None or solved.section is not None:
+        return None
+    return write_certificate(problem, solved, budget=budget, norm=norm, pins=pins)
+
+
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
@@ -202,6 +215,7 @@ def plan(
     """
     chosen = check(budget, norm, formats, margin, range_margin)
     flow = read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, inputs))
+    refuse_no_output(flow)
     batches = chunks(flow, inputs) + (chunks(flow, calibration) if calibration is not None else [])
     held = chunks(flow, holdout) if holdout is not None else []
     refuse_nonfinite(flow, [*batches, *held])
@@ -224,9 +238,12 @@ def plan(
         raise NoSection(h0.reason, f"no section: {h0.reason}; " + "; ".join(h0.trace[:8]))
     problem = problem.restrict(arc_consistent(sheaf_of(problem))[0])
     setting = prepare(flow, table, batches, norm, budget, margin)
-    best, tried = tighten(setting, problem, rounds=rounds, log=log)
+    rules = fixed_rules(flow, problem, [f.name for f in chosen])
+    best, tried = tighten(setting, problem, rounds=rounds, candidates=rules, log=log)
     if best is None:
-        raise over_budget(tried, budget, norm, margin)
+        refusal = over_budget(tried, budget, norm, margin)
+        refusal.certificate = certify_emptiness(problem, budget, norm, pinned)
+        raise refusal
     assignment = {label: best.section[label] for label in flow.labels.values()}
     by_call = setting.by_call(best.section)
     held_out = measure_all(flow, held, by_call, norm) if held else None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.precision.assemble import input_label, sink_format
@@ -18,7 +19,8 @@ class NoSection(ConvergenceError):
     """No assignment meets the budget; `reason` says which of the three ways it failed.
 
     reason: "empty stalk", "no consistent choice" or "budget". `measured` is the error of the most
-    precise section, where one was run.
+    precise section, where one was run. `certificate` proves, where it is not None, that no section
+    has a modelled mean-square error within the square of the budget.
     """
 
     def __init__(self, reason: str, text: str, measured: Measurement | None = None) -> None:
@@ -28,6 +30,7 @@ class NoSection(ConvergenceError):
         self.result = measured
         self.reason = reason
         self.measured = measured
+        self.certificate: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Cost:
     @property
     def relative(self) -> float:
         """Cost relative to uniform fp32."""
-        return self.value / self.fp32 if self.fp32 else math.nan
+        return self.value / self.fp32 if self.fp32 else 1.0
 
     def __float__(self) -> float:
         return self.value

@@ -250,7 +250,11 @@ def _witness(
     best: tuple[float, float, float] | None = None
     for a, e in zip(floating_outputs(run), exact, strict=True):
         error = (a.double() - e).abs()
-        error = torch.where(a.double() == e, 0.0, error).nan_to_num(nan=math.inf).reshape(-1)
+        error = (
+            torch.where(a.double() == e, 0.0, error)
+            .nan_to_num(nan=math.inf, posinf=math.inf)
+            .reshape(-1)
+        )
         i = int(error.argmax())
         if best is None or float(error[i]) > best[0]:
             best = (float(error[i]), float(a.reshape(-1)[i]), float(e.reshape(-1)[i]))

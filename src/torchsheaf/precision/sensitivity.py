@@ -176,6 +176,8 @@ def unit_vectors(tape: Tape) -> Iterator[list[Tensor]]:
 def adjoint(tape: Tape, seeds: list[Tensor]) -> list[Tensor | None]:
     """rᵀJ at every tap, for one vector r over the outputs: one reverse sweep."""
     pairs = [(o, s) for o, s in zip(tape.outputs, seeds, strict=True) if o.requires_grad]
+    if not pairs or not tape.taps:
+        return [None] * len(tape.taps)
     return list(
         torch.autograd.grad(
             [o for o, _ in pairs],

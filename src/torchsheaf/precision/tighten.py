@@ -109,22 +109,26 @@ def tighten(
     problem: AssignmentProblem,
     *,
     rounds: int = 8,
+    candidates: Sequence[dict[str, str]] = (),
     log: Callable[[str], None] = lambda line: None,
 ) -> tuple[Attempt | None, list[Attempt]]:
     """The cheapest section that was run within the target, or None; and every attempt.
 
-    problem: with one mean-square row, whose limit is replaced. Cost: per round one integer
-    program, three wide forward passes and one run of the section on every calibration batch.
+    problem: with one mean-square row, whose limit is replaced. candidates: sections that are tried
+    first, so that the answer is no dearer than the cheapest of them that keeps the budget. Cost:
+    per round one integer program, three wide forward passes and one run of the section on every
+    calibration batch; per candidate the same without the program.
     """
     start = least_error(problem)
     if start.section is None:
         return None, []
-    first = attempt(setting, problem, start.section)
-    tried = [first]
-    good = first if first.measured.value <= setting.target else None
+    tried = _try_candidates(setting, problem, [start.section, *candidates], log)
+    kept = [a for a in tried if a.measured.value <= setting.target]
+    good = min(kept, key=lambda a: a.cost, default=None)
     factor = _first_factor(setting, problem)
-    low = 0.0 if good is None else problem.rows[0].value(problem, good.section)
-    high, limit = math.inf, (setting.target / factor) ** 2
+    low, high, limit = 0.0, math.inf, (setting.target / factor) ** 2
+    if good is not None:
+        limit = max(limit, _own_limit(problem, good.section))
     rows: tuple[Row, ...] = ()
     for _ in range(rounds):
         now = problem.with_rows((replace(problem.rows[0], limit=max(limit, 1e-300)), *rows))
@@ -157,6 +161,33 @@ def tighten(
             break
         limit = following
     return good, tried
+
+
+def _own_limit(problem: AssignmentProblem, section: dict[str, str]) -> float:
+    return problem.rows[0].value(problem, section) * (1 + 1e-9)
+
+
+def _try_candidates(
+    setting: Setting, problem: AssignmentProblem, candidates: Sequence[dict[str, str]],
+    log: Callable[[str], None],
+) -> list[Attempt]:  # fmt: skip
+    """Run the first section, and the others from the cheapest up until one keeps the budget.
+
+    A candidate's modelled error may exceed the first limit and its run still be within budget (the
+    model of float32 sums is generous): the limit that it is certified against is its own.
+    """
+    first, *rest = candidates
+    rest = [c for c in rest if problem.supports(c)]
+    tried = []
+    for section in [first, *sorted(rest, key=problem.price)]:
+        row = problem.rows[0]
+        limit = max(_own_limit(problem, section), 1e-300)
+        this = attempt(setting, problem.with_rows((replace(row, limit=limit),)), section)
+        tried.append(this)
+        log(_line(this, setting))
+        if section is not first and this.measured.value <= setting.target:
+            break
+    return tried
 
 
 def _next(limit: float, step: float, low: float, high: float) -> float | None:
@@ -201,7 +232,10 @@ def _is_cheapest(problem: AssignmentProblem, section: dict[str, str]) -> bool:
 
 
 def _worst_row(setting: Setting, problem: AssignmentProblem, this: Attempt) -> Row:
-    """A budget row of its own for the output that was furthest over: σ ≤ target/2.5."""
+    """A budget row of its own for the output that was furthest over.
+
+    Its σ must come down to target/2.5, or by as much as it was over, whichever asks for less.
+    """
     flow = setting.flow
     assignment = setting.by_call(this.section)
     outputs = floating_outputs(run_assigned(flow, setting.batches[0], assignment))
@@ -213,7 +247,10 @@ def _worst_row(setting: Setting, problem: AssignmentProblem, this: Attempt) -> R
     formats = [FORMATS[f] for f in setting.table.formats]
     table = analyse_output(flow, setting.batches[0], formats, index, _wide(setting))
     unary, pair = error_tables(flow, table, dict(problem.stalks))
-    return Row(f"output element {index}", (setting.target / 2.5) ** 2, unary, pair)
+    row = Row(f"output element {index}", 1.0, unary, pair)
+    over = max(this.measured.value / setting.target, 1.0)
+    asked = row.value(problem, this.section) * (0.95 / over) ** 2
+    return replace(row, limit=max((setting.target / 2.5) ** 2, asked))
 
 
 def _line(this: Attempt, setting: Setting) -> str:
