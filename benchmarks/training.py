@@ -1,9 +1,10 @@
 """Does a local rule train faster than backprop? Same weights, batches and grids for every method.
 
     python benchmarks/training.py [paraboloid | digits | deep | convnet | stream ...]
+    python benchmarks/training.py docs      # put the committed tables into docs/learning.md
 
 Without a name every part runs. Each replaces its entry of benchmarks/results/training.json and
-benchmarks/results/training.md.
+benchmarks/results/training.md, after every method.
 
 How it is measured. Seeds 1, 2, 3 choose split, initial weights (He-normal, zero biases) and batch
 order. Every method gets three learning rates, half a decade apart, around the one that earlier
@@ -255,7 +256,7 @@ CENTRES = {
 def methods(name: str) -> list[Method]:
     loss, n = TASKS[name].loss, name
     layers = {"digits": 3, "deep": 21, "convnet": 3, "stream": 3}.get(n, 2)
-    group = 64 if n == "digits" else 32
+    group = {"digits": 64, "paraboloid": None}.get(n, 32)
     centre = CENTRES[n]
     found = [
         Method("SGD", backprop(sgd, loss), grid(centre[0])),
@@ -453,7 +454,21 @@ def table(entry: dict[str, Any]) -> str:
     return f"**{entry['task']}**{note}\n\n" + "\n".join(lines) + "\n"
 
 
+def publish() -> None:
+    """Put the committed tables between the two marks of the learning page."""
+    page = Path(__file__).parent.parent / "docs" / "learning.md"
+    before, _, rest = page.read_text().partition("<!-- benchmark tables -->")
+    _, _, after = rest.partition("<!-- end of benchmark tables -->")
+    tables = (RESULTS / "training.md").read_text().strip()
+    page.write_text(
+        f"{before}<!-- benchmark tables -->\n\n{tables}\n\n<!-- end of benchmark tables -->{after}"
+    )
+
+
 def main(names: list[str]) -> int:
+    if names == ["docs"]:
+        publish()
+        return 0
     unknown = sorted(set(names) - set(TASKS))
     if unknown:
         print(f"unknown part: {', '.join(unknown)}\n{__doc__}")
