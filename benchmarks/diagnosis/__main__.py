@@ -53,26 +53,31 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "noise": noise, "faults": faults, "shifts": shifts, "speed": overhead.speed,
     "watch": overhead.watching,
 }  # fmt: skip
-# What a row is grouped by, and its measure.
-TABLES = {
-    "noise": (("task", "noise", "method"), "auc"),
-    "faults": (("network", "faults", "method"), "exact"),
-    "shifts": (("task", "shift", "method"), "auc"),
+# What rows are grouped by, and what is averaged over seeds.
+GROUPS = {
+    "noise": (("task", "noise", "method"), ("auc",)),
+    "faults": (("network", "faults", "method"), ("exact", "auc")),
+    "shifts": (("task", "shift", "method"), ("auc",)),
 }
 
 
-def table(part: str, rows: list[Row]) -> str:
-    """Mean ± standard deviation over seeds, one line per group."""
-    if part not in TABLES:
-        return "\n".join(json.dumps(r) for r in rows)
-    keys, measure = TABLES[part]
-    groups: dict[tuple[Any, ...], list[float]] = {}
+def summary(part: str, rows: list[Row]) -> list[Row]:
+    """Mean and standard deviation over seeds."""
+    if part not in GROUPS:
+        return rows
+    keys, measures = GROUPS[part]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[k] for k in keys), []).append(row[measure])
-    return "\n".join(
-        f"{' | '.join(map(str, k)):70s} {statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}"
-        for k, v in groups.items()
-    )
+        groups.setdefault(tuple(row[k] for k in keys), []).append(row)
+    found = []
+    for key, members in groups.items():
+        out: Row = dict(zip(keys, key, strict=True))
+        for measure in measures:
+            values = [m[measure] for m in members]
+            out[measure] = round(statistics.mean(values), 4)
+            out[f"{measure}_std"] = round(statistics.stdev(values), 4)
+        found.append(out | {"seeds": len(members)})
+    return found
 
 
 def write(part: str, rows: list[Row], seconds: float) -> None:
@@ -104,9 +109,9 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     for part in arguments or PARTS:
         began = time.process_time()
-        rows = PARTS[part]()
+        rows = summary(part, PARTS[part]())
         write(part, rows, time.process_time() - began)
-        print(f"== {part}\n{table(part, rows)}", flush=True)
+        print(f"== {part}", *map(json.dumps, rows), sep="\n", flush=True)
     return 0
 
 

@@ -16,7 +16,7 @@ STUCK = 0.05
 """Share of samples that may be wrong with no pull behind the output edge."""
 SUSPECT = 0.01
 """Share of samples whose label may lose by a fair part of the energy that labels win by."""
-FAIR_PART = 0.25
+FAIR_PART = 0.1
 """That part, of the median winning energy."""
 
 
@@ -212,7 +212,7 @@ def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
 
 
 def suspicious_labels(problem: Problem, y: Tensor) -> Finding:
-    """Samples whose label loses by a quarter or more of the energy that typical ones win by."""
+    """Samples whose label loses by a tenth or more of the energy that typical ones win by."""
     signed = label_energy(problem, y).signed
     won = -signed[signed < 0]
     bar = FAIR_PART * float(won.median()) if len(won) else 0.0
