@@ -11,6 +11,7 @@ zero biases, seed 0; "trained" is full-batch Adam on the mean squared error over
 over the samples still active, so the count is that of the slowest sample.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -100,12 +101,12 @@ def nets() -> dict[str, Any]:
 
 def digits_trained() -> dict[str, Any]:
     """Twenty hidden layers of width 64 on digits, trained."""
-    return {_title("D20", True): _beside_descent("D20", True, budget=400)}
+    return {_title("D20", True): _beside_descent("D20", True, budget=0)}
 
 
 def digits_untrained() -> dict[str, Any]:
     """Twenty hidden layers of width 64 on digits, untrained."""
-    return {_title("D20", False): _beside_descent("D20", False, budget=400)}
+    return {_title("D20", False): _beside_descent("D20", False, budget=0)}
 
 
 def _title(name: str, trained: bool) -> str:
@@ -117,6 +118,9 @@ def _beside_descent(name: str, trained: bool, *, budget: int) -> dict[str, Any]:
     problem = held(NETS[name], trained=trained)
     _, auto = solved(problem)
     auto["limit"] = LIMITS[name][trained]
+    print(name, trained, auto, flush=True)
+    if not budget:
+        return {"auto": auto}
     begin = time.perf_counter()
     descent = ts.harmonic_extension(
         problem, solver="block descent", start="forward", throw=False, max_passes=budget
@@ -251,14 +255,21 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in sys.argv[1:] or PARTS:
         result = PARTS[name]() | {"environment": environment()}
-        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        stored[name] = result
         RESULTS.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
-            json.dump(stored, file, indent=1)
-            file.write("\n")
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, RESULTS)
+        with open(RESULTS.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            store(name, result)
+
+
+def store(name: str, result: dict[str, Any]) -> None:
+    """Replace one entry of the results, atomically."""
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored[name] = result
+    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
+        json.dump(stored, file, indent=1)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, RESULTS)
 
 
 if __name__ == "__main__":
