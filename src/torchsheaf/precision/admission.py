@@ -135,7 +135,7 @@ def flags(
             "estimate is local and this network is not linear over these roundings"
         )
     worst = max((a.predicted.spread for a in tried), default=0.0)
-    if worst > 0.15:
+    if worst > 0.12:
         found.append(
             f"the probes differ by {worst:.0%}: few directions of the output carry the error "
             "(sharp attention, few outputs); the estimate is uncertain: rely on what is measured"
