@@ -14,7 +14,6 @@ from torchsheaf.network.registration import _overload
 from torchsheaf.network.rules import Kind, Rule, Site, forget_rule, rule_for
 from torchsheaf.network.rules.affine import pointwise
 
-
 READ_AS = {"aten.copy.default": overwritten, "aten.slice_scatter.default": written}
 
 
@@ -36,7 +35,9 @@ def test_every_rule_is_an_operation_of_torch() -> None:
 aten = torch.ops.aten
 WRONG: dict[str, tuple[Rule, object, tuple[object, ...], str]] = {
     "not affine": (Rule(Kind.AFFINE), aten.tanh.default, (s(2, 3),), "affine"),
-    "not affine there": (Rule(Kind.SMOOTH, (0, 1)), aten.div.Tensor, (s(2, 3), t(2, 3)), "argument 1"),
+    "not affine there": (
+        Rule(Kind.SMOOTH, (0, 1)), aten.div.Tensor, (s(2, 3), t(2, 3)), "argument 1",
+    ),
     "not jointly affine": (
         Rule(Kind.AFFINE, additive=True), aten.mul.Tensor, (s(2, 3), t(2, 3)), "affine",
     ),
