@@ -1,4 +1,4 @@
-"""T2 on small members of the zoo: the heat flow returns to the forward pass, energy never rising."""
+"""T2 on small members of the zoo: heat flow returns to the forward pass, energy never rising."""
 
 import pytest
 import torch
