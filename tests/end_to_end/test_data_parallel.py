@@ -57,7 +57,7 @@ def test_two_processes_equal_one_after_twenty_steps(tmp_path: Path) -> None:
     script = tmp_path / "steps.py"
     script.write_text(SCRIPT)
     out = tmp_path / "weights"
-    runner = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    runner = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     subprocess.run([sys.executable, str(script), str(out)], check=True, timeout=900)
     two = subprocess.run(
         [sys.executable, *runner, str(script), str(out)],
