@@ -113,8 +113,20 @@ def sheaf_trained() -> dict[str, Any]:
     return found | {"published_pinned": PUBLISHED_PINNED["sheaf"]}
 
 
+@torch.no_grad()
+def descend(parameters: list[Tensor], x: Tensor, y: Tensor) -> None:
+    """One step on the mean squared error of 2–30–1, by hand: a fifth of autograd's time."""
+    w1, b1, w2, b2 = parameters
+    h = torch.addmm(b1, x, w1.mT)
+    a = h.relu()
+    e = torch.addmm(b2, a, w2.mT).sub_(y).mul_(2 / len(y))
+    d = torch.mm(e, w2).mul_(h > 0)
+    for p, slope in ((w1, d.mT @ x), (b1, d.sum(0)), (w2, e.mT @ a), (b2, e.sum(0))):
+        p.sub_(slope, alpha=TASK.rate)
+
+
 def descent_trained() -> dict[str, Any]:
-    """The same for full-batch gradient descent by autograd."""
+    """The same for full-batch gradient descent."""
     x, y, test_x, test_y = TASK.data()
     found: dict[str, Any] = {
         "evolution": {}, "published": PUBLISHED_EVOLUTION["gradient descent"]
@@ -129,9 +141,7 @@ def descent_trained() -> dict[str, Any]:
                 row = spectral_row(net, x[:INPUTS])
                 found["evolution"][str(step)] = {"loss": loss, **row}
                 write("descent", found)
-            slope = torch.autograd.grad((net(x) - y).square().mean(), parameters)
-            with torch.no_grad():
-                torch._foreach_add_(parameters, slope, alpha=-TASK.rate)
+            descend(parameters, x, y)
         if seed == 42:
             found["pinned"] = pinned_discord(net, test_x[:INPUTS], test_y[:INPUTS])
             found["published_pinned"] = PUBLISHED_PINNED["gradient descent"]
