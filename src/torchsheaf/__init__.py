@@ -4,6 +4,7 @@ Vertices carry the intermediate values, edges carry the operations, and the forw
 one assignment on which all local rules agree.
 """
 
+from torchsheaf import precision as precision
 from torchsheaf.boundary import Pin as Pin
 from torchsheaf.boundary import Problem as Problem
 from torchsheaf.boundary import hold as hold

@@ -8,6 +8,7 @@ from torchsheaf.cli.exits import Exit as Exit
 from torchsheaf.cli.failures import GuardedGroup
 from torchsheaf.cli.inspect import inspect
 from torchsheaf.cli.pin import pin
+from torchsheaf.cli.precision import precision
 from torchsheaf.cli.relax import relax
 from torchsheaf.cli.report import report
 from torchsheaf.cli.train import train
@@ -17,7 +18,7 @@ from torchsheaf.cli.train import train
 @click.version_option(package_name="torchsheaf")
 @click.option("--debug", is_flag=True, help="Print the traceback of an error.")
 def main(debug: bool) -> None:
-    """Read PyTorch networks as cellular sheaves: inspect, report, relax, pin, train."""
+    """Read PyTorch networks as cellular sheaves: inspect, report, relax, pin, train, precision."""
 
 
 # One line per verb.
@@ -29,3 +30,4 @@ main.add_command(pin)
 main.add_command(reproduce)
 main.add_command(lab)
 main.add_command(train)
+main.add_command(precision)
