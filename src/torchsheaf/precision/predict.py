@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from torchsheaf.network.aten import substitute
@@ -204,7 +204,7 @@ def predict(
     average = max(float(totals.mean()), 0.0)
     m = table.probes
     deviation = float(totals.std()) if m > 1 else 0.0
-    half = float(student.ppf(0.975, m - 1)) * deviation / math.sqrt(m) if m > 1 else 0.0
+    half = float(stdtrit(m - 1, 0.975)) * deviation / math.sqrt(m) if m > 1 else 0.0
     rms = math.sqrt(average)
     factor = default_factor(norm, table.elements, scale)
     if shift is not None and math.isfinite(shift.factor):
