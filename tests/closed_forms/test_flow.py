@@ -191,3 +191,18 @@ def test_edge_weights_and_soft_pins_enter_the_force():
     np.testing.assert_allclose(
         flow.states["0"][:, 0, 0], rest + (-1 - rest) * np.exp(-5 * TIMES), atol=1e-13
     )
+
+
+def test_a_network_without_gates_is_one_region_and_has_no_wall() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).double()
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    problem = ts.hold(ts.encode(net, x), x)
+    flow = ts.heat_flow(problem, start="zeros", until=2.0, method="exact")
+    at = problem.start("zeros")
+    laplacian = problem.laplacian(at).to_dense()
+    space = problem.free
+    rest = space.flatten(problem.start("forward"))
+    start = space.flatten(at)
+    expected = rest + (torch.matrix_exp(-2.0 * laplacian) @ (start - rest)[..., None])[..., 0]
+    assert torch.allclose(space.flatten(flow.final), expected, rtol=0, atol=1e-10)
+    assert not flow.events

@@ -110,8 +110,11 @@ def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
     model, inputs, labels = load(target, weights)
     if not isinstance(model, nn.Module):
         raise TargetError("an exported program has fixed weights; name a module:factory to train")
-    split = _data(data) if data else (*inputs, labels)
-    if not data and (len(inputs) != 1 or labels is None):
+    if data:
+        split = _data(data)
+    elif len(inputs) == 1 and labels is not None:
+        split = (inputs[0], labels)
+    else:
         raise TargetError(
             f"{target} gives no labels to train on; let its factory return (model, x, labels), or "
             "write --data MODULE:FACTORY"
@@ -126,8 +129,9 @@ def _classifier(generator: torch.Generator) -> nn.Sequential:
     net = nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )
-    for layer in net[0::2]:
-        assert isinstance(layer, nn.Linear)
+    for layer in net:
+        if not isinstance(layer, nn.Linear):
+            continue
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
         nn.init.zeros_(layer.bias)
     return net

@@ -53,6 +53,8 @@ def first_crossing(guards: Guards, rates: Tensor, horizon: Tensor) -> Crossing:
     """
     batch = horizon.shape[0]
     time, row = torch.zeros_like(horizon), torch.full((batch,), -1, device=horizon.device)
+    if guards.rows.shape[1] == 0:  # a network without gates has no wall
+        return Crossing(horizon.clone(), row)
     magnitude = guards.rows.abs()
     live = torch.arange(batch, device=horizon.device)
     for _ in range(MAX_MARCH):
