@@ -107,6 +107,7 @@ def counterfactual(
     Raises ValueError for pins that conflict or name no vertex; `ConvergenceError` as
     `harmonic_extension` does.
 
+    >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
     >>> from torchsheaf.sheaf import encode
     >>> x = torch.randn(4, 2)
