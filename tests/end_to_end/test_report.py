@@ -229,3 +229,12 @@ def test_scores_are_held_at_the_mean_of_their_class() -> None:
 )  # fmt: skip
 def test_numbers_for_readers(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_report_takes_a_precision_plan() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(3))
+    plan = ts.precision.plan(net, x, budget=1e-2)
+    page = ts.report(net, x, plan=plan)
+    assert 'id="precision"' in page
+    assert 'id="precision"' not in ts.report(net, x)

@@ -14,6 +14,7 @@ from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, progress_bar, seed_option, target_argument
 from torchsheaf.network.target import Target
+from torchsheaf.precision import plan
 from torchsheaf.report import Analysis, analyse, beside, headlines, render, write_page
 from torchsheaf.report.analysis import Progress
 from torchsheaf.report.labels import HOLDS
@@ -41,10 +42,14 @@ from torchsheaf.report.labels import HOLDS
     "--nearest", type=int, metavar="CLASS",
     help="Add pictures: what must change in the inputs for the network to say CLASS.",
 )  # fmt: skip
+@click.option(
+    "--budget", type=float, metavar="ERROR",
+    help="Add the number format of every operation within this output error.",
+)  # fmt: skip
 @seed_option
 def report(
     target: str, weights: str | None, out: str, dtype: str, samples: int, hold_labels: str,
-    against: str | None, nearest: int | None, seed: int,
+    against: str | None, nearest: int | None, budget: float | None, seed: int,
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page: structure, agreement, spectrum, disagreement."""
     path = writable(out)
@@ -61,7 +66,8 @@ def report(
                 hold_labels=hold_labels, seed=seed, progress=progress,
             )  # fmt: skip
             analysis = beside(analysis, second)
-        page = render(analysis, nearest=nearest)
+        formats = None if budget is None else plan(model, inputs, budget=budget)
+        page = render(analysis, nearest=nearest, plan=formats)
     publish(analysis, page, path)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsheaf.network import ExportedProgram
+from torchsheaf.precision import Plan
 from torchsheaf.report.against_section import against_section
 from torchsheaf.report.analysis import Analysis, Progress, analyse
 from torchsheaf.report.diagnosis_section import diagnosis_section
@@ -19,6 +20,7 @@ from torchsheaf.report.labels_section import labels_section
 from torchsheaf.report.markup import embedded_json, escape, number, paragraph
 from torchsheaf.report.nearest_section import nearest_section
 from torchsheaf.report.network_section import network_section
+from torchsheaf.report.precision_section import precision_section
 from torchsheaf.report.proof_section import proof_section
 from torchsheaf.report.relaxation_section import relaxation_section
 from torchsheaf.report.samples_section import samples_section
@@ -69,6 +71,7 @@ def report(
     hold_labels: str = "auto",
     weight: float = float("inf"),
     nearest: int | None = None,
+    plan: Plan | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> str:
@@ -78,7 +81,8 @@ def report(
     output's shape. At most `max_samples` samples are used. The label is held at the output, hard
     (`weight=inf`) or softly; for classes as one-hot vectors or at the class's mean output
     (`hold_labels`, see `torchsheaf.report.labels`). `nearest` adds pictures of what would have to
-    change in the inputs for the network to say that class. The page needs no network and runs no
+    change in the inputs for the network to say that class; `plan` (from `precision.plan`) adds the
+    number format of every operation. The page needs no network and runs no
     script; sections that cannot be had (no labels, say) say why.
 
     Raises `UnsupportedModel` for a model that cannot be read, ValueError or TypeError naming an
@@ -93,10 +97,10 @@ def report(
         model, x, y, title=title, max_samples=max_samples, hold_labels=hold_labels, weight=weight,
         seed=seed, progress=progress,
     )  # fmt: skip
-    return render(analysis, nearest=nearest)
+    return render(analysis, nearest=nearest, plan=plan)
 
 
-def render(analysis: Analysis, *, nearest: int | None = None) -> str:
+def render(analysis: Analysis, *, nearest: int | None = None, plan: Plan | None = None) -> str:
     """The page of an analysis that has been made already."""
     sections = [
         make(analysis)
@@ -105,6 +109,8 @@ def render(analysis: Analysis, *, nearest: int | None = None) -> str:
     ]
     if nearest is not None:
         sections.append(nearest_section(analysis, nearest))
+    if plan is not None:
+        sections.append(precision_section(plan))
     folder = files("torchsheaf.report")
     contents = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>\n' for s in sections)
     terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in GLOSSARY)
