@@ -13,8 +13,6 @@ from tests.against.zoo import ZOO, example
 from torchsheaf.cochain import Cochain
 
 TRANSFORMERS = ("gpt2", "bert", "vit", "resnet", "convnext", "mamba", "llama")
-DENSE = 700
-"""Free coordinates up to which δ is assembled."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +51,7 @@ def test_substitution_is_the_model(name: str) -> None:
     assert float(extension.energy.max()) <= 1e-20
 
 
-@pytest.mark.parametrize("name", ["gpt2", "resnet", "unet", "two towers"])
+@pytest.mark.parametrize("name", ZOO)
 def test_substitution_is_the_model_in_float32(name: str) -> None:
     model, inputs, problem = case(name, torch.float32)
     extension = ts.harmonic_extension(problem)
@@ -125,15 +123,14 @@ def test_restriction_maps_are_the_derivative_of_the_residual(name: str) -> None:
         assert float((gap > 1e-5 * (1 + pushed[edge].abs())).double().mean()) < 5e-3, edge
 
 
-@pytest.mark.parametrize("name", [n for n in ZOO if n not in ("gpt2", "llama", "mamba", "unet")])
+@pytest.mark.parametrize("name", ZOO)
 def test_the_determinant_is_one(name: str) -> None:
-    _, _, problem = case(name)
-    if problem.free.dim > DENSE:
-        pytest.skip(f"{problem.free.dim} free coordinates: too large to assemble in a test")
-    dense = problem.coboundary(problem.start("forward")).to_dense()
+    """δ assembled (up to 3,068 coordinates) is unit lower triangular to the last bit."""
+    _, inputs, problem = case(name)
+    one = ts.hold(problem.sheaf, tuple(x[:1] for x in inputs))
+    dense = one.coboundary(one.start("forward")).to_dense()
     assert bool((dense.diagonal(dim1=1, dim2=2) == 1).all())
     assert not bool(dense.triu(1).any())
-    assert bool((torch.linalg.det(dense) - 1).abs().max() <= 1e-9)
 
 
 @pytest.mark.parametrize("name", ["mixer", "tied", "encoder layer", "elman", "resnet"])
