@@ -16,7 +16,7 @@ def headlines(analysis: Analysis) -> tuple[str, ...]:
         _settling(analysis),
         _arrival(analysis),
         _accuracy(analysis),
-        _faults(analysis),
+        *_faults(analysis),
         _resistance(analysis),
     ]
     return tuple(line for line in found if line)
@@ -117,13 +117,11 @@ def _accuracy(analysis: Analysis) -> str:
     return line + "."
 
 
-def _faults(analysis: Analysis) -> str:
+def _faults(analysis: Analysis) -> list[str]:
     failed = [f for f in analysis.pathologies if not f.holds]
-    if not analysis.pathologies:
-        return ""
-    if not failed:
-        return f"None of {len(analysis.pathologies)} known faults was found."
-    return "Look at this: " + "; ".join(f"{f.name}. {f.advice}" for f in failed)
+    if analysis.pathologies and not failed:
+        return [f"None of {len(analysis.pathologies)} known faults was found."]
+    return [f"Look at this: {f.name}. {f.advice}" for f in failed]
 
 
 def _resistance(analysis: Analysis) -> str:
