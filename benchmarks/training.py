@@ -258,12 +258,13 @@ def methods(name: str) -> list[Method]:
     layers = {"digits": 3, "deep": 21, "convnet": 3, "stream": 3}.get(n, 2)
     group = {"digits": 64, "paraboloid": None}.get(n, 32)
     centre = CENTRES[n]
+    slow = 3.0 if n in ("digits", "deep", "convnet") else 1.0  # plain gradient steps need more
     remember = partial(RecursiveRule, memory=2000.0) if n == "stream" else RecursiveRule
     found = [
-        Method("SGD", backprop(sgd, loss), grid(centre[0])),
+        Method("SGD", backprop(sgd, loss), grid(centre[0]), slow),
         Method("momentum", backprop(momentum, loss), grid(centre[1])),
         Method("Adam", backprop(adam, loss), grid(centre[2])),
-        Method("first-order", local(lambda: "first-order", loss), grid(centre[0])),
+        Method("first-order", local(lambda: "first-order", loss), grid(centre[0]), slow),
         Method("edge", local(lambda: EdgeRule(group=group), loss), grid(centre[3])),
         Method("recursive", local(remember, loss), grid(centre[4]), 1.0 if n == "stream" else 0.3),
     ]

@@ -12,9 +12,8 @@ from torchsheaf.train.rule import (
     Batch,
     LocalGradients,
     LocalRule,
-    adjoint_substitution,
     has_live_bias,
-    least_squares,
+    weight_edges,
 )
 
 
@@ -46,17 +45,10 @@ class EdgeRule(LocalRule):
             raise ValueError(f"group is {self.group}; write a number of samples ≥ 1, or None")
 
     def gradients(self, batch: Batch) -> LocalGradients:
-        arriving = adjoint_substitution(batch)
         total = LocalGradients(batch.size, {})
         blocks: list[_Block] = []
-        for edge in batch.sheaf.edges.values():
-            if not edge.parameters or edge.name not in arriving:
-                continue
-            problem = least_squares(batch, edge)
-            if problem is None:
-                total.add_edge(batch, edge, arriving[edge.name])
-            else:
-                blocks += self._blocks(batch, problem, arriving[edge.name])
+        for problem, cotangent in weight_edges(batch, total):
+            blocks += self._blocks(batch, problem, cotangent)
         for block, inverse in zip(blocks, _inverses(blocks, self.damping), strict=True):
             weight, bias = block.step(inverse)
             total.add(block.edge.weight, weight.reshape(block.shape))

@@ -13,9 +13,8 @@ from torchsheaf.train.rule import (
     Batch,
     LocalGradients,
     LocalRule,
-    adjoint_substitution,
     has_live_bias,
-    least_squares,
+    weight_edges,
 )
 
 
@@ -50,21 +49,11 @@ class RecursiveRule(LocalRule):
             raise ValueError(f"memory is {self.memory} samples; write a number > 1, or math.inf")
 
     def gradients(self, batch: Batch) -> LocalGradients:
-        arriving = adjoint_substitution(batch)
         total = LocalGradients(batch.size, {})
         fresh = dict(self.inverse_moments)
         lowest: list[Tensor] = []
-        for edge in batch.sheaf.edges.values():
-            if not edge.parameters or edge.name not in arriving:
-                continue
-            problem = least_squares(batch, edge)
-            if problem is None:
-                total.add_edge(batch, edge, arriving[edge.name])
-                continue
-            a, g = (
-                problem.rows(batch.sheaf.network, batch.values),
-                problem.spread(arriving[edge.name]),
-            )
+        for problem, cotangent in weight_edges(batch, total):
+            a, g = problem.rows(batch.sheaf.network, batch.values), problem.spread(cotangent)
             ones = has_live_bias(batch, problem)
             if ones:
                 a = torch.cat([a, a.new_ones(a.shape[0], 1)], 1)

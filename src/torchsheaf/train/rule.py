@@ -1,7 +1,7 @@
 """What every local learning rule offers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,12 +79,21 @@ class LocalRule(ABC):
             raise ValueError(f"rule {self.name!r} has no memory, but {len(state)} tensors came")
 
 
-def least_squares(batch: Batch, edge: Edge) -> WeightEdge | None:
-    """The edge as a least-squares problem whose weight is to be learned, else None."""
-    found = edge.weights
-    if found is None or not learns(batch.sheaf.network.state(found.weight)):
-        return None
-    return found
+def weight_edges(batch: Batch, total: LocalGradients) -> Iterator[tuple[WeightEdge, Tensor]]:
+    """Every edge that is a least-squares problem in a learnable weight, with its cotangent.
+
+    The other edges (norm layers, embeddings, grouped convolutions, frozen weights beside a live
+    bias) give their first-order derivative to `total`. Cost: one reverse pass.
+    """
+    arriving = adjoint_substitution(batch)
+    for edge in batch.sheaf.edges.values():
+        if not edge.parameters or edge.name not in arriving:
+            continue
+        problem = edge.weights
+        if problem is not None and learns(batch.sheaf.network.state(problem.weight)):
+            yield problem, arriving[edge.name]
+        else:
+            total.add_edge(batch, edge, arriving[edge.name])
 
 
 def has_live_bias(batch: Batch, edge: WeightEdge) -> bool:
