@@ -1,7 +1,7 @@
 """Extreme eigenpairs of a batch of symmetric operators by block Lanczos."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,55 +61,83 @@ def lanczos(
 def _single(
     operator: Callable[[Tensor], Tensor], start: Tensor, *, tol: float, most: int
 ) -> Eigenpairs:
-    """The largest eigenpair by the three-term recurrence, its basis kept and reorthogonalised.
+    """The largest eigenpair by the three-term recurrence, its basis kept for the vector.
 
-    The projected matrix is tridiagonal and the residual is β_m |s_m|, so that a step costs little
-    more than its product: with many small samples the block version's algebra outweighs it.
+    The projected matrix is tridiagonal and the residual is β_m |s_m|. Orthogonality is lost only
+    towards Ritz vectors that have converged (Paige 1980), and a sample takes no further part once
+    its largest one has, so nothing is reorthogonalised: a step costs its product and little more.
     """
     batch, n = start.shape
     tiny, eps = torch.finfo(start.dtype).tiny, torch.finfo(start.dtype).eps
-    basis = start.new_zeros(batch, min(most, 16), n)
-    basis[:, 0] = start / start.norm(dim=1, keepdim=True).clamp_min(tiny)
+    basis = start.new_zeros(min(most, 16), batch, n)
+    torch.mul(start, 1 / start.norm(dim=1, keepdim=True).clamp_min(tiny), out=basis[0])
+    found = Eigenpairs(
+        start.new_zeros(batch, 1), torch.zeros_like(start)[..., None], start.new_zeros(batch, 1), 0
+    )
     scale = start.new_zeros(batch)
     alive = torch.ones(batch, dtype=torch.bool, device=start.device)
+    left = alive.clone()
     alphas: list[Tensor] = []
     betas: list[Tensor] = []
-    # One small eigenproblem per sample: with many samples, only at geometrically spaced sizes.
-    sparing = 3 if batch > 32 else most
-    look = 8 if batch > 32 else 2
+    look, before = min(8, most), (0, 0.0)
     while True:
         size = len(alphas) + 1
-        known = basis[:, :size]
-        v = known[:, -1]
+        v = basis[size - 1]
         w = operator(v[None])[0]
-        alpha = (w * v).sum(1)
-        scale = torch.maximum(scale, w.norm(dim=1))
-        # An exhausted Krylov space gets a diagonal entry below its own eigenvalues: no part in it.
-        alphas.append(torch.where(alive, alpha, alphas[0] - 4 * scale - 1 if alphas else alpha))
-        w = w - v * alpha[:, None]
-        w = torch.baddbmm(w[:, None, :], w[:, None, :] @ known.mT, known, alpha=-1)[:, 0]
-        beta = w.norm(dim=1)
+        if size > 1:
+            w = torch.addcmul(w, betas[-1][:, None], basis[size - 2], value=-1)
+        alphas.append(torch.linalg.vecdot(w, v))
+        w = torch.addcmul(w, alphas[-1][:, None], v, value=-1)
+        beta = torch.linalg.vector_norm(w, dim=1)
+        scale = torch.maximum(scale, alphas[-1].abs() + beta)
         alive = alive & (beta > 64 * eps * scale)
         betas.append(torch.where(alive, beta, 0.0))
-        last = size == most or not bool(alive.any())
-        if last or size >= look:
-            theta, s = _tridiagonal(alphas, betas[:-1])
-            residual = betas[-1] * s[:, -1].abs()
-            if last or bool((residual <= tol * theta.abs()).all()):
-                vectors = (s[:, None, :] @ known)[:, 0]
-                vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(tiny)
-                return Eigenpairs(theta[:, None], vectors[..., None], residual[:, None], size)
-            look = size + max(1, size // sparing)
-        if size == basis.shape[1]:
-            basis = torch.cat([basis, basis.new_zeros(batch, min(size, most - size), n)], 1)
-        torch.mul(w, (alive / beta.clamp_min(tiny))[:, None], out=basis[:, size])
+        if size >= look or size == most or not bool(alive.any()):
+            excess = _take(found, basis[:size], alphas, betas, left, tol, last=size == most)
+            if not bool(left.any()):
+                return replace(found, products=size)
+            look, before = _next_look(size, excess, before), (size, excess)
+            alive = alive & left
+        if size == basis.shape[0]:
+            basis = torch.cat([basis, basis.new_zeros(min(size, most - size), batch, n)])
+        torch.mul(w, (alive / beta.clamp_min(tiny))[:, None], out=basis[size])
 
 
-def _tridiagonal(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Largest eigenpair of each sample's tridiagonal matrix."""
-    matrix = torch.diag_embed(torch.stack(alphas, 1))
-    if betas:
-        matrix = matrix + torch.diag_embed(torch.stack(betas, 1), 1)
+def _take(
+    found: Eigenpairs, basis: Tensor, alphas: list[Tensor], betas: list[Tensor], left: Tensor,
+    tol: float, *, last: bool,
+) -> float:  # fmt: skip
+    """Write the pairs of the samples that have converged; log₁₀ of the worst residual over tol.
+
+    A sample whose Krylov space ended earlier has β = 0 there: what follows is no part of it.
+    """
+    index = left.nonzero().squeeze(1)
+    alpha, beta = torch.stack(alphas, 1)[index], torch.stack(betas, 1)[index]
+    ended = (beta[:, :-1] == 0).cumsum(1) > 0
+    floor = alpha.amin(1, keepdim=True) - 4 * (alpha.abs() + beta).amax(1, keepdim=True) - 1
+    alpha[:, 1:] = torch.where(ended, floor, alpha[:, 1:])
+    theta, s = _tridiagonal(alpha, beta[:, :-1])
+    residual = beta[:, -1] * s[:, -1].abs()
+    ratio = residual / (tol * theta.abs()).clamp_min(torch.finfo(theta.dtype).tiny)
+    done = torch.ones_like(ratio, dtype=torch.bool) if last else ratio <= 1
+    where = index[done]
+    vectors = torch.einsum("bm,mbn->bn", s[done], basis[:, where])
+    found.values[where, 0], found.residual[where, 0] = theta[done], residual[done]
+    found.vectors[where, :, 0] = vectors / vectors.norm(dim=1, keepdim=True)
+    left[where] = False
+    return float(ratio.amax().log10())
+
+
+def _next_look(size: int, excess: float, before: tuple[int, float]) -> int:
+    """Where the worst residual should reach tol, extrapolated; a third further at most."""
+    furthest = size + max(1, size // 3)
+    slope = (before[1] - excess) / (size - before[0]) if before[0] else 0.0
+    return min(furthest, size + max(1, round(excess / slope))) if slope > 0 else furthest
+
+
+def _tridiagonal(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest eigenpair of each symmetric tridiagonal matrix, diagonals `(batch, m)`, `m − 1`."""
+    matrix = torch.diag_embed(alpha) + torch.diag_embed(beta, 1)
     theta, s = torch.linalg.eigh(matrix, UPLO="U")
     return theta[:, -1], s[..., -1]
 
