@@ -18,8 +18,9 @@ class Spectrum:
 
     `values` (batch, k): ascending for the smallest, descending for the largest, repeated with
     their multiplicity. `vectors` (batch, dim, k) over the free coordinates, orthonormal.
-    `vectors` has no columns when only the values were asked for.
     `residual` (batch, k) is ‖Lv − λv‖/λ for the largest, ‖L⁻¹v − v/λ‖·λ for the smallest.
+    When only the values were asked for, `vectors` has no columns and `residual` is the estimate of
+    the values' relative error.
     `passes`: sweeps over the network per sample.
     """
 
@@ -61,7 +62,8 @@ def spectrum(
     gradients when there are pins); "largest" runs it on L. With k > 1 a block of k vectors, so
     that multiplicities up to k are kept. The spectral gap is `spectrum(problem).values[:, 0]`.
 
-    `vectors=False` computes the extreme value alone (k = 1) by the three-term recurrence.
+    `vectors=False` computes the extreme value alone (k = 1) by the three-term recurrence, and
+    `tol` bounds the value's estimated error, which is about the square of the residual.
 
     Cost: about 20–40 products for the gap at any depth; memory O(batch · dim · products), or of
     three cochains with `vectors=False`, which large models need.
@@ -102,9 +104,10 @@ def spectrum(
     result = Spectrum(
         values, found.vectors, found.residual / found.values.abs(), sweeps[0], which, problem.free
     )
+    what = "residual" if vectors else "error"
     if throw and not worst <= tol and found.products < n:
         raise ConvergenceError(
-            Outcome.STEP_LIMIT, f"Lanczos reached a relative residual of {worst:.1e}", result
+            Outcome.STEP_LIMIT, f"Lanczos reached a relative {what} of {worst:.1e}", result
         )
     return result
 

@@ -19,10 +19,13 @@ def three_term_lanczos(
 
     `operator` maps `(batch, n)` to a new tensor of that shape; `start` (batch, n) is overwritten.
     The recurrence keeps two vectors and the product; without reorthogonalisation copies of
-    converged eigenvalues appear later in the spectrum, which the largest one does not feel. Stops
-    when every sample's residual β_m |s_m| is ≤ tol·|θ|; `vectors` of the result is empty.
+    converged eigenvalues appear later in the spectrum, which the largest one does not feel.
+    `residual` of the result is the error estimate of the value, r min(1, r/δ), with r = β_m |s_m|
+    and δ the distance to the next Ritz value; stops when it is ≤ tol·|θ| for every sample.
+    `vectors` is empty.
 
-    Cost: one application of A per step. Reference: Golub & Van Loan, Matrix Computations, §10.3.
+    Cost: one application of A per step. Reference: Parlett, The Symmetric Eigenvalue Problem,
+    §11.7 (|λ − θ| ≤ r²/δ with δ the distance to the other eigenvalues).
     """
     batch, n = start.shape
     v = start.div_(start.norm(dim=1, keepdim=True))
@@ -36,8 +39,10 @@ def three_term_lanczos(
         alphas.append(torch.stack([torch.dot(a, b) for a, b in zip(w, v, strict=True)]))
         _subtract(w, alphas[-1], v)
         beta = w.norm(dim=1)
-        theta, last = _top(alphas, betas)
+        theta, next_theta, last = _top(alphas, betas)
         residual = beta * last.abs()
+        apart = theta - next_theta
+        residual = torch.where(residual < apart, residual.square() / apart, residual)
         scale = torch.stack(alphas).abs().amax(0)
         ended = beta <= 10 * torch.finfo(v.dtype).eps * scale
         done = bool(((residual <= tol * theta.abs()) | ended).all())
@@ -56,13 +61,16 @@ def _subtract(w: Tensor, factor: Tensor, v: Tensor) -> None:
         row.sub_(other, alpha=float(f))
 
 
-def _top(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue of the tridiagonal matrices, and its vector's last entry."""
+def _top(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Two largest eigenvalues of the tridiagonal matrices, and the largest's vector's last entry.
+
+    Of a 1 × 1 matrix the two are one.
+    """
     diagonal = torch.stack(alphas, 1).double()
     matrix = torch.diag_embed(diagonal)
     if betas:
         off = torch.stack(betas, 1).double()
         matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     theta, s = torch.linalg.eigh(matrix)
-    dtype = alphas[0].dtype
-    return theta[:, -1].to(dtype), s[:, -1, -1].to(dtype)
+    dtype, second = alphas[0].dtype, max(theta.shape[1] - 2, 0)
+    return theta[:, -1].to(dtype), theta[:, second].to(dtype), s[:, -1, -1].to(dtype)
