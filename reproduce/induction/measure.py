@@ -39,7 +39,7 @@ from reproduce.induction.model import (
 
 ROOT = Path(__file__).parents[2]
 RESULTS, IMAGES = ROOT / "reproduce" / "results" / "induction.json", ROOT / "docs" / "images"
-SAMPLES, LAST = 4, LENGTH - 1
+SAMPLES, LAST = 24, LENGTH - 1
 READ = {
     "letters": "letters", "add": "stream 0", "layers.0.queries": "L0 Q", "layers.0.keys": "L0 K",
     "layers.0.values": "L0 V", "layers.0": "L0 heads", "layers.0.write": "L0 out",
@@ -105,7 +105,7 @@ def exchanged(problem: ts.Problem, right: int, rival: int) -> ts.Extension:
     where = [LAST * LETTERS + right, LAST * LETTERS + rival]
     value = torch.stack([logits[rival], logits[right]])
     pinned = problem.pin(ts.Pin("readout", value, where=where))
-    return ts.harmonic_extension(pinned, tol=1e-4, max_passes=150, throw=False)
+    return ts.harmonic_extension(pinned, tol=1e-4, max_passes=5000, throw=False)
 
 
 def two_way(problem: ts.Problem, corrupted: ts.Cochain) -> tuple[dict[str, Tensor], float, float]:
@@ -117,7 +117,7 @@ def two_way(problem: ts.Problem, corrupted: ts.Cochain) -> tuple[dict[str, Tenso
     assert value.numel() == HEADS * size
     pinned = problem.pin(ts.Pin("layers.1", value, where=mask))
     before = pinned.start("forward")
-    relaxed = ts.harmonic_extension(pinned, tol=1e-4, max_passes=150, throw=False)
+    relaxed = ts.harmonic_extension(pinned, tol=1e-4, max_passes=5000, throw=False)
     clean = problem.start("forward")
     change = {}
     for vertex in READ:

@@ -76,6 +76,8 @@ class RecursiveRule(LocalRule):
         if p is None:
             p = torch.eye(n, dtype=a.dtype, device=a.device) / (self.damping * n)
         rho = 1.0 if math.isinf(self.memory) else (1 - 1 / self.memory) ** batch
+        if a.shape[0] > n:
+            return self._update_by_moments(p, a, g, rho)
         q = a @ p
         eye = torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
         factor = torch.linalg.cholesky_ex(torch.addmm(rho * eye, q, a.mT))[0]
@@ -84,6 +86,21 @@ class RecursiveRule(LocalRule):
         step = (root @ g).mT @ gain
         p = torch.addmm(p, gain.mT, gain, alpha=-1)
         return step, (p if rho == 1 else p / rho)
+
+    def _update_by_moments(
+        self, p: Tensor, a: Tensor, g: Tensor, rho: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same from AᵀA, for more rows (positions of a convolution) than columns.
+
+        With P = LLᵀ: the next P is L (ρ I + LᵀAᵀA L)⁻¹ Lᵀ, and (M⁻¹Λ)ᵀQ = ΛᵀA times it.
+        """
+        eye = torch.eye(p.shape[0], dtype=p.dtype, device=p.device)
+        root = torch.linalg.cholesky_ex(p)[0]
+        along = a @ root
+        factor = torch.linalg.cholesky_ex(torch.addmm(rho * eye, along.mT, along))[0]
+        gain = torch.linalg.solve_triangular(factor, root.mT, upper=False)
+        p = gain.mT @ gain
+        return (g.mT @ a) @ p, p
 
     def _check(self, fresh: Mapping[str, Tensor], lowest: list[Tensor]) -> None:
         if not lowest:
