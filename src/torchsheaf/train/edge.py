@@ -23,10 +23,11 @@ class EdgeRule(LocalRule):
     """W⁺ = argmin ½ Σ_m ‖W⁺ a_m − (W a_m + η f_m)‖² + μ/2 ‖W⁺ − W‖², on groups of samples.
 
     With A the activations (a one appended for the bias) and F = −λ the forces that reach the edge,
-        D_G = F_Gᵀ (A_G A_Gᵀ + μ I)⁻¹ A_G,  μ = damping · ‖A_G‖_F²,
+        D_G = F_Gᵀ (A_G A_Gᵀ + μ I)⁻¹ A_G,  μ = damping · ‖A_G‖_F² / positions,
     and `.grad` = −mean_G D_G (groups weighted by their number of samples), so that
     `torch.optim.SGD(lr=η)` makes the step; η = 8 / (number of weight edges) with cross-entropy is
-    a good fixed setting. Parameters of other edges (norm layers, embeddings, grouped convolutions)
+    a good fixed setting. A has one row per sample and position (of a convolution, of a sequence);
+    μ does not grow with the number of positions, as it does with that of samples. Parameters of other edges (norm layers, embeddings, grouped convolutions)
     take the first-order rule. A frozen bias drops the column of ones.
 
     Known under other names: FOOF and LocoProp; the input factor of K-FAC (docs/learning.md). Cost
@@ -103,6 +104,11 @@ class _Block:
         gram = torch.bmm(a, a.mT) if left else torch.bmm(a.mT, a)
         return cls(edge, shape, a, g, gram, ones, left, samples)
 
+    @property
+    def positions(self) -> int:
+        """Rows per sample."""
+        return self.a.shape[1] // self.samples
+
     def step(self, inverse: Tensor) -> tuple[Tensor, Tensor | None]:
         """Σ_G n_G Λ_Gᵀ(A_G A_Gᵀ + μ)⁻¹A_G, split into weight and bias."""
         if self.left:
@@ -123,15 +129,13 @@ def _inverses(blocks: list[_Block], damping: float) -> list[Tensor]:
         chosen = [blocks[i] for i in members]
         sizes = [block.gram.shape[0] for block in chosen]
         gram = torch.cat([block.gram for block in chosen])
-        ones = [
-            float(b.left and b.ones) for b, n in zip(chosen, sizes, strict=True) for _ in range(n)
-        ]
-        gram += gram.new_tensor(ones)[:, None, None]
+        owner = [block for block, n in zip(chosen, sizes, strict=True) for _ in range(n)]
+        gram += gram.new_tensor([float(b.left and b.ones) for b in owner])[:, None, None]
         diagonal = gram.diagonal(dim1=1, dim2=2)
-        mu = damping * diagonal.sum(1, keepdim=True)
+        positions = gram.new_tensor([float(b.positions) for b in owner])[:, None]
+        mu = damping * diagonal.sum(1, keepdim=True) / positions
         diagonal += mu.clamp_min(torch.finfo(gram.dtype).tiny)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram)[0])
-        samples = [float(b.samples) for b, n in zip(chosen, sizes, strict=True) for _ in range(n)]
-        inverse *= gram.new_tensor(samples)[:, None, None]
+        inverse *= gram.new_tensor([float(b.samples) for b in owner])[:, None, None]
         found |= dict(zip(members, inverse.split(sizes), strict=True))
     return [found[i] for i in range(len(blocks))]
