@@ -132,7 +132,7 @@ def beta(values: tuple[float, ...] = BETAS, steps: int = STEPS) -> list[dict[str
 
 TWO_TIMESCALE = {
     "paraboloid": (0.03, 2000), "saddle": (0.03, 1500),
-    "circular": (0.03, 300), "blobs": (0.03, 150),
+    "circular": (0.1, 1000), "blobs": (0.01, 400),
 }  # fmt: skip
 """Task → (Adam's rate, updates); full batch, the cochain kept between updates."""
 

@@ -89,11 +89,8 @@ def test_the_authors_trajectory_with_their_seeds() -> None:
 
 
 def committed(part: str) -> Any:
-    """A committed result; the long parts are run by hand (minutes each)."""
-    known = json.loads(RESULTS.read_text())
-    if part not in known:
-        pytest.skip(f"`python -m reproduce.training {part}` has not been run to the end")
-    return known[part]["result"]
+    """A committed result of `python -m reproduce.training`; minutes each, so not rerun here."""
+    return json.loads(RESULTS.read_text())[part]["result"]
 
 
 def test_committed_table_is_the_papers() -> None:
@@ -114,21 +111,19 @@ def test_committed_sweep_is_the_papers() -> None:
     rows = committed("beta")
     assert [row["beta"] for row in rows] == list(BETAS)
     for row in rows:
-        published = torch.tensor(PUBLISHED_BETA[row["beta"]])
         assert row["steps"] == 100_000
-        spread = max(float(published.max() - published.min()), 2e-4)
-        assert abs(sum(row["test"]) / 3 - float(published.mean())) <= spread
+        assert row["test"] == pytest.approx(PUBLISHED_BETA[row["beta"]], abs=1e-4)
     means = {row["beta_n"]: sum(row["test"]) / 3 for row in rows}
     assert 0.9 < min(means, key=lambda b: means[b]) < 3.1
 
 
-def test_committed_two_timescales_beat_the_joint_flow_except_where_the_task_overfits() -> None:
+def test_committed_two_timescales_beat_every_sheaf_entry_of_the_table() -> None:
+    """The better of the paper's one- and two-hidden-layer rows."""
     rows = committed("two-timescale")
-    for name in ("paraboloid", "saddle", "circular"):
-        assert rows[name]["test"] < PUBLISHED_TABLE[name], name
+    best = {"paraboloid": 0.0880, "saddle": 0.0106, "circular": 0.0188, "blobs": 0.1212}
+    for name, published in best.items():
+        assert rows[name]["test"] < published, name
     assert rows["paraboloid"]["test"] <= 0.015
-    # On blobs gradient descent itself ends at 0.26: no better than the joint flow, and not far off.
-    assert rows["blobs"]["test"] < 1.05 * PUBLISHED_TABLE["blobs"]
 
 
 def test_what_is_refused() -> None:
