@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain
+from torchsheaf.harmonic.asynchronous import AsynchronousNewton
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
 from torchsheaf.harmonic.kinks import Frozen, Kinks, kink_sites
@@ -47,6 +48,9 @@ class Newton(HarmonicSolver):
     @torch.no_grad()
     def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
         reduction = Reduction.of(problem)
+        nodes = [c.node for c in reduction.layout.cells]
+        if all(n.piecewise_affine and not n.gates for n in nodes):
+            return AsynchronousNewton(reduction, start, tol, max_passes).run()
         return _Iteration(reduction, start, tol, max_passes).run()
 
 

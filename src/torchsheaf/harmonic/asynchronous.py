@@ -1,0 +1,351 @@
+"""Newton's method where every sample is at a stage of its own and no sample waits for another."""
+
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from torchsheaf.cochain import Cochain
+from torchsheaf.harmonic.elimination import Eliminated
+from torchsheaf.harmonic.frozen_system import FrozenSystem, Maps
+from torchsheaf.harmonic.line_search import line_search
+from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces
+from torchsheaf.harmonic.reduction import Reduction
+from torchsheaf.harmonic.solver import Solution
+from torchsheaf.outcome import Outcome
+
+FORCING = 0.1
+MAX_STEPS = 400
+"""Conjugate gradient steps per direction."""
+FRESH_EVERY = 64
+"""Ticks after which M is recomputed instead of updated, against rounding drift."""
+WAITING = 8
+"""Line searches are made when one sample in so many waits for one."""
+EXACT = 1e-6
+"""Relative error of the predicted decrease below which a frozen model counts as exact."""
+
+
+class Stage(IntEnum):
+    """What a sample does with the next two sweeps."""
+
+    GRADIENT = 0
+    """The reverse sweep carries its forces: ∂E/∂u."""
+    DESCENT = 1
+    """One conjugate gradient step on the frozen model."""
+    READY = 2
+    """Its direction is good enough; it waits for a line search."""
+    CHECK = 3
+    """The reverse sweep carries its forces without substitution: ∂E/∂C, the test of arrival."""
+    OVER = 4
+    """Arrived, or unable to move."""
+
+
+@dataclass
+class _Rows:
+    """The samples in work, one row each. `dc`, `dm` is the direction so far, `slope` φ′(0) of it."""
+
+    index: Tensor
+    stage: Tensor
+    c: Tensor
+    m: Tensor
+    energy: Tensor
+    on_c: Tensor
+    on_m: Tensor
+    gate_slope: Tensor
+    gate_stuck: Tensor
+    model_slope: Tensor
+    model_scale: Tensor
+    model_omega: Tensor
+    dc: Tensor
+    dm: Tensor
+    r: Tensor
+    p: Tensor
+    rr: Tensor
+    goal: Tensor
+    slope: Tensor
+    steps: Tensor
+    quiet: Tensor
+
+    def take(self, keep: Tensor) -> "_Rows":
+        return _Rows(*(getattr(self, f.name)[keep] for f in fields(self)))
+
+    def at(self, stage: Stage) -> Tensor:
+        return self.stage == stage
+
+
+class AsynchronousNewton:
+    """One run of inexact Newton for networks whose maps are affine once gates are eliminated.
+
+    A tick is one forward and one reverse sweep over all samples in work. In it every sample makes
+    what its stage asks for: since the frozen model is diagonal but for the maps, which all share,
+    one sweep serves them all. A sample whose direction has met its forcing tries the whole step:
+    where no gate changes its state the model is exact, and conjugate gradients go on to the
+    tolerance with no restart; otherwise it is searched along the true energy and frozen anew.
+
+    Source: docs/notes/solver.md §3.
+    """
+
+    def __init__(
+        self, reduction: Reduction, start: Cochain, tol: float, max_passes: int
+    ) -> None:  # fmt: skip
+        self.whole, self.tol, self.max_passes = reduction, tol, max_passes
+        self.divisible = reduction.problem.sheaf.network.fixed_batch is None
+        c = reduction.layout.gather(start)
+        m = reduction.incoming(c)
+        self.final_c, self.final_m = c.clone(), m.clone()
+        self.settled = torch.zeros(c.shape[0], dtype=torch.bool, device=c.device)
+        self.stuck = torch.zeros_like(self.settled)
+        self.passes, self.ticks = 1, 0
+        self.reduction = reduction
+        self.rows = self._fresh(c, m)
+        self.energy = self.rows.energy.clone()
+        self.trace = [float(self.energy.sum())]
+
+    def run(self) -> Solution:
+        """Tick until every sample has arrived or cannot move, or the passes are used up."""
+        outcome = Outcome.SETTLED
+        self.maps = self._linearise()
+        if not bool(self.energy.isfinite().all()):
+            return self._solution(Outcome.NONFINITE)
+        while True:
+            self._tick()
+            rows = self.rows
+            if not bool((rows.rr.isfinite() | rows.at(Stage.OVER)).all()):
+                outcome = Outcome.NONFINITE
+                break
+            waiting, busy = self._count(Stage.READY), self._count(Stage.DESCENT)
+            if waiting and (waiting * WAITING >= len(rows.index) or not busy):
+                self._search(rows.at(Stage.READY).nonzero().squeeze(1))
+            left = len(rows.index) - self._count(Stage.OVER)
+            if not left:
+                break
+            if self.passes >= self.max_passes:
+                outcome = Outcome.STEP_LIMIT
+                break
+            if self.divisible and left <= 0.75 * len(rows.index):
+                self._compact()
+            if self.ticks % FRESH_EVERY == 0:
+                self.rows.m = self.reduction.incoming(self.rows.c)
+                self.passes += 1
+        if outcome is Outcome.SETTLED and bool(self.stuck.any()):
+            outcome = Outcome.STALLED
+        return self._solution(outcome)
+
+    def _count(self, stage: Stage) -> int:
+        return int(self.rows.at(stage).sum())
+
+    def _linearise(self) -> Maps:
+        problem, cells = self.reduction.problem, self.reduction.layout.cells
+        point = self.reduction.point(self.rows.c)
+        network = problem.sheaf.network
+        return {c.node.name: network.linearise(c.node, point, {}) for c in cells}
+
+    def _fresh(self, c: Tensor, m: Tensor) -> _Rows:
+        """Every sample at the gradient stage."""
+        here = forces(self.reduction, c, m)
+        model = branch(self.reduction, c, here.gates)
+        self.gamma, self.identity = model.gamma, model.identity
+        n = c.shape[0]
+        slope, stuck = _states(here.gates, c)
+        return _Rows(
+            index=torch.arange(n, device=c.device),
+            stage=torch.full((n,), Stage.GRADIENT, device=c.device),
+            c=c, m=m, energy=here.energy, on_c=here.on_variables, on_m=here.on_values,
+            gate_slope=slope, gate_stuck=stuck, model_slope=model.slope, model_scale=model.scale,
+            model_omega=model.omega, dc=torch.zeros_like(c), dm=torch.zeros_like(m),
+            r=torch.zeros_like(c), p=torch.zeros_like(c), rr=c.new_zeros(n), goal=c.new_zeros(n),
+            slope=c.new_zeros(n), steps=torch.zeros(n, dtype=torch.long, device=c.device),
+            quiet=torch.ones(n, dtype=torch.bool, device=c.device),
+        )  # fmt: skip
+
+    def _tick(self) -> None:
+        """One forward and one reverse sweep; no forward one when nobody descends."""
+        rows, layout = self.rows, self.reduction.layout
+        descent, check = rows.at(Stage.DESCENT), rows.at(Stage.CHECK)
+        moving, checking = bool(descent.any()), bool(check.any())
+        slope, scale = rows.model_slope, rows.model_scale
+        on_c, on_m = rows.on_c, rows.on_m
+        model = Branch(slope, scale, rows.model_omega, self.gamma, self.identity)
+        if moving:
+            pc, pm = FrozenSystem(layout, self.maps, model).forward(rows.p)
+            pulled = torch.zeros_like(pc) if self.gamma is None else self.gamma * pc
+            on_c = torch.where(descent[:, None], pulled, on_c)
+            on_m = torch.where(descent[:, None], rows.model_omega * pm, on_m)
+            self.passes += 1
+        if checking:
+            model = replace(
+                model,
+                slope=slope.masked_fill(check[:, None], 0),
+                scale=scale.masked_fill(check[:, None], 1),
+            )
+        out = FrozenSystem(layout, self.maps, model).reverse(on_c, on_m)
+        self.passes += 1
+        self.ticks += 1
+        gradient = rows.at(Stage.GRADIENT)
+        if moving:
+            self._descend(descent, pc, pm, out)
+        if checking:
+            self._check(check, out)
+        if bool(gradient.any()):
+            self._begin(gradient, out)
+
+    def _descend(self, descent: Tensor, pc: Tensor, pm: Tensor, out: Tensor) -> None:
+        """A conjugate gradient step: −g·u grows by α ‖r‖², and the model falls by half of that."""
+        rows = self.rows
+        q = out + (rows.p if self.identity is None else self.identity * rows.p)
+        curvature = torch.linalg.vecdot(rows.p, q)
+        bent = descent & (curvature > 1e-14 * torch.linalg.vecdot(rows.p, rows.p))
+        # without curvature (free sources only) the first direction is steepest descent
+        flat = descent & ~bent
+        alpha = torch.where(bent, rows.rr / torch.where(bent, curvature, 1), 0)
+        alpha = torch.where(flat & (rows.steps == 0), 1, alpha)
+        rows.dc = torch.addcmul(rows.dc, alpha[:, None], pc)
+        rows.dm = torch.addcmul(rows.dm, alpha[:, None], pm)
+        rows.slope = rows.slope - alpha * rows.rr
+        alpha = torch.where(flat, 0, alpha)
+        rows.r = torch.addcmul(rows.r, alpha[:, None], q, value=-1)
+        fresh = torch.linalg.vecdot(rows.r, rows.r)
+        beta = torch.where(bent, fresh / rows.rr.clamp_min(1e-300), 0)
+        after = torch.addcmul(rows.r, beta[:, None], rows.p)
+        rows.p = torch.where(bent[:, None], after, rows.p)
+        rows.rr = torch.where(bent, fresh, rows.rr)
+        rows.steps = rows.steps + descent
+        ready = flat | (bent & ((rows.rr <= rows.goal) | (rows.steps >= MAX_STEPS)))
+        self._pause(ready, Stage.READY)
+
+    def _pause(self, which: Tensor, stage: Stage) -> None:
+        """Leave the descent; p is kept in r's frame by `_resume`, but takes part in no sweep."""
+        self.rows.stage = torch.where(which, int(stage), self.rows.stage)
+
+    def _check(self, check: Tensor, out: Tensor) -> None:
+        """Arrived where ‖∂E/∂C‖ ≤ tol; the others go on with a tenth of their residual as goal."""
+        rows, keep = self.rows, self.reduction.holds.keep
+        plain = out if keep is None else out * keep
+        small = torch.linalg.vector_norm(plain, dim=1) <= self.tol
+        arrived, onwards = check & small, check & ~small
+        rows.goal = torch.where(onwards, 0.01 * rows.rr, rows.goal)
+        rows.steps = torch.where(onwards, 0, rows.steps)
+        self._pause(onwards, Stage.DESCENT)
+        self._retire(arrived, rows.quiet)
+
+    def _begin(self, gradient: Tensor, out: Tensor) -> None:
+        """A new gradient: to the check where it is small, else the first search direction."""
+        rows, pick = self.rows, gradient[:, None]
+        rows.r = torch.where(pick, -out, rows.r)
+        rows.p = torch.where(pick, -out, rows.p)
+        rows.rr = torch.where(gradient, torch.linalg.vecdot(out, out), rows.rr)
+        size = rows.rr.sqrt()
+        forcing = size.sqrt().clamp_max(FORCING)
+        rows.goal = torch.where(gradient, (forcing * size).square(), rows.goal)
+        rows.dc = torch.where(pick, 0, rows.dc)
+        rows.dm = torch.where(pick, 0, rows.dm)
+        rows.slope = torch.where(gradient, 0, rows.slope)
+        rows.steps = torch.where(gradient, 0, rows.steps)
+        near = size <= 10 * self.tol
+        self._pause(gradient & near, Stage.CHECK)
+        self._pause(gradient & ~near, Stage.DESCENT)
+
+    def _search(self, ready: Tensor) -> None:
+        """The whole step where the model is exact up to there, else along the true energy."""
+        rows = self.rows
+        c, m = rows.c[ready], rows.m[ready]
+        dc, dm, slope = rows.dc[ready], rows.dm[ready], rows.slope[ready]
+        energy, rr = rows.energy[ready], rows.rr[ready]
+        part = replace(self.reduction, holds=self.reduction.holds.samples(ready))
+        there = forces(part, c + dc, m + dm)
+        exact = self._same_states(ready, there.gates)
+        exact &= (there.energy - energy - 0.5 * slope).abs() <= EXACT * slope.abs()
+        exact &= rows.steps[ready] < MAX_STEPS
+        done = exact & (rr <= self.tol**2)
+        further = ready[exact & ~done]
+        rows.goal[further] = self.tol**2
+        rows.stage[further] = int(Stage.DESCENT)
+        if bool(done.any()):
+            self._commit(ready[done], (c + dc)[done], (m + dm)[done], _pick(there, done))
+            rows.stage[ready[done]] = int(Stage.CHECK)
+            rows.quiet[ready[done]] = True
+        rest = ~exact
+        if bool(rest.any()):
+            self._line_search(
+                ready[rest], replace(part, holds=part.holds.samples(rest)), c[rest], m[rest],
+                dc[rest], dm[rest], energy[rest], slope[rest],
+            )  # fmt: skip
+        self.trace.append(float(self.energy.sum()))
+
+    def _line_search(
+        self, ready: Tensor, part: Reduction, c: Tensor, m: Tensor, dc: Tensor, dm: Tensor,
+        energy: Tensor, slope: Tensor,
+    ) -> None:  # fmt: skip
+        def along(t: Tensor) -> tuple[Tensor, Tensor]:
+            there = forces(part, c + t[:, None] * dc, m + t[:, None] * dm)
+            derivative = torch.linalg.vecdot(there.on_variables, dc)
+            return there.energy, derivative + torch.linalg.vecdot(there.on_values, dm)
+
+        rows = self.rows
+        t = line_search(along, energy, slope, refine=3).length[:, None]
+        c, m = c + t * dc, m + t * dm
+        here = forces(part, c, m)
+        rows.quiet[ready] = self._same_states(ready, here.gates)
+        model = branch(part, c, here.gates)
+        self._commit(ready, c, m, here)
+        rows.gate_slope[ready], rows.gate_stuck[ready] = _states(here.gates, c)
+        rows.model_slope[ready], rows.model_scale[ready] = model.slope, model.scale
+        rows.model_omega[ready] = model.omega
+        rows.stage[ready] = int(Stage.GRADIENT)
+        blocked = torch.zeros_like(rows.quiet)
+        blocked[ready] = t.squeeze(1) == 0
+        if bool(blocked.any()):
+            self.stuck[rows.index[blocked]] = True
+            self._retire(blocked, torch.zeros_like(blocked))
+
+    def _commit(self, where: Tensor, c: Tensor, m: Tensor, here: Forces) -> None:
+        """Move; the direction starts again at 0, residual and search direction stay valid."""
+        rows = self.rows
+        rows.c[where], rows.m[where], rows.energy[where] = c, m, here.energy
+        rows.on_c[where], rows.on_m[where] = here.on_variables, here.on_values
+        rows.dc[where], rows.dm[where], rows.slope[where] = 0, 0, 0
+        self.energy[rows.index[where]] = here.energy
+
+    def _same_states(self, where: Tensor, gates: Eliminated | None) -> Tensor:
+        """Per chosen sample: whether every gate is on the piece that is frozen."""
+        slope, stuck = _states(gates, self.rows.c[where])
+        same = (slope == self.rows.gate_slope[where]) & (stuck == self.rows.gate_stuck[where])
+        return same.all(1)
+
+    def _retire(self, over: Tensor, quiet: Tensor) -> None:
+        rows = self.rows
+        index = rows.index[over]
+        self.final_c[index], self.final_m[index] = rows.c[over], rows.m[over]
+        self.settled[index] = quiet[over]
+        rows.p = rows.p.masked_fill(over[:, None], 0)
+        self._pause(over, Stage.OVER)
+
+    def _compact(self) -> None:
+        """Go on with the samples that are left."""
+        keep = ~self.rows.at(Stage.OVER)
+        self.rows = self.rows.take(keep)
+        self.reduction = self.reduction.samples(keep)
+        self.maps = self._linearise()
+
+    def _solution(self, outcome: Outcome) -> Solution:
+        rows = self.rows
+        left = ~rows.at(Stage.OVER)
+        self.final_c[rows.index[left]] = rows.c[left]
+        m = self.whole.incoming(self.final_c)
+        self.passes += 1
+        last = forces(self.whole, self.final_c, m)
+        z = m if last.gates is None else last.gates.z
+        cochain = self.whole.restore(self.final_c, m, z)
+        return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
+
+
+def _states(gates: Eliminated | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope of each gate's piece, and whether it is stuck on a breakpoint; no columns if none."""
+    if gates is None:
+        return like.new_zeros(like.shape[0], 0), like.new_zeros(like.shape[0], 0).bool()
+    return gates.slope, gates.stuck
+
+
+def _pick(here: Forces, keep: Tensor) -> Forces:
+    return Forces(here.energy[keep], here.on_variables[keep], here.on_values[keep], None)
