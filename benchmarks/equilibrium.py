@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -80,9 +81,12 @@ def held(widths: list[int], *, trained: bool) -> ts.Problem:
 
 
 def solved(problem: ts.Problem, **options: Any) -> tuple[ts.Extension, dict[str, Any]]:
-    begin = time.perf_counter()
-    found = ts.harmonic_extension(problem, throw=False, max_passes=8000, **options)
-    seconds = time.perf_counter() - begin
+    times = []
+    while len(times) < 5 and sum(times) < 2:
+        begin = time.perf_counter()
+        found = ts.harmonic_extension(problem, throw=False, max_passes=8000, **options)
+        times.append(time.perf_counter() - begin)
+    seconds = statistics.median(times)
     return found, {
         "sweeps": found.passes,
         "seconds": round(seconds, 3),
@@ -101,12 +105,12 @@ def nets() -> dict[str, Any]:
 
 def digits_trained() -> dict[str, Any]:
     """Twenty hidden layers of width 64 on digits, trained."""
-    return {_title("D20", True): _beside_descent("D20", True, budget=0)}
+    return {_title("D20", True): _beside_descent("D20", True, budget=1500)}
 
 
 def digits_untrained() -> dict[str, Any]:
     """Twenty hidden layers of width 64 on digits, untrained."""
-    return {_title("D20", False): _beside_descent("D20", False, budget=0)}
+    return {_title("D20", False): _beside_descent("D20", False, budget=1500)}
 
 
 def _title(name: str, trained: bool) -> str:
@@ -119,8 +123,6 @@ def _beside_descent(name: str, trained: bool, *, budget: int) -> dict[str, Any]:
     _, auto = solved(problem)
     auto["limit"] = LIMITS[name][trained]
     print(name, trained, auto, flush=True)
-    if not budget:
-        return {"auto": auto}
     begin = time.perf_counter()
     descent = ts.harmonic_extension(
         problem, solver="block descent", start="forward", throw=False, max_passes=budget
@@ -203,8 +205,8 @@ def memory() -> dict[str, Any]:
 def euler() -> dict[str, Any]:
     """The paper's scheme at its largest stable step, until within 1% of our energy."""
     out = {}
-    for name in ("1H", "2H", "4H"):
-        for trained in (False, True):
+    for name in NETS:
+        for trained in (True, False):
             problem = held(NETS[name], trained=trained)
             _, ours = solved(problem)
             row = euler_until(problem, ours["energy"], cap=20_000)

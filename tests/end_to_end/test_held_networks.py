@@ -51,6 +51,10 @@ def stress(name: str) -> ts.Problem:
         widths = [3, *[1] * 20, 2]
     if name == "wide":
         widths = [3, 120, 2]
+    if name == "width 4, depth 40":
+        widths = [3, *[4] * 40, 2]
+    if name == "width 16, depth 50":
+        widths = [3, *[16] * 50, 2]
     net = relu_mlp(widths, 2)
     x = randn(1, 10, 3)
     y = randn(2, 10, 2)
@@ -71,8 +75,13 @@ def stress(name: str) -> ts.Problem:
         y = net(x).detach()
     if name == "double weights":
         scale = 2.0
+    if name == "fourfold weights":
+        widths, scale = [3, 16, 16, 16, 16, 2], 4.0
+        net = relu_mlp(widths, 2)
     if name == "far targets":
         target = -100.0
+    if name == "farther targets":
+        target = 1000.0
     if name == "duplicates":
         x, y = x[:1].repeat(10, 1), y[:1].repeat(10, 1)
     with torch.no_grad():
@@ -83,7 +92,8 @@ def stress(name: str) -> ts.Problem:
 
 CASES = (
     "narrow and deep", "wide", "zero input, zero bias", "dead gates", "integer ties",
-    "target the forward pass", "double weights", "far targets", "duplicates",
+    "target the forward pass", "double weights", "fourfold weights", "far targets",
+    "farther targets", "duplicates", "width 4, depth 40", "width 16, depth 50",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torchsheaf.harmonic.reduction import Reduction
 from torchsheaf.harmonic.solver import Solution
 from torchsheaf.outcome import Outcome
 
-FORCING = 0.1
+FORCING = 0.2
 MAX_STEPS = 400
 """Conjugate gradient steps per direction."""
 FRESH_EVERY = 64
@@ -43,7 +43,11 @@ class Stage(IntEnum):
 
 @dataclass
 class _Rows:
-    """The samples in work, one row each. `dc`, `dm` is the direction so far, `slope` φ′(0) of it."""
+    """The samples in work, one row each.
+
+    Where they are: C, M, E and its forces; the gates' states and the model frozen at them; the
+    direction so far (`dc`, `dm`, with `slope` = φ′(0) along it) and its conjugate gradients.
+    """
 
     index: Tensor
     stage: Tensor
@@ -212,10 +216,10 @@ class AsynchronousNewton:
         rows.rr = torch.where(bent, fresh, rows.rr)
         rows.steps = rows.steps + descent
         ready = flat | (bent & ((rows.rr <= rows.goal) | (rows.steps >= MAX_STEPS)))
-        self._pause(ready, Stage.READY)
+        self._send(ready, Stage.READY)
 
-    def _pause(self, which: Tensor, stage: Stage) -> None:
-        """Leave the descent; p is kept in r's frame by `_resume`, but takes part in no sweep."""
+    def _send(self, which: Tensor, stage: Stage) -> None:
+        """Put the chosen samples at a stage; r and p stay valid as long as the model does."""
         self.rows.stage = torch.where(which, int(stage), self.rows.stage)
 
     def _check(self, check: Tensor, out: Tensor) -> None:
@@ -226,7 +230,7 @@ class AsynchronousNewton:
         arrived, onwards = check & small, check & ~small
         rows.goal = torch.where(onwards, 0.01 * rows.rr, rows.goal)
         rows.steps = torch.where(onwards, 0, rows.steps)
-        self._pause(onwards, Stage.DESCENT)
+        self._send(onwards, Stage.DESCENT)
         self._retire(arrived, rows.quiet)
 
     def _begin(self, gradient: Tensor, out: Tensor) -> None:
@@ -243,8 +247,8 @@ class AsynchronousNewton:
         rows.slope = torch.where(gradient, 0, rows.slope)
         rows.steps = torch.where(gradient, 0, rows.steps)
         near = size <= 10 * self.tol
-        self._pause(gradient & near, Stage.CHECK)
-        self._pause(gradient & ~near, Stage.DESCENT)
+        self._send(gradient & near, Stage.CHECK)
+        self._send(gradient & ~near, Stage.DESCENT)
 
     def _search(self, ready: Tensor) -> None:
         """The whole step where the model is exact up to there, else along the true energy."""
@@ -319,7 +323,7 @@ class AsynchronousNewton:
         self.final_c[index], self.final_m[index] = rows.c[over], rows.m[over]
         self.settled[index] = quiet[over]
         rows.p = rows.p.masked_fill(over[:, None], 0)
-        self._pause(over, Stage.OVER)
+        self._send(over, Stage.OVER)
 
     def _compact(self) -> None:
         """Go on with the samples that are left."""
@@ -331,9 +335,8 @@ class AsynchronousNewton:
     def _solution(self, outcome: Outcome) -> Solution:
         rows = self.rows
         left = ~rows.at(Stage.OVER)
-        self.final_c[rows.index[left]] = rows.c[left]
-        m = self.whole.incoming(self.final_c)
-        self.passes += 1
+        self.final_c[rows.index[left]], self.final_m[rows.index[left]] = rows.c[left], rows.m[left]
+        m = self.final_m
         last = forces(self.whole, self.final_c, m)
         z = m if last.gates is None else last.gates.z
         cochain = self.whole.restore(self.final_c, m, z)

@@ -20,8 +20,6 @@ from torchsheaf.harmonic.solver import HarmonicSolver, Solution
 from torchsheaf.network import Composition
 from torchsheaf.outcome import Outcome
 
-FRESH_EVERY = 8
-"""Steps after which M is recomputed instead of updated, against rounding drift."""
 FORCING = 0.1
 BLOCKINGS = 4
 """How often a direction that runs into a kink at once is solved for again."""
@@ -34,7 +32,8 @@ class Newton(HarmonicSolver):
     Each step freezes the gates' states (off, on, sliding), solves (I + GᵀG) u = −g by conjugate
     gradients in the variables u in which forward substitution is the identity (two sweeps per
     step, eigenvalues ≥ 1), and searches along the step on the true energy. With affine edges the
-    search costs no sweep. Smooth edges are linearised at every step: Gauss–Newton.
+    search costs no sweep and no sample waits for another (`AsynchronousNewton`). Smooth edges are
+    linearised at every step: Gauss–Newton.
 
     Energy never rises. Equilibria with the output held are local minima. Cost: see
     docs/choose-a-solver.md. Source: docs/notes/solver.md.
@@ -86,7 +85,6 @@ class _Iteration:
     ) -> None:  # fmt: skip
         self.whole, self.tol, self.max_passes = reduction, tol, max_passes
         layout, nodes = reduction.layout, [c.node for c in reduction.layout.cells]
-        self.straight = all(n.piecewise_affine and not n.gates for n in nodes)
         self.smooth = any(not n.piecewise_affine for n in nodes)
         self.sites = bool(kink_sites(layout))
         self.divisible = reduction.problem.sheaf.network.fixed_batch is None
@@ -96,11 +94,10 @@ class _Iteration:
         self.left = torch.ones_like(self.settled)
         self.energy = c.new_zeros(c.shape[0])
         self.passes = 1
-        self.steps = 0
         self.trace: list[float] = []
         index = torch.arange(c.shape[0], device=c.device)
         self.now = _Active(index, reduction, c, reduction.incoming(c))
-        self._maps: tuple[int, Maps] | None = None
+        self._maps: Maps = {}
         self.kinks: Kinks
 
     def run(self) -> Solution:
@@ -128,7 +125,6 @@ class _Iteration:
                 keep = ~done
                 self.now = self.now.samples(keep)
                 here, gradient = _pick(here, keep), gradient[keep]
-                self._maps = None
                 system = self._system(here, self.now.frozen)
             if not self._advance(system, here, gradient):
                 outcome = Outcome.STALLED
@@ -137,9 +133,7 @@ class _Iteration:
 
     def _system(self, here: Forces, frozen: Frozen | None = None) -> FrozenSystem:
         now, layout = self.now, self.now.reduction.layout
-        batch = now.c.shape[0]
-        if self._maps is None or self._maps[0] != batch or not self.straight:
-            self._maps = (batch, self._linearise({}))
+        self._maps = self._linearise({})
         if self.sites:
             frozen = self._active_set(here, frozen)
         now.frozen = frozen
@@ -148,7 +142,7 @@ class _Iteration:
         if self.smooth:
             point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
             curvature = Curvature(layout, network, point, here.on_values) or None
-        return FrozenSystem(layout, self._maps[1], model, curvature)
+        return FrozenSystem(layout, self._maps, model, curvature)
 
     def _linearise(self, pattern: Mapping[str, Tensor]) -> dict[str, Composition]:
         now = self.now
@@ -159,8 +153,7 @@ class _Iteration:
     def _active_set(self, here: Forces, frozen: Frozen | None) -> Frozen:
         """Gates that were not eliminated: which sit on attracting kinks. Cost: one sweep."""
         now, layout = self.now, self.now.reduction.layout
-        assert self._maps is not None
-        network, maps = now.reduction.problem.sheaf.network, self._maps[1]
+        network, maps = now.reduction.problem.sheaf.network, self._maps
         point = now.reduction.point(now.c)
         self.kinks = Kinks(layout, network, point, maps, here.on_values)
         if frozen is None:
@@ -172,7 +165,7 @@ class _Iteration:
             frozen = self.kinks.freeze(plain, now.reduction.holds.keep)
             if now.frozen is not None and now.quiet is not None:
                 now.quiet = now.quiet & frozen.same(now.frozen)
-        self._maps = (now.c.shape[0], self._linearise(frozen.pattern))
+        self._maps = self._linearise(frozen.pattern)
         return frozen
 
     def _note_states(self, here: Forces) -> None:
@@ -233,12 +226,8 @@ class _Iteration:
             bent = torch.where(stopped, self._path(direction, straight, bent=False), bent)
             length = torch.where(length == 0, straight, length)
         now.c = bent
-        self.steps += 1
-        if self.straight and self.steps % FRESH_EVERY:
-            now.m = now.m + length[:, None] * direction.dm
-        else:
-            now.m = now.reduction.incoming(now.c)
-            self.passes += 1
+        now.m = now.reduction.incoming(now.c)
+        self.passes += 1
         return bool((length > 0).any())
 
     def _unblock(
@@ -291,18 +280,14 @@ class _Iteration:
 
         def along(t: Tensor) -> tuple[Tensor, Tensor]:
             c = self._path(direction, t, bent=bent)
-            if self.straight:
-                m = now.m + t[:, None] * direction.dm
-            else:
-                m = now.reduction.incoming(c)
-                self.passes += 1
+            m = now.reduction.incoming(c)
+            self.passes += 1
             there = forces(now.reduction, c, m)
             derivative = torch.linalg.vecdot(there.on_variables, direction.dc)
             derivative = derivative + torch.linalg.vecdot(there.on_values, direction.dm)
             return there.energy, derivative
 
-        refine = 3 if self.straight else 0
-        return line_search(along, here.energy, slope, refine=refine).length
+        return line_search(along, here.energy, slope, refine=0).length
 
     def _solution(self, outcome: Outcome) -> Solution:
         now, whole = self.now, self.whole
