@@ -220,14 +220,14 @@ def local(rule: Callable[[], Any], loss: str, optimiser: Any = sgd) -> Any:
     return build
 
 
-def joint(loss: str, inner: int) -> Any:
+def joint(loss: str, inner: int, dt: float = 0.1) -> Any:
     """`inner` joint Euler steps per batch, β N = rate; stalks kept while the batch stays."""
 
     def build(net: nn.Sequential, rate: float) -> Step:
         kept: dict[str, Any] = {}
 
         def step(x: Tensor, y: Tensor) -> None:
-            flow = JointEuler(loss=loss, dt=0.1, beta=rate / len(x))
+            flow = JointEuler(loss=loss, dt=dt, beta=rate / len(x))
             if kept.get("x") is not x:
                 kept.update(x=x, state=flow.start(net, x, y, stalks="forward"))
             flow.run(kept["state"], inner, every=inner)
@@ -286,7 +286,7 @@ def methods(name: str) -> list[Method]:
         few = partial(EquilibriumRule, max_passes=4, solver="block descent")
         found += [
             Method("equilibrium, few sweeps, + Adam", local(few, loss, adam), grid(0.003), 0.1),
-            Method("joint Euler, 20 steps", joint(loss, 20), grid(3.0), 0.1),
+            Method("joint Euler, 20 steps", joint(loss, 20, 0.02), grid(0.3), 0.1),
         ]
     return found
 
