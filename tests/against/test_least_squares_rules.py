@@ -181,3 +181,35 @@ def test_parameters_of_other_edges_take_the_first_order_rule() -> None:
     for n in ("1.weight", "1.bias"):
         assert torch.allclose(model.get_parameter(n).grad, expected[n], atol=1e-12)
     assert not torch.allclose(model[0].weight.grad, expected["0.weight"], atol=1e-3)
+
+
+class Stored(nn.Module):
+    """A linear layer on a sequence: weight as `nn.Linear` has it, or `(n_in, n_out)` as GPT-2's."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, transposed: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.mT.clone() if transposed else weight.clone())
+        self.bias, self.transposed = nn.Parameter(bias.clone()), transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.transposed:
+            return functional.linear(x, self.weight, self.bias)
+        rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return rows.view(*x.shape[:-1], rows.shape[-1])
+
+
+@pytest.mark.parametrize("rule", ["first-order", "edge", "recursive"])
+def test_how_a_weight_is_stored_does_not_matter(rule: str) -> None:
+    found = []
+    for transposed in (False, True):
+        first = Stored(randn(1, 5, 4), randn(2, 5), transposed)
+        second = Stored(randn(3, 2, 5), randn(4, 2), transposed)
+        model = nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), fill(nn.Linear(6, 3), 5))
+        SheafTrainer(model, rule=rule).local_gradients(randn(6, 7, 3, 4), torch.arange(7) % 3)
+        assert first.weight.grad is not None
+        assert second.weight.grad is not None
+        grads = [first.weight.grad, second.weight.grad]
+        found.append([(g.mT if transposed else g) for g in grads] + [first.bias.grad])
+    for plain, stored in zip(*found, strict=True):
+        assert torch.allclose(plain, stored, atol=1e-12)
+        assert bool((plain != 0).any())

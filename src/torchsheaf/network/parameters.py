@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.network.layout import Layout
 from torchsheaf.network.network import Network, Node
-from torchsheaf.network.operation import State, Value
+from torchsheaf.network.operation import Operation, State, Value
 
 _CONVOLUTIONS = {"aten.conv1d.default": 1, "aten.conv2d.default": 2}
 
@@ -26,10 +27,14 @@ class WeightEdge:
     bias: str | None
     spatial: tuple[Any, ...] | None
     """(stride, padding, dilation) of a convolution; None for a linear layer."""
+    operation: Operation
+    """The one that meets the weight; relabellings may stand around it."""
+    transposed: bool = False
+    """Whether the weight is stored `(n_in, n_out)`, as addmm takes it."""
 
     def rows(self, network: Network, values: Mapping[str, Tensor]) -> Tensor:
         """A, `(batch · positions, n_in)`: unfolded patches for a convolution."""
-        x = operand(network, self.node, values)
+        x = self._operand(network, values)
         if self.spatial is None:
             return x.reshape(-1, x.shape[-1])
         stride, padding, dilation = self.spatial
@@ -48,17 +53,32 @@ class WeightEdge:
             return g.reshape(-1, g.shape[-1])
         return g.flatten(2).transpose(1, 2).reshape(-1, g.shape[1])
 
+    def stored(self, step: Tensor, network: Network) -> Tensor:
+        """`(n_out, n_in)` in the layout of the weight."""
+        return (step.mT if self.transposed else step).reshape(network.state(self.weight).shape)
+
+    def _operand(self, network: Network, values: Mapping[str, Tensor]) -> Tensor:
+        """The activation that enters the operation, after the folded relabellings."""
+        scope: dict[str, Any] = {p: values[p] for p in self.node.parents}
+        batch = values[self.node.parents[0]].shape[0]
+        for op in self.node.operations:
+            if op is self.operation:
+                break
+            args, kwargs = op.resolve(scope, network.state, batch)
+            scope[op.name] = op.target(*args, **kwargs)
+        return scope[self.operation.operands[0]]
+
     def pull(
         self, network: Network, values: Mapping[str, Tensor], cotangent: Tensor
     ) -> dict[str, Tensor]:
         """Σ_samples (∂f/∂W)ᵀ g, and the same for b."""
         if self.spatial is None:
             g = self.spread(cotangent)
-            grads = {self.weight: g.mT @ self.rows(network, values)}
+            grads = {self.weight: self.stored(g.mT @ self.rows(network, values), network)}
             if self.bias is not None:
                 grads[self.bias] = g.sum(0)
             return grads
-        x, weight = operand(network, self.node, values), network.state(self.weight)
+        x, weight = self._operand(network, values), network.state(self.weight)
         stride, padding, dilation = self.spatial
         none = [0] * (weight.ndim - 2)
         wanted = [False, True, self.bias is not None]
@@ -71,8 +91,12 @@ class WeightEdge:
 
 def weight_edge(node: Node) -> WeightEdge | None:
     """The node as a least-squares problem, or None when it is not linear in one weight matrix."""
-    op = node.operations[-1]
+    op = _before_relabelling(node)
+    if op is None:
+        return None
     name = str(op.target)
+    if name == "aten.addmm.default":
+        return _addmm_edge(node, op)
     if name != "aten.linear.default" and name not in _CONVOLUTIONS:
         return None
     a, w, *rest = op.args
@@ -83,25 +107,37 @@ def weight_edge(node: Node) -> WeightEdge | None:
         return None
     bias_name = bias.name if isinstance(bias, State) else None
     if name == "aten.linear.default":
-        return WeightEdge(node, w.name, bias_name, None)
+        return WeightEdge(node, w.name, bias_name, None, op)
+    if op is not node.operations[-1]:
+        return None
     n = _CONVOLUTIONS[name]
     defaults: tuple[Any, ...] = (None, [1] * n, [0] * n, [1] * n, 1)
     _, stride, padding, dilation, groups = (*rest, *defaults[len(rest) :])
     if groups != 1:
         return None
-    return WeightEdge(node, w.name, bias_name, (stride, padding, dilation))
+    return WeightEdge(node, w.name, bias_name, (stride, padding, dilation), op)
 
 
-def operand(network: Network, node: Node, values: Mapping[str, Tensor]) -> Tensor:
-    """The activation that enters the node's own operation, after the folded relabellings."""
-    if len(node.operations) == 1:
-        return values[node.operations[0].operands[0]]
-    batch = values[node.parents[0]].shape[0]
-    scope: dict[str, Any] = {p: values[p] for p in node.parents}
-    for op in node.operations[:-1]:
-        args, kwargs = op.resolve(scope, network.state, batch)
-        scope[op.name] = op.target(*args, **kwargs)
-    return scope[node.operations[-1].operands[0]]
+def _before_relabelling(node: Node) -> Operation | None:
+    """The last operation, or the one before it when that only splits rows off the batch axis."""
+    *others, last = node.operations
+    layout = getattr(last.target, "__self__", None)
+    if not isinstance(layout, Layout):
+        return last
+    # sample by sample, so that rows of the operation are rows of the stalk in their order
+    in_order = last.target == layout.forth and layout.axis == 0 and layout.outer == 1
+    if not in_order or not others or last.operands != (others[-1].name,):
+        return None
+    return others[-1]
+
+
+def _addmm_edge(node: Node, op: Operation) -> WeightEdge | None:
+    """b + a W, as GPT-2 writes its linear layers."""
+    bias, a, w = op.args
+    states = isinstance(bias, State) and isinstance(w, State)
+    if not states or not isinstance(a, Value) or op.kwargs:
+        return None
+    return WeightEdge(node, w.name, bias.name, None, op, transposed=True)
 
 
 @torch.no_grad()

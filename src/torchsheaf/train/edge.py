@@ -53,7 +53,7 @@ class EdgeRule(LocalRule):
             blocks += self._blocks(batch, problem, cotangent)
         for block, inverse in zip(blocks, _inverses(blocks, self.damping), strict=True):
             weight, bias = block.step(inverse)
-            total.add(block.edge.weight, weight.reshape(block.shape))
+            total.add(block.edge.weight, block.edge.stored(weight, batch.sheaf.network))
             if bias is not None:
                 assert block.edge.bias is not None
                 total.add(block.edge.bias, bias)
@@ -66,12 +66,12 @@ class EdgeRule(LocalRule):
         size = batch.size if self.group is None else min(self.group, batch.size)
         positions = a.shape[0] // batch.size
         whole = batch.size // size
-        ones, shape = has_live_bias(batch, edge), network.state(edge.weight).shape
+        ones = has_live_bias(batch, edge)
         cut = whole * size * positions
-        blocks = [_Block.of(edge, shape, a[:cut], g[:cut], whole, ones, size)]
+        blocks = [_Block.of(edge, a[:cut], g[:cut], whole, ones, size)]
         if cut < a.shape[0]:
             rest = batch.size - whole * size
-            blocks.append(_Block.of(edge, shape, a[cut:], g[cut:], 1, ones, rest))
+            blocks.append(_Block.of(edge, a[cut:], g[cut:], 1, ones, rest))
         return blocks
 
 
@@ -84,7 +84,6 @@ class _Block:
     """
 
     edge: WeightEdge
-    shape: torch.Size
     a: Tensor
     g: Tensor
     gram: Tensor
@@ -94,7 +93,7 @@ class _Block:
 
     @classmethod
     def of(
-        cls, edge: WeightEdge, shape: torch.Size, a: Tensor, g: Tensor, groups: int, ones: bool,
+        cls, edge: WeightEdge, a: Tensor, g: Tensor, groups: int, ones: bool,
         samples: int,
     ) -> "_Block":  # fmt: skip
         rows, n_in = a.shape[0] // groups, a.shape[1]
@@ -103,7 +102,7 @@ class _Block:
             a = torch.cat([a, a.new_ones(a.shape[0], 1)], 1)
         a, g = a.view(groups, rows, -1), g.reshape(groups, rows, -1)
         gram = torch.bmm(a, a.mT) if left else torch.bmm(a.mT, a)
-        return cls(edge, shape, a, g, gram, ones, left, samples)
+        return cls(edge, a, g, gram, ones, left, samples)
 
     @property
     def positions(self) -> int:

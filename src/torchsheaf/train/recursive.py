@@ -62,8 +62,8 @@ class RecursiveRule(LocalRule):
             lowest.append(p.diagonal().min())
             # The rule's step is a sum over the batch, not a mean: undo the division by the size.
             step = step * batch.size
-            weight = batch.sheaf.network.state(problem.weight)
-            total.add(problem.weight, (step[:, :-1] if ones else step).reshape(weight.shape))
+            weight = step[:, :-1] if ones else step
+            total.add(problem.weight, problem.stored(weight, batch.sheaf.network))
             if ones and problem.bias is not None:
                 total.add(problem.bias, step[:, -1])
         self._check(fresh, lowest)
@@ -95,7 +95,8 @@ class RecursiveRule(LocalRule):
         With P = LLᵀ: the next P is L (ρ I + LᵀAᵀA L)⁻¹ Lᵀ, and (M⁻¹Λ)ᵀQ = ΛᵀA times it.
         """
         eye = torch.eye(p.shape[0], dtype=p.dtype, device=p.device)
-        root = torch.linalg.cholesky_ex(p)[0]
+        root, failed = torch.linalg.cholesky_ex(p)
+        root = root.masked_fill(failed > 0, torch.nan)  # no factor of an indefinite P: `_check`
         along = a @ root
         factor = torch.linalg.cholesky_ex(torch.addmm(rho * eye, along.mT, along))[0]
         gain = torch.linalg.solve_triangular(factor, root.mT, upper=False)
