@@ -260,7 +260,7 @@ class AsynchronousNewton:
         there = forces(part, c + dc, m + dm)
         exact = self._same_states(ready, there.gates)
         exact &= (there.energy - energy - 0.5 * slope).abs() <= EXACT * slope.abs()
-        exact &= rows.steps[ready] < MAX_STEPS
+        exact &= rr <= rows.goal[ready]  # else the descent ended for want of curvature or steps
         done = exact & (rr <= self.tol**2)
         further = ready[exact & ~done]
         rows.goal[further] = self.tol**2
