@@ -1,6 +1,7 @@
 """Held networks of every kind reach stationarity, from any start, alone or in a batch."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -15,6 +16,38 @@ from tests.reference.networks import fill, randn, relu_mlp
 def test_every_sample_arrives_and_the_energy_never_rises(name):
     found = ts.harmonic_extension(held_output(name))
     assert float(found.stationarity.max()) <= 1.1e-8
+    trace = torch.tensor(found.energies)
+    assert bool((trace.diff() <= 1e-12 * trace[0]).all())
+
+
+def random_problem(seed: int) -> ts.Problem:
+    """Widths, gates, free inputs, targets, hidden pins and their weights all drawn."""
+    rng, source = random.Random(seed), torch.Generator().manual_seed(seed)
+    widths = [rng.randint(1, 5), *(rng.randint(1, 10) for _ in range(rng.randint(1, 4))), 2]
+    gates = (nn.ReLU(), nn.LeakyReLU(0.1), nn.Hardtanh())
+    net = relu_mlp(widths, seed)
+    for i in range(1, len(net), 2):
+        net[i] = rng.choice(gates)
+    x = torch.randn(20, widths[0], generator=source, dtype=torch.float64)
+    y = 10 ** rng.uniform(-1, 2) * torch.randn(20, 2, generator=source, dtype=torch.float64)
+    given = torch.rand(widths[0], generator=source) < rng.choice((0.5, 2.0))
+    problem = ts.hold(ts.encode(net, x), x, where=given if bool(given.any()) else None)
+
+    def weight() -> float:
+        return rng.choice((math.inf, 10 ** rng.uniform(-2, 2)))
+
+    problem = problem.pin(ts.Pin("output", y, weight=weight()))
+    for vertex in rng.sample(list(problem.sheaf.edges)[:-1], rng.randint(0, 2)):
+        index = rng.randrange(problem.sheaf.vertices[vertex].dim)
+        pin = ts.Pin(vertex, rng.uniform(-2, 2), where=[index], weight=weight())
+        problem = problem.pin(pin)
+    return problem
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_held_networks_settle(seed: int) -> None:
+    problem = random_problem(seed)
+    found = ts.harmonic_extension(problem, solver="newton", start="forward", max_passes=5000)
     trace = torch.tensor(found.energies)
     assert bool((trace.diff() <= 1e-12 * trace[0]).all())
 

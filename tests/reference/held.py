@@ -52,8 +52,10 @@ class Pooled(nn.Module):
         return self.out(x.flatten(1))
 
 
-def path(gate: nn.Module, seed: int) -> nn.Module:
-    return fill(nn.Sequential(nn.Linear(3, 6), gate, nn.Linear(6, 5), gate, nn.Linear(5, 2)), seed)
+def path(gate: nn.Module, seed: int, second: nn.Module | None = None) -> nn.Module:
+    second = gate if second is None else second
+    stack = (nn.Linear(3, 6), gate, nn.Linear(6, 5), second, nn.Linear(5, 2))
+    return fill(nn.Sequential(*stack), seed)
 
 
 def shared(seed: int) -> nn.Module:
@@ -66,6 +68,8 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "mlp": lambda s: relu_mlp([3, 6, 5, 2], s),
     "leaky": lambda s: path(nn.LeakyReLU(0.1), s),
     "hardtanh": lambda s: path(nn.Hardtanh(), s),
+    "relu, hardtanh": lambda s: path(nn.ReLU(), s, nn.Hardtanh()),
+    "hardtanh, leaky": lambda s: path(nn.Hardtanh(), s, nn.LeakyReLU(0.1)),
     "relu6": lambda s: path(nn.ReLU6(), s),
     "prelu": lambda s: path(nn.PReLU(), s),
     "tanh": lambda s: path(nn.Tanh(), s),

@@ -97,14 +97,15 @@ class Layout:
 
     @cached_property
     def groups(self) -> tuple[tuple[slice, Pieces], ...]:
-        """Gated columns with one and the same gate."""
+        """Gated columns with one and the same gate, in the order of the columns."""
         found: dict[Pieces, slice] = {}
         for cell in self.cells:
             if cell.pieces is not None:
                 old = found.get(cell.pieces, cell.rows)
                 start, stop = min(old.start, cell.rows.start), max(old.stop, cell.rows.stop)
                 found[cell.pieces] = slice(start, stop)
-        return tuple((rows, pieces) for pieces, rows in found.items())
+        ordered = sorted(found.items(), key=lambda item: item[1].start)
+        return tuple((rows, pieces) for pieces, rows in ordered)
 
     def view(self, columns: Tensor, name: str) -> Tensor:
         """A variable's block, `(batch, *shape)`."""
