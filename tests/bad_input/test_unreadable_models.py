@@ -60,12 +60,20 @@ class NoBatch(nn.Module):
         return x.sum(0)
 
 
+class Gram(nn.Module):
+    """A `(batch, batch)` value: no layout puts sample 0 into one row and nowhere else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x.mT) @ x
+
+
 CASES: dict[str, tuple[nn.Module, str]] = {
     "no rule": (Unknown(), "special_bessel_j0"),
     "integers from activations": (Integer(), "int64"),
     "a comparison of activations": (Compared(), "torch.bool"),
     "complex numbers": (Complex(), "complex"),
     "no batch axis left": (NoBatch(), "no batch axis"),
+    "samples times samples": (Gram(), "mixes the samples"),
 }
 
 
