@@ -25,6 +25,8 @@ PINS = {
     "hidden hard": lambda p: p.pin(ts.Pin(list(p.sheaf.edges)[0], 0.4, where=[1, 3])),
     "post hard": lambda p: p.pin(ts.Pin(list(p.sheaf.edges)[1], 0.2, where=[0, 1])),
     "post soft": lambda p: p.pin(ts.Pin(list(p.sheaf.edges)[1], 0.2, where=[2], weight=3.0)),
+    # what enters a later vertex moves, so that its held coordinates leave a row behind
+    "later hard": lambda p: p.pin(ts.Pin(list(p.sheaf.edges)[3], 0.2, where=[0, 1, 2, 3])),
 }
 
 
