@@ -116,7 +116,7 @@ def test_a_frozen_bias_drops_the_column_of_ones(rule: EdgeRule | RecursiveRule) 
         assert torch.allclose(-model[0].weight.grad, reference_step(a, f, 0.01), atol=1e-12)
 
 
-@pytest.mark.parametrize("sizes", [(1,) * 12, (5, 4, 3), (12,)], ids=str)
+@pytest.mark.parametrize("sizes", [(1,) * 12, (5, 4, 3), (7, 5), (12,)], ids=str)
 @pytest.mark.parametrize("memory", [float("inf"), 50.0])
 def test_recursive_steps_from_anchor_equal_batch_ridge_regression(
     sizes: tuple[int, ...], memory: float

@@ -35,10 +35,13 @@ def held() -> tuple[Problem, nn.Sequential]:
     return hold(encode(net, x), x), net
 
 
-def test_label_energy_is_the_constrained_least_squares_minimum(held) -> None:
+@pytest.mark.parametrize(("labels", "margin"), [("any", 0.3), ("winning", 0.0)])
+def test_label_energy_is_the_constrained_least_squares_minimum(held, labels, margin) -> None:
     problem, net = held
-    y = torch.arange(12) % 3
-    found = label_energy(problem, y, margin=0.3)
+    outputs = problem.start("forward")["4"]
+    y = torch.arange(12) % 3 if labels == "any" else outputs.argmax(1)
+    found = label_energy(problem, y, margin=margin)
+    assert labels == "any" or bool((found.signed < 0).all())
     inverse = torch.linalg.inv(problem.coboundary(problem.start("forward")).to_dense())
     k = (inverse @ inverse.mT)[:, -3:, -3:]
     z = problem.start("forward")["4"]
@@ -47,7 +50,7 @@ def test_label_energy_is_the_constrained_least_squares_minimum(held) -> None:
         for j in set(range(3)) - {int(y[m])}:
             u = torch.zeros(3, dtype=torch.float64)
             u[y[m]], u[j] = 1.0, -1.0
-            gap = 0.3 - u @ z[m]
+            gap = margin - u @ z[m]
             energies.append(0.5 * gap * gap.abs() / (u @ k[m] @ u))
         assert float(found.signed[m]) == pytest.approx(float(max(energies)), rel=1e-10)
     assert torch.allclose(found.discord.total, 2 * found.signed.abs())

@@ -10,6 +10,7 @@ from torch import nn
 import torchsheaf as ts
 from tests.reference.held import MODELS, held_output
 from tests.reference.networks import fill, randn, relu_mlp
+from torchsheaf.outcome import Outcome
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -147,6 +148,26 @@ def test_float32_reaches_its_own_tolerance():
     found = ts.harmonic_extension(problem)
     assert found.cochain["0"].dtype == torch.float32
     assert float(found.stationarity.max()) <= 1e-4
+
+
+def test_an_exact_model_is_solved_without_a_restart():
+    """Without gates the model is exact: one gradient, at most rank + 1 steps of conjugate
+    gradients at two sweeps each, one test of arrival, and M at the start."""
+    net = fill(nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)), 1)
+    x, y = randn(1, 50, 3), randn(2, 50, 2)
+    problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", y))
+    assert ts.harmonic_extension(problem).passes <= 1 + 1 + 2 * 3 + 1
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-9), (torch.float64, 1e-17)])
+def test_a_tolerance_below_the_rounding_floor_is_noticed(dtype, tol):
+    net = relu_mlp([3, 8, 8, 2], 0, dtype=dtype)
+    x, y = randn(1, 20, 3, dtype=dtype), randn(2, 20, 2, dtype=dtype)
+    problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", y))
+    found = ts.harmonic_extension(problem, tol=tol, throw=False, solver="newton")
+    assert found.outcome is Outcome.STALLED
+    assert found.passes < 2000
+    assert float(found.stationarity.max()) < 1e3 * torch.finfo(dtype).eps
 
 
 def test_a_fixed_batch_size_is_respected():

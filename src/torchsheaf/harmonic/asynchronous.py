@@ -22,6 +22,10 @@ FRESH_EVERY = 64
 """Ticks after which M is recomputed instead of updated, against rounding drift."""
 WAITING = 8
 """Line searches are made when one sample in so many waits for one."""
+PATIENCE = 5
+"""Tests of arrival that may fail without progress."""
+FLOOR = 1e-12
+"""Relative fall of the energy that counts as progress."""
 EXACT = 1e-6
 """Relative error of the predicted decrease below which a frozen model counts as exact."""
 
@@ -70,6 +74,10 @@ class _Rows:
     slope: Tensor
     steps: Tensor
     quiet: Tensor
+    tested: Tensor
+    least: Tensor
+    lowest: Tensor
+    failed: Tensor
 
     def take(self, keep: Tensor) -> "_Rows":
         return _Rows(*(getattr(self, f.name)[keep] for f in fields(self)))
@@ -161,6 +169,10 @@ class AsynchronousNewton:
             r=torch.zeros_like(c), p=torch.zeros_like(c), rr=c.new_zeros(n), goal=c.new_zeros(n),
             slope=c.new_zeros(n), steps=torch.zeros(n, dtype=torch.long, device=c.device),
             quiet=torch.ones(n, dtype=torch.bool, device=c.device),
+            tested=torch.full((n,), torch.inf, dtype=c.dtype, device=c.device),
+            least=torch.full((n,), torch.inf, dtype=c.dtype, device=c.device),
+            lowest=torch.full((n,), torch.inf, dtype=c.dtype, device=c.device),
+            failed=torch.zeros(n, dtype=torch.long, device=c.device),
         )  # fmt: skip
 
     def _tick(self) -> None:
@@ -223,18 +235,31 @@ class AsynchronousNewton:
         self.rows.stage = torch.where(which, int(stage), self.rows.stage)
 
     def _check(self, check: Tensor, out: Tensor) -> None:
-        """Arrived where ‖∂E/∂C‖ ≤ tol; the others go on with a tenth of their residual as goal."""
+        """Arrived where ‖∂E/∂C‖ ≤ tol; the others go on with a tenth of their residual as goal.
+
+        Below the rounding floor ‖∂E/∂C‖ stays where it is, whatever the residual says: a sample
+        for which it has not halved in `PATIENCE` tests cannot be moved any more.
+        """
         rows, keep = self.rows, self.reduction.holds.keep
         plain = out if keep is None else out * keep
-        small = torch.linalg.vector_norm(plain, dim=1) <= self.tol
-        arrived, onwards = check & small, check & ~small
+        norm = torch.linalg.vector_norm(plain, dim=1)
+        small = norm <= self.tol
+        rows.failed = rows.failed + (check & ~(norm <= 0.5 * rows.tested))
+        rows.tested = torch.where(check, torch.minimum(norm, rows.tested), rows.tested)
+        hopeless = check & ~small & (rows.failed >= PATIENCE)
+        arrived, onwards = check & small, check & ~small & ~hopeless
         rows.goal = torch.where(onwards, 0.01 * rows.rr, rows.goal)
         rows.steps = torch.where(onwards, 0, rows.steps)
         self._send(onwards, Stage.DESCENT)
         self._retire(arrived, rows.quiet)
+        self._give_up(hopeless)
 
     def _begin(self, gradient: Tensor, out: Tensor) -> None:
-        """A new gradient: to the check where it is small, else the first search direction."""
+        """A new gradient: to the check where it is small, else the first search direction.
+
+        A sample whose energy has not fallen and whose gradient has not halved since its best, in
+        `PATIENCE` gradients, is at the rounding floor.
+        """
         rows, pick = self.rows, gradient[:, None]
         rows.r = torch.where(pick, -out, rows.r)
         rows.p = torch.where(pick, -out, rows.p)
@@ -246,9 +271,17 @@ class AsynchronousNewton:
         rows.dm = torch.where(pick, 0, rows.dm)
         rows.slope = torch.where(gradient, 0, rows.slope)
         rows.steps = torch.where(gradient, 0, rows.steps)
+        lower = rows.energy < rows.lowest - FLOOR * rows.lowest.abs()
+        better = lower | (size <= 0.5 * rows.least) | ~rows.lowest.isfinite()
+        rows.failed = torch.where(gradient, torch.where(better, 0, rows.failed + 1), rows.failed)
+        rows.least = torch.where(gradient, torch.minimum(size, rows.least), rows.least)
+        rows.lowest = torch.where(gradient, torch.minimum(rows.energy, rows.lowest), rows.lowest)
+        hopeless = gradient & (rows.failed >= PATIENCE)
+        gradient = gradient & ~hopeless
         near = size <= 10 * self.tol
         self._send(gradient & near, Stage.CHECK)
         self._send(gradient & ~near, Stage.DESCENT)
+        self._give_up(hopeless)
 
     def _search(self, ready: Tensor) -> None:
         """The whole step where the model is exact up to there, else along the true energy."""
@@ -299,9 +332,7 @@ class AsynchronousNewton:
         rows.stage[ready] = int(Stage.GRADIENT)
         blocked = torch.zeros_like(rows.quiet)
         blocked[ready] = t.squeeze(1) == 0
-        if bool(blocked.any()):
-            self.stuck[rows.index[blocked]] = True
-            self._retire(blocked, torch.zeros_like(blocked))
+        self._give_up(blocked)
 
     def _commit(self, where: Tensor, c: Tensor, m: Tensor, here: Forces) -> None:
         """Move; the direction starts again at 0, residual and search direction stay valid."""
@@ -316,6 +347,12 @@ class AsynchronousNewton:
         slope, stuck = _states(gates, self.rows.c[where])
         same = (slope == self.rows.gate_slope[where]) & (stuck == self.rows.gate_stuck[where])
         return same.all(1)
+
+    def _give_up(self, which: Tensor) -> None:
+        """Samples that cannot move: the run ends as stalled."""
+        if bool(which.any()):
+            self.stuck[self.rows.index[which]] = True
+            self._retire(which, torch.zeros_like(which))
 
     def _retire(self, over: Tensor, quiet: Tensor) -> None:
         rows = self.rows
