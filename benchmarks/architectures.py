@@ -3,7 +3,7 @@
 124M parameters, random weights, sequence 64, batch 4, float32. Each phase runs in a process of
 its own, so that its peak of resident memory is its own. Writes results/architectures.json.
 
-    python -m benchmarks.architectures            # about three minutes on two cores
+    python -m benchmarks.architectures            # about two minutes on two cores
     python -m benchmarks.architectures --phase gap
 """
 

@@ -8,7 +8,7 @@ benchmarks/results/training.md, after every method.
 
 How it is measured. Seeds 1, 2, 3 choose split, initial weights (He-normal, zero biases) and batch
 order. Every method gets three learning rates, half a decade apart, around the one that earlier
-sweeps had found best for it. CPU
+sweeps had found best for it; SGD and first-order run three times as many steps as the others. CPU
 seconds = steps × CPU ms per step; the ms are the least of many short chunks in which all methods
 take turns, so that other work on the machine hits all alike. "Steps to p" is the first of two
 successive evaluations (every 2 steps) that reach p on the held-out digits, median over the seeds;

@@ -2,7 +2,7 @@
 
     python -m benchmarks.diagnosis [noise] [faults] [shifts] [speed] [watch]
 
-Without arguments everything, about three minutes on one core. Every part replaces its own entry of
+Without arguments everything, about four minutes on one core. Every part replaces its own entry of
 benchmarks/results/diagnosis.json and prints its table.
 """
 

@@ -108,7 +108,9 @@ def exchanged(problem: ts.Problem, right: int, rival: int) -> ts.Extension:
     return ts.harmonic_extension(pinned, tol=1e-4, max_passes=5000, throw=False)
 
 
-def two_way(problem: ts.Problem, corrupted: ts.Cochain) -> tuple[dict[str, Tensor], float, float]:
+def two_way(
+    problem: ts.Problem, corrupted: ts.Cochain
+) -> tuple[dict[str, Tensor], float, ts.Extension]:
     """Pin layer 1's heads at the last position to the corrupted run: where does it pull?"""
     size = WIDTH // HEADS
     mask = torch.zeros(problem.sheaf.vertices["layers.1"].shape, dtype=torch.bool)
@@ -124,7 +126,7 @@ def two_way(problem: ts.Problem, corrupted: ts.Cochain) -> tuple[dict[str, Tenso
         move = relaxed.cochain[vertex] - clean[vertex]
         per_place = move.transpose(1, 2).flatten(2) if move.ndim == 4 else move
         change[vertex] = per_place[0].norm(dim=-1)
-    return change, float(pinned.energy(before)[0]), float(relaxed.energy[0])
+    return change, float(pinned.energy(before)[0]), relaxed
 
 
 def study() -> dict[str, Any]:
@@ -147,9 +149,10 @@ def study() -> dict[str, Any]:
         discords.append({v: float(relaxed.residual[v].square().sum()) / total for v in READ})
         pairs = [(abs(patched[-1][v]), discords[-1][v]) for v in READ]
         correlations.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
-        change, before, after = two_way(problem, corrupted)
+        change, before, bent = two_way(problem, corrupted)
+        stationarity.append(float(bent.stationarity.max()))
         maps.append(change)
-        energies.append((before, after))
+        energies.append((before, float(bent.energy[0])))
     found["patching"] = {v: sum(p[v] for p in patched) / len(patched) for v in READ}
     found["discord_share"] = {v: sum(d[v] for d in discords) / len(discords) for v in READ}
     found["rank_correlation"] = correlations

@@ -87,7 +87,8 @@ def spectra(
     eigenproblem. `tol` is the relative residual of an eigenpair; an eigenvalue's own error is of
     the order of its square.
 
-    Cost: 20–40 sweeps of the whole batch per end. Source: Bosca & Ghrist 2026, section 6.3.
+    Cost: 25–50 products for the gap and 40–90 for the other end (digits networks), two sweeps
+    of the whole batch each. Source: Bosca & Ghrist 2026, section 6.3.
 
     >>> from torchsheaf.boundary import hold
     >>> from torchsheaf.sheaf import encode

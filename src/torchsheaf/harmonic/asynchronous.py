@@ -16,6 +16,7 @@ from torchsheaf.harmonic.solver import Solution
 from torchsheaf.outcome import Outcome
 
 FORCING = 0.2
+"""A direction is good enough at ‖residual‖ ≤ min(FORCING, ‖g‖^½) ‖g‖."""
 MAX_STEPS = 400
 """Conjugate gradient steps per direction."""
 FRESH_EVERY = 64
@@ -183,33 +184,31 @@ class AsynchronousNewton:
         slope, scale = rows.model_slope, rows.model_scale
         on_c, on_m = rows.on_c, rows.on_m
         model = Branch(slope, scale, rows.model_omega, self.gamma, self.identity)
+        system = FrozenSystem(layout, self.maps, model)
         if moving:
-            pc, pm = FrozenSystem(layout, self.maps, model).forward(rows.p)
-            pulled = torch.zeros_like(pc) if self.gamma is None else self.gamma * pc
-            on_c = torch.where(descent[:, None], pulled, on_c)
-            on_m = torch.where(descent[:, None], rows.model_omega * pm, on_m)
+            pc, pm = system.forward(rows.p)
+            along_c, along_m = system.pinned(pc, pm)
+            on_c = torch.where(descent[:, None], along_c, on_c)
+            on_m = torch.where(descent[:, None], along_m, on_m)
             self.passes += 1
         if checking:
-            model = replace(
-                model,
-                slope=slope.masked_fill(check[:, None], 0),
-                scale=scale.masked_fill(check[:, None], 1),
-            )
-        out = FrozenSystem(layout, self.maps, model).reverse(on_c, on_m)
+            slope = slope.masked_fill(check[:, None], 0)
+            scale = scale.masked_fill(check[:, None], 1)
+            system = replace(system, branch=replace(model, slope=slope, scale=scale))
+        out = system.reverse(on_c, on_m)
         self.passes += 1
         self.ticks += 1
         gradient = rows.at(Stage.GRADIENT)
         if moving:
-            self._descend(descent, pc, pm, out)
+            self._descend(descent, pc, pm, out + system.identity(rows.p))
         if checking:
             self._check(check, out)
         if bool(gradient.any()):
             self._begin(gradient, out)
 
-    def _descend(self, descent: Tensor, pc: Tensor, pm: Tensor, out: Tensor) -> None:
+    def _descend(self, descent: Tensor, pc: Tensor, pm: Tensor, q: Tensor) -> None:
         """A conjugate gradient step: −g·u grows by α ‖r‖², and the model falls by half of that."""
         rows = self.rows
-        q = out + (rows.p if self.identity is None else self.identity * rows.p)
         curvature = torch.linalg.vecdot(rows.p, q)
         bent = descent & (curvature > 1e-14 * torch.linalg.vecdot(rows.p, rows.p))
         # without curvature (free sources only) the first direction is steepest descent
@@ -299,7 +298,7 @@ class AsynchronousNewton:
         rows.goal[further] = self.tol**2
         rows.stage[further] = int(Stage.DESCENT)
         if bool(done.any()):
-            self._commit(ready[done], (c + dc)[done], (m + dm)[done], _pick(there, done))
+            self._commit(ready[done], (c + dc)[done], (m + dm)[done], there.samples(done))
             rows.stage[ready[done]] = int(Stage.CHECK)
             rows.quiet[ready[done]] = True
         rest = ~exact
@@ -385,7 +384,3 @@ def _states(gates: Eliminated | None, like: Tensor) -> tuple[Tensor, Tensor]:
     if gates is None:
         return like.new_zeros(like.shape[0], 0), like.new_zeros(like.shape[0], 0).bool()
     return gates.slope, gates.stuck
-
-
-def _pick(here: Forces, keep: Tensor) -> Forces:
-    return Forces(here.energy[keep], here.on_variables[keep], here.on_values[keep], None)

@@ -61,6 +61,10 @@ class Eliminated:
     slope: Tensor
     stuck: Tensor
 
+    def samples(self, keep: Tensor) -> "Eliminated":
+        """The chosen samples."""
+        return Eliminated(self.z[keep], self.value[keep], self.slope[keep], self.stuck[keep])
+
 
 @dataclass(frozen=True)
 class Pull:

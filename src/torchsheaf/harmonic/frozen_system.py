@@ -101,8 +101,17 @@ class FrozenSystem:
 
     def product(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(H u, dc, dm). Cost: two sweeps."""
-        branch = self.branch
         dc, dm = self.forward(u)
+        pinned = self.reverse(*self.pinned(dc, dm))
+        return pinned + self.identity(u), dc, dm
+
+    def identity(self, u: Tensor) -> Tensor:
+        """The rows of u itself: none where a head is held or a source is free."""
+        return u if self.branch.identity is None else self.branch.identity * u
+
+    def pinned(self, dc: Tensor, dm: Tensor) -> tuple[Tensor, Tensor]:
+        """Partials of ½‖G u‖², the rows that are left, in dc and dm. Cost: elementwise."""
+        branch = self.branch
         on_c = torch.zeros_like(dc) if branch.gamma is None else branch.gamma * dc
         on_m = branch.omega * dm
         if branch.ties is not None:  # followers keep their rows √κ (dc − S dm)
@@ -113,8 +122,7 @@ class FrozenSystem:
             on_m[:, :heads] -= branch.ties.slope * row
         if self.curvature is not None:
             on_c = self.curvature.add(on_c, dc)
-        pinned = self.reverse(on_c, on_m)
-        return pinned + (u if branch.identity is None else branch.identity * u), dc, dm
+        return on_c, on_m
 
 
 class _Blocks:

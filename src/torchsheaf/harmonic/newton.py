@@ -124,7 +124,7 @@ class _Iteration:
             if bool(done.any()) and self.divisible:
                 keep = ~done
                 self.now = self.now.samples(keep)
-                here, gradient = _pick(here, keep), gradient[keep]
+                here, gradient = here.samples(keep), gradient[keep]
                 system = self._system(here, self.now.frozen)
             if not self._advance(system, here, gradient):
                 outcome = Outcome.STALLED
@@ -299,14 +299,3 @@ class _Iteration:
         z = m if last.gates is None else last.gates.z
         cochain = whole.restore(self.final, m, z)
         return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
-
-
-def _pick(here: Forces, keep: Tensor) -> Forces:
-    gates = here.gates
-    chosen = None
-    if gates is not None:
-        chosen = replace(
-            gates, z=gates.z[keep], value=gates.value[keep], slope=gates.slope[keep],
-            stuck=gates.stuck[keep],
-        )  # fmt: skip
-    return Forces(here.energy[keep], here.on_variables[keep], here.on_values[keep], chosen)

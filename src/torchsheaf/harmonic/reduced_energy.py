@@ -22,6 +22,11 @@ class Forces:
     on_values: Tensor
     gates: Eliminated | None
 
+    def samples(self, keep: Tensor) -> "Forces":
+        """The chosen samples."""
+        gates = None if self.gates is None else self.gates.samples(keep)
+        return Forces(self.energy[keep], self.on_variables[keep], self.on_values[keep], gates)
+
 
 @dataclass(frozen=True)
 class Branch:

@@ -65,7 +65,7 @@ def spectrum(
     `vectors=False` computes the extreme value alone (k = 1) by the three-term recurrence, and
     `tol` bounds the value's estimated error, which is about the square of the residual.
 
-    Cost: about 20–40 products for the gap at any depth; memory O(batch · dim · products), or of
+    Cost: about 20–50 products for the gap at any depth; memory O(batch · dim · products), or of
     three cochains with `vectors=False`, which large models need.
     Source: docs/theory.md, T1 and T3.
 
