@@ -137,7 +137,9 @@ def study() -> dict[str, Any]:
     found["attention"] = attention(model, ids[:200, :-1], period[:200])
     patched: list[dict[str, float]] = []
     discords: list[dict[str, float]] = []
-    correlations, stationarity, energies, maps = [], [], [], []
+    correlations, energies, maps = [], [], []
+    stationarity: list[float] = []
+    bent_stationarity: list[float] = []
     sheaf = ts.encode(model, ids[:2, :-1])
     for seen, swapped, right, rival in cases(model):
         problem = ts.hold(sheaf, seen)
@@ -150,13 +152,14 @@ def study() -> dict[str, Any]:
         pairs = [(abs(patched[-1][v]), discords[-1][v]) for v in READ]
         correlations.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
         change, before, bent = two_way(problem, corrupted)
-        stationarity.append(float(bent.stationarity.max()))
+        bent_stationarity.append(float(bent.stationarity.max()))
         maps.append(change)
         energies.append((before, float(bent.energy[0])))
     found["patching"] = {v: sum(p[v] for p in patched) / len(patched) for v in READ}
     found["discord_share"] = {v: sum(d[v] for d in discords) / len(discords) for v in READ}
     found["rank_correlation"] = correlations
     found["worst_stationarity"] = max(stationarity)
+    found["head_pin_stationarity"] = bent_stationarity
     found["head_pin_energy_forward_and_relaxed"] = energies
     found["first_sequence"] = next(cases(model))[0][0].tolist()
     found["pull"] = {v: maps[0][v].tolist() for v in READ}
