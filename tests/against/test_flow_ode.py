@@ -1,5 +1,8 @@
 """The heat flow against SciPy's and torchdiffeq's integrators, and both modes of smooth outputs."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torchdiffeq import odeint
@@ -90,3 +93,17 @@ def test_both_output_modes_end_where_their_force_vanishes(sigmoid, force):
     assert float(by_hand.abs().max()) < 1e-5
     other = (s - c["3"]) * (1 if force == "jacobian" else s * (1 - s))
     assert float((c["2"] - c["1"] @ weight.T - bias + other).abs().max()) > 1e-3
+
+
+def test_what_lies_in_memory_does_not_reach_the_integrator(fused, monkeypatch):
+    """SciPy's BDF starts from uninitialised differences; here that memory holds signalling NaNs."""
+
+    def signalling(shape, dtype):
+        assert dtype == np.float64
+        return np.full(shape, 0x7FF0000000000001, dtype=np.uint64).view(dtype)
+
+    in_bdf = SimpleNamespace(**(vars(np) | {"empty": signalling}))
+    monkeypatch.setattr("scipy.integrate._ivp.bdf.np", in_bdf)
+    problem, start = fused
+    flow = ts.heat_flow(problem, start, method=Ode(solver="BDF"), until=2.0)
+    assert bool(flow.energy.isfinite().all())

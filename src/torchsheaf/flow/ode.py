@@ -99,7 +99,12 @@ class Ode(FlowMethod):
                 scipy.sparse.eye(batch), np.ones((n, n)), format="csc"
             )
         start = task.problem.free.flatten(task.start).double().cpu().numpy().ravel()
-        return SOLVERS[name](run.velocity(task, self.layer), 0.0, start, task.until, **options)
+        made = SOLVERS[name](run.velocity(task, self.layer), 0.0, start, task.until, **options)
+        if name == "BDF":
+            # SciPy leaves the differences of orders not yet reached uninitialised and subtracts
+            # them; whatever lies in that memory may be a NaN, which warns.
+            made.D[2:] = 0
+        return made
 
 
 def turned(problem: Problem, c: Cochain, layer: float) -> dict[str, Tensor]:
