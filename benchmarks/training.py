@@ -256,7 +256,7 @@ CENTRES = {
 def methods(name: str) -> list[Method]:
     loss, n = TASKS[name].loss, name
     layers = {"digits": 3, "deep": 21, "convnet": 3, "stream": 3}.get(n, 2)
-    group = {"digits": 64, "paraboloid": None}.get(n, 32)
+    group = {"digits": 64, "paraboloid": None, "convnet": None}.get(n, 32)
     centre = CENTRES[n]
     slow = 3.0 if n in ("digits", "deep", "convnet") else 1.0  # plain gradient steps need more
     remember = partial(RecursiveRule, memory=2000.0) if n == "stream" else RecursiveRule

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import is_finite
+
 Coordinates = int | Sequence[int] | Tensor | None
 
 
@@ -87,7 +89,7 @@ class Pin:
             raise TypeError(
                 f"pin on {self.vertex!r}: the value is {self.value!r}; write a number or a tensor"
             ) from None
-        if not bool(value.isfinite().all()):
+        if not is_finite(value):
             raise ValueError(f"pin on {self.vertex!r}: the value contains NaN or infinity")
         k = index.numel()
         if value.ndim == 0:

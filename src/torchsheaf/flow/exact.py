@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
+from torchsheaf.cochain import is_finite
 from torchsheaf.flow.crossing import Guards, first_crossing
 from torchsheaf.flow.method import Course, FlowMethod, Task
 from torchsheaf.flow.region import KrylovRegions, Piece, Region, RegionSolver, SpectralRegions
@@ -61,7 +62,7 @@ class Exact(FlowMethod):
         run = _Run.begin(task, self.regions(task.problem, task.walls))
         rounds = 0
         while run.active.numel() and rounds < min(task.max_steps, 2 * self.max_events):
-            if not bool(run.flat.isfinite().all()):
+            if not is_finite(run.flat):
                 break
             run.advance()
             rounds += 1

@@ -6,7 +6,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from torchsheaf.cochain import Cochain
+from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.elimination import Eliminated
 from torchsheaf.harmonic.frozen_system import FrozenSystem, Maps
 from torchsheaf.harmonic.line_search import line_search
@@ -119,7 +119,7 @@ class AsynchronousNewton:
         """Tick until every sample has arrived or cannot move, or the passes are used up."""
         outcome = Outcome.SETTLED
         self.maps = self._linearise()
-        if not bool(self.energy.isfinite().all()):
+        if not is_finite(self.energy):
             return self._solution(Outcome.NONFINITE)
         while True:
             self._tick()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import GateStates, Problem, Stationarity, stationarity
-from torchsheaf.cochain import Cochain
+from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.block_descent import BlockDescent, over_relaxed
 from torchsheaf.harmonic.equilibria import (
     Equilibria,
@@ -123,7 +123,7 @@ def harmonic_extension(
         equilibria, found = _from_all(chosen, problem, cochains, tol, max_passes)
     residual = problem.residual(found.cochain)
     energy = problem.energy(found.cochain, residual)
-    outcome = Outcome.NONFINITE if not bool(energy.isfinite().all()) else found.outcome
+    outcome = Outcome.NONFINITE if not is_finite(energy) else found.outcome
     result = Extension(
         problem, found.cochain, residual, energy, found.passes, found.settled, outcome,
         chosen.name, named, found.energies, equilibria,

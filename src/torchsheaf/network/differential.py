@@ -25,6 +25,11 @@ class Differential(ABC):
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         """p ↦ J_pᵀ g."""
 
+    @property
+    def value(self) -> Tensor | None:
+        """The operation's value at the state, where linearising it computes that anyway."""
+        return None
+
 
 @final
 @dataclass(frozen=True)
@@ -45,11 +50,15 @@ class Tangent(Differential):
         return torch.func.jvp(self.function, primals, given)[1]
 
     @cached_property
-    def _pullback(self) -> Callable[[Tensor], Sequence[Tensor]]:
-        return torch.func.vjp(self.function, *self.operands.values())[1]
+    def _traced(self) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+        return torch.func.vjp(self.function, *self.operands.values())[:2]
+
+    @property
+    def value(self) -> Tensor:
+        return self._traced[0]
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.operands, self._pullback(cotangent), strict=True))
+        return dict(zip(self.operands, self._traced[1](cotangent), strict=True))
 
 
 @final
@@ -74,6 +83,22 @@ class Relabelling(Differential):
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.operands, self._pullback(cotangent), strict=True))
+
+
+@final
+@dataclass(frozen=True)
+class Reshaping(Differential):
+    """A relabelling that keeps the order of the entries: pull is a reshape to x's shape."""
+
+    operand: str
+    shape: torch.Size
+    function: Callable[..., Tensor]
+
+    def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        return self.function(tangents[self.operand])
+
+    def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
+        return {self.operand: cotangent.reshape(self.shape)}
 
 
 def _zeros(value: Any) -> Any:
@@ -121,6 +146,24 @@ class Convolution(Differential):
 
 @final
 @dataclass(frozen=True)
+class AveragePool(Differential):
+    """y = means over windows of x: linear, so push is the operation itself."""
+
+    operand: str
+    x: Tensor
+    options: tuple[Any, ...]
+    """(kernel, stride, padding, ceil_mode, count_include_pad, divisor)."""
+
+    def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        return torch.ops.aten.avg_pool2d.default(tangents[self.operand], *self.options)
+
+    def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
+        grad = torch.ops.aten.avg_pool2d_backward.default(cotangent, self.x, *self.options)
+        return {self.operand: grad}
+
+
+@final
+@dataclass(frozen=True)
 class Selected(Differential):
     """A gate frozen at a selection: y = R^z z."""
 
@@ -134,6 +177,10 @@ class Selected(Differential):
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         return {self.operand: self.gate.pull(self.selection, cotangent, self.z)}
+
+    @property
+    def value(self) -> Tensor | None:
+        return self.gate.push(self.selection, self.z) if self.gate.selects else None
 
 
 @final

@@ -3,14 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 
 class Gate(ABC):
-    """A continuous piecewise linear map; a `selection` fixes one linear piece per sample."""
+    """A continuous piecewise linear map; a `selection` fixes one linear piece per sample.
+
+    `selects` says that the map only takes entries of z, so that its value is R^z z.
+    """
+
+    selects: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, z: Tensor) -> Tensor:
@@ -70,6 +75,7 @@ class WindowGate(Gate):
 
     pool: Callable[[Tensor], tuple[Tensor, Tensor]]
     spatial: int
+    selects: ClassVar[bool] = True
 
     def select(self, z: Tensor) -> Tensor:
         return self.pool(z)[1]
@@ -109,6 +115,7 @@ class ExtremeGate(Gate):
     dims: tuple[int, ...]
     keepdim: bool
     largest: bool
+    selects: ClassVar[bool] = True
 
     def select(self, z: Tensor) -> Tensor:
         index = z.argmax(self.dims[0], True) if self.largest else z.argmin(self.dims[0], True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Node:
     dtype: torch.dtype
     piecewise_affine: bool
 
-    @property
+    @cached_property
     def states(self) -> tuple[str, ...]:
         """Names of the parameters, buffers and constants used, in order of use."""
         return tuple(dict.fromkeys(s for op in self.operations for s in op.states()))
@@ -77,9 +78,12 @@ class Network:
 
     def parameters(self) -> dict[str, Tensor]:
         """The learnable tensors claimed by some node."""
-        used = dict.fromkeys(s for node in self.nodes for s in node.states)
-        found = {name: self.state(name) for name in used}
+        found = {name: self.state(name) for name in self._used}
         return {n: t for n, t in found.items() if isinstance(t, nn.Parameter)}
+
+    @cached_property
+    def _used(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(s for node in self.nodes for s in node.states))
 
     def evaluate(self, node: Node, values: Mapping[str, Tensor]) -> Tensor:
         """f_v at the parents' values."""
@@ -110,6 +114,20 @@ class Network:
             if op is not last:
                 scope[op.name] = op.target(*args, **kwargs)
         return Composition(parts, node.parents)
+
+    def trace(self, node: Node, values: Mapping[str, Tensor]) -> tuple[Tensor, Composition]:
+        """f_v and df_v at the parents' values; no operation is evaluated twice."""
+        batch = values[node.parents[0]].shape[0]
+        scope: dict[str, Any] = {p: values[p] for p in node.parents}
+        parts: dict[str, Differential] = {}
+        for op in node.operations:
+            args, kwargs = op.resolve(scope, self.state, batch)
+            known = None
+            if op.operands:
+                parts[op.name] = differential(op, args, kwargs, scope, {})
+                known = parts[op.name].value
+            scope[op.name] = op.target(*args, **kwargs) if known is None else known
+        return scope[node.operations[-1].name], Composition(parts, node.parents)
 
     def gate_operands(
         self, node: Node, values: Mapping[str, Tensor]

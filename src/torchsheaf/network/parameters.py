@@ -1,6 +1,7 @@
 """The local derivative of one node in its own parameters: all that a local learning rule needs."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torchsheaf.network.layout import Layout
 from torchsheaf.network.network import Network, Node
 from torchsheaf.network.operation import Operation, State, Value
 
-_CONVOLUTIONS = {"aten.conv1d.default": 1, "aten.conv2d.default": 2}
+_CONVOLUTIONS = {f"aten.conv{n}d.default": n for n in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -32,30 +33,33 @@ class WeightEdge:
     transposed: bool = False
     """Whether the weight is stored `(n_in, n_out)`, as addmm takes it."""
 
-    def rows(self, network: Network, values: Mapping[str, Tensor]) -> Tensor:
-        """A, `(batch · positions, n_in)`: unfolded patches for a convolution."""
+    def rows(
+        self, network: Network, values: Mapping[str, Tensor], *, ones: bool = False
+    ) -> Tensor:  # fmt: skip
+        """A, `(batch · positions, n_in)`: patches for a convolution, with a last column of ones.
+
+        The columns of a patch are those of its kernel with the channel last; `stored` puts a
+        step back into the order of the weight. Cost: one copy.
+        """
         x = self._operand(network, values)
-        if self.spatial is None:
-            return x.reshape(-1, x.shape[-1])
-        stride, padding, dilation = self.spatial
-        kernel = tuple(network.state(self.weight).shape[2:])
-        if x.ndim == 3:  # a 1-d convolution is a 2-d one of height 1
-            x, kernel = x.unsqueeze(2), (1, *kernel)
-            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
-        patches = torch.nn.functional.unfold(
-            x, kernel, dilation=dilation, padding=padding, stride=stride
-        )
-        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+        if self.spatial is not None:
+            patches = _patches(x, network.state(self.weight).shape[2:], *self.spatial)
+            return _table(patches, ones=ones)
+        rows = x.reshape(-1, x.shape[-1])
+        return torch.nn.functional.pad(rows, (0, 1), value=1.0) if ones else rows
 
     def spread(self, g: Tensor) -> Tensor:
         """G, `(batch · positions, n_out)`, row for row as in `rows`."""
         if self.spatial is None:
             return g.reshape(-1, g.shape[-1])
-        return g.flatten(2).transpose(1, 2).reshape(-1, g.shape[1])
+        return g.movedim(1, -1).reshape(-1, g.shape[1])
 
     def stored(self, step: Tensor, network: Network) -> Tensor:
-        """`(n_out, n_in)` in the layout of the weight."""
-        return (step.mT if self.transposed else step).reshape(network.state(self.weight).shape)
+        """`(n_out, n_in)`, columns as in `rows`, in the layout of the weight."""
+        if self.spatial is None:
+            return step.mT if self.transposed else step
+        shape = network.state(self.weight).shape
+        return step.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
     def _operand(self, network: Network, values: Mapping[str, Tensor]) -> Tensor:
         """The activation that enters the operation, after the folded relabellings."""
@@ -116,6 +120,41 @@ def weight_edge(node: Node) -> WeightEdge | None:
     if groups != 1:
         return None
     return WeightEdge(node, w.name, bias_name, (stride, padding, dilation), op)
+
+
+def _patches(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """`(batch, *positions, *kernel, channels)`, a view of the padded input.
+
+    Channels lie together in memory where that makes longer runs than positions do.
+    """
+    margins = [p for width in reversed(padding) for p in (width, width)]
+    x = torch.nn.functional.pad(x, margins).movedim(1, -1)
+    if kernel[-1] * x.shape[-1] > x.shape[-2]:
+        x = x.contiguous()
+    batch, *sizes, channels = x.shape
+    first, *steps, last = x.stride()
+    axes = list(zip(sizes, steps, kernel, stride, dilation, strict=True))
+    positions = [(size - d * (k - 1) - 1) // s + 1 for size, _, k, s, d in axes]
+    return x.as_strided(
+        (batch, *positions, *kernel, channels),
+        (first, *(t * s for _, t, _, s, _ in axes), *(t * d for _, t, _, _, d in axes), last),
+    )
+
+
+def _table(patches: Tensor, *, ones: bool) -> Tensor:
+    """A copy, one patch per row, and a last column of ones; stored as the patches lie in memory."""
+    shape, lead = patches.shape, patches.ndim // 2
+    rows, width = math.prod(shape[:lead]), math.prod(shape[lead:])
+    if patches.stride(-1) == 1:
+        out = patches.new_empty(rows, width + ones)
+    else:
+        out = patches.new_empty(width + ones, rows).mT
+    out[:, :width].view(shape).copy_(patches)
+    out[:, width:] = 1
+    return out
 
 
 def _before_relabelling(node: Node) -> Operation | None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from torchsheaf.cochain import is_finite
+
 HOLDS = ("auto", "one-hot", "class mean")
 SOFT_WEIGHT = 100.0
 """Weight of the soft pin where outputs are probabilities and the label itself is out of reach."""
@@ -57,7 +59,7 @@ def read_labels(y: Tensor, output: Tensor, hold: str = "auto") -> Labels:
             f"y has shape {tuple(y.shape)} and type {y.dtype}; write {tuple(output.shape)} values, "
             f"or {len(output)} class numbers of an integer type"
         )
-    if not bool(values.isfinite().all()):
+    if not is_finite(values):
         raise ValueError("y contains NaN or infinity; pass finite labels")
     return Labels(values, values, False, "The output is held at the wanted value.")
 

@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from torchsheaf.cochain import Cochain, Space
+from torchsheaf.cochain import Cochain, Space, is_finite
 from torchsheaf.network import Composition, Network, read_network
 from torchsheaf.sheaf.cells import Edge, Vertex
 from torchsheaf.sheaf.pattern import ActivationPattern
@@ -147,7 +147,7 @@ class Sheaf:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; write ({wanted})")
         if tensor.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}: the batch is empty")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise ValueError(f"{name} contains NaN or infinity; pass finite numbers")
         types = {t.dtype for t in self.network.parameters().values() if t.is_floating_point()}
         needs_floats = name not in self.network.integral
@@ -160,6 +160,28 @@ class Sheaf:
     @torch.no_grad()
     def forward(self, x: "Inputs") -> Cochain:
         """Substitution in topological order: every vertex's value in the forward pass."""
+        values = self._checked(x)
+        for node in self.network.nodes:
+            values[node.name] = self.network.evaluate(node, values)
+        return Cochain(values)
+
+    @torch.no_grad()
+    def trace(self, x: "Inputs") -> tuple[Cochain, dict[str, Composition]]:
+        """`forward`, and the restriction maps there of every edge that a cotangent can go through.
+
+        An edge that reads inputs alone has none. What a map's pull needs is kept from its
+        evaluation, as autograd does: memory and cost of a forward pass that records.
+        """
+        values, inputs = self._checked(x), set(self.inputs)
+        maps: dict[str, Composition] = {}
+        for node in self.network.nodes:
+            if inputs.issuperset(node.parents):
+                values[node.name] = self.network.evaluate(node, values)
+            else:
+                values[node.name], maps[node.name] = self.network.trace(node, values)
+        return Cochain(values), maps
+
+    def _checked(self, x: "Inputs") -> dict[str, Tensor]:
         values = self.read_inputs(x)
         batch, fixed = next(iter(values.values())).shape[0], self.network.fixed_batch
         if fixed is not None and batch != fixed:
@@ -167,9 +189,7 @@ class Sheaf:
                 f"the model fixes its batch, and was read at {fixed}; write "
                 f"sheaf.at_batch({batch}).forward(x)"
             )
-        for node in self.network.nodes:
-            values[node.name] = self.network.evaluate(node, values)
-        return Cochain(values)
+        return values
 
     @torch.no_grad()
     def residual(self, c: Mapping[str, Tensor]) -> Cochain:

@@ -52,8 +52,8 @@ class EdgeRule(LocalRule):
         blocks: list[_Block] = []
         for problem, cotangent in weight_edges(batch, total):
             blocks += self._blocks(batch, problem, cotangent)
-        for block, inverse in zip(blocks, _inverses(blocks, self.damping), strict=True):
-            weight, bias = block.step(inverse)
+        for block, solution in zip(blocks, _solutions(blocks, self.damping), strict=True):
+            weight, bias = block.step(solution)
             total.add(block.edge.weight, block.edge.stored(weight, batch.sheaf.network))
             if bias is not None:
                 assert block.edge.bias is not None
@@ -62,81 +62,103 @@ class EdgeRule(LocalRule):
 
     def _blocks(self, batch: Batch, edge: WeightEdge, cotangent: Tensor) -> "list[_Block]":
         """The edge's groups: all full ones together, and a smaller last one if there is one."""
-        network = batch.sheaf.network
-        a, g = edge.rows(network, batch.values), edge.spread(cotangent)
+        network, g = batch.sheaf.network, edge.spread(cotangent)
         size = batch.size if self.group is None else min(self.group, batch.size)
-        positions = a.shape[0] // batch.size
+        positions = g.shape[0] // batch.size
+        live = has_live_bias(batch, edge)
+        n_in = network.state(edge.weight).numel() // g.shape[1]
+        column = live and size * positions > n_in
+        a = edge.rows(network, batch.values, ones=column)
         whole = batch.size // size
-        ones = has_live_bias(batch, edge)
         cut = whole * size * positions
-        blocks = [_Block.of(edge, a[:cut], g[:cut], whole, ones, size)]
-        if cut < a.shape[0]:
-            rest = batch.size - whole * size
-            blocks.append(_Block.of(edge, a[cut:], g[cut:], 1, ones, rest))
-        return blocks
+        if cut == a.shape[0]:
+            return [_Block.of(edge, a, g, whole, size, live, column)]
+        rest = batch.size - whole * size
+        return [
+            _Block.of(edge, a[:cut], g[:cut], whole, size, live, column),
+            _Block.of(edge, a[cut:], g[cut:], 1, rest, live, column),
+        ]
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Equal groups of one edge: A `(groups, rows, n_in)`, Λ `(groups, rows, n_out)`, the Grams.
+    """Equal groups of one edge: A `(groups, rows, n_in)`, Λ `(groups, rows, n_out)`, Gram / n_G.
 
-    `left` when AAᵀ is the smaller Gram matrix: then a column of ones in A adds 1 to each of its
-    entries (left to `_inverses`); else the column is part of A.
+    `left` when AAᵀ is the smaller Gram matrix. `column` says that the column of ones of a live
+    bias is part of A; without it, it adds 1 to each entry of AAᵀ.
     """
 
     edge: WeightEdge
     a: Tensor
     g: Tensor
     gram: Tensor
-    ones: bool
-    left: bool
     samples: int
+    live: bool
+    column: bool
+    left: bool
 
     @classmethod
     def of(
-        cls, edge: WeightEdge, a: Tensor, g: Tensor, groups: int, ones: bool,
-        samples: int,
+        cls, edge: WeightEdge, a: Tensor, g: Tensor, groups: int, samples: int, live: bool,
+        column: bool,
     ) -> "_Block":  # fmt: skip
-        rows, n_in = a.shape[0] // groups, a.shape[1]
-        left = rows <= n_in + ones
-        if ones and not left:
-            a = torch.cat([a, a.new_ones(a.shape[0], 1)], 1)
+        rows, apart = a.shape[0] // groups, live and not column
+        left = rows <= a.shape[1] + apart
         a, g = a.view(groups, rows, -1), g.reshape(groups, rows, -1)
-        gram = torch.bmm(a, a.mT) if left else torch.bmm(a.mT, a)
-        return cls(edge, a, g, gram, ones, left, samples)
+        pair = (a, a.mT) if left else (a.mT, a)
+        share = 1 / samples
+        ones = share if left and apart else 0.0
+        gram = torch.baddbmm(a.new_ones(()), *pair, beta=ones, alpha=share)
+        return cls(edge, a, g, gram, samples, live, column, left)
 
     @property
     def positions(self) -> int:
         """Rows per sample."""
         return self.a.shape[1] // self.samples
 
-    def step(self, inverse: Tensor) -> tuple[Tensor, Tensor | None]:
+    @property
+    def narrow(self) -> bool:
+        """Fewer right-hand sides than unknowns: solving costs less than inverting."""
+        return self.g.shape[2] < self.gram.shape[1]
+
+    def right_hand_sides(self) -> Tensor:
+        """Λ_G, or A_GᵀΛ_G."""
+        return self.g if self.left else torch.bmm(self.a.mT, self.g)
+
+    def step(self, solution: Tensor) -> tuple[Tensor, Tensor | None]:
         """Σ_G n_G Λ_Gᵀ(A_G A_Gᵀ + μ)⁻¹A_G, split into weight and bias."""
-        if self.left:
-            solved = torch.bmm(inverse, self.g).flatten(0, 1)
-            return solved.mT @ self.a.flatten(0, 1), solved.sum(0) if self.ones else None
-        moments = torch.bmm(self.g.mT, self.a)
-        weight = torch.bmm(moments, inverse).sum(0)
-        return (weight[:, :-1], weight[:, -1]) if self.ones else (weight, None)
+        if not self.left:
+            weight = solution.sum(0).mT
+        else:
+            weight = solution.flatten(0, 1).mT @ self.a.flatten(0, 1)
+        if self.column:
+            return weight[:, :-1], weight[:, -1]
+        return weight, solution.sum((0, 1)) if self.live else None
 
 
-def _inverses(blocks: list[_Block], damping: float) -> list[Tensor]:
-    """n_G (Gram_G + μ_G)⁻¹ of all groups; Grams of one size are factorised together."""
-    by_size: dict[int, list[int]] = defaultdict(list)
+def _solutions(blocks: list[_Block], damping: float) -> list[Tensor]:
+    """n_G (Gram_G + μ_G)⁻¹ B_G of all groups; Grams of one size are factorised together."""
+    alike: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for i, block in enumerate(blocks):
-        by_size[block.gram.shape[1]].append(i)
+        alike[block.gram.shape[1], block.narrow].append(i)
     found: dict[int, Tensor] = {}
-    for members in by_size.values():
+    for (_, narrow), members in alike.items():
         chosen = [blocks[i] for i in members]
-        sizes = [block.gram.shape[0] for block in chosen]
-        gram = torch.cat([block.gram for block in chosen])
-        owner = [block for block, n in zip(chosen, sizes, strict=True) for _ in range(n)]
-        gram += gram.new_tensor([float(b.left and b.ones) for b in owner])[:, None, None]
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        positions = gram.new_tensor([float(b.positions) for b in owner])[:, None]
-        mu = damping * diagonal.sum(1, keepdim=True) / positions
-        diagonal += mu.clamp_min(torch.finfo(gram.dtype).tiny)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram)[0])
-        inverse *= gram.new_tensor([float(b.samples) for b in owner])[:, None, None]
-        found |= dict(zip(members, inverse.split(sizes), strict=True))
+        factor = torch.linalg.cholesky_ex(_damped(chosen, damping))[0]
+        matrices = factor if narrow else torch.cholesky_inverse(factor)
+        parts = torch.split_with_sizes(matrices, [block.gram.shape[0] for block in chosen])
+        for i, block, part in zip(members, chosen, parts, strict=True):
+            b = block.right_hand_sides()
+            found[i] = torch.cholesky_solve(b, part) if narrow else torch.bmm(part, b)
     return [found[i] for i in range(len(blocks))]
+
+
+def _damped(blocks: list[_Block], damping: float) -> Tensor:
+    """(Gram_G + μ_G) / n_G of all groups of blocks whose Grams have one size."""
+    gram = blocks[0].gram if len(blocks) == 1 else torch.cat([block.gram for block in blocks])
+    factors = [damping / block.positions for block in blocks for _ in range(len(block.gram))]
+    same = len(set(factors)) == 1
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    mu = diagonal.sum(1, True) * (factors[0] if same else gram.new_tensor(factors)[:, None])
+    diagonal += mu.add_(torch.finfo(gram.dtype).tiny)
+    return gram

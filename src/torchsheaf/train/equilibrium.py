@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class EquilibriumRule(LocalRule):
     solver: str = "auto"
     warm: bool = False
     name: str = "equilibrium"
+    sweeps_back: ClassVar[bool] = False
     memory: dict[str, Tensor] = field(default_factory=dict, repr=False)
     last: Relaxation | None = field(default=None, repr=False)
 

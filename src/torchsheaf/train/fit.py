@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
+from torchsheaf.cochain import is_finite
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
@@ -175,7 +176,7 @@ def _epoch(
 
 def _require_finite(trainer: SheafTrainer) -> None:
     for name, parameter in trainer.learnable.items():
-        if not bool(parameter.isfinite().all()):
+        if not is_finite(parameter):
             raise ConvergenceError(
                 Outcome.NONFINITE, f"{name} is no longer finite; lower the learning rate"
             )

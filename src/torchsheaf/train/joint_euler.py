@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.cochain import is_finite
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.losses import Loss, SquaredLoss, loss_named
 
@@ -151,7 +152,7 @@ class JointEuler:
             self._step(state, rate)
             state.steps += 1
             if i % every == 0 or i == steps:
-                if not all(bool(w.isfinite().all()) for w in state.w):
+                if not all(is_finite(w) for w in state.w):
                     raise ConvergenceError(
                         Outcome.NONFINITE, f"after {state.steps} Euler steps; lower dt", state
                     )

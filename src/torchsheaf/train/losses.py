@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchsheaf.cochain import is_finite
+
 
 class Loss(ABC):
     """Φ(z, y), one number per sample (summed over the output coordinates, not averaged).
@@ -38,7 +40,7 @@ class Loss(ABC):
                 f"targets have shape {tuple(y.shape)}; {self.name} needs that of the output, "
                 f"{tuple(z.shape)}"
             )
-        if not bool(y.isfinite().all()):
+        if not is_finite(y):
             raise ValueError("targets contain NaN or infinity; pass finite numbers")
         return y.to(z.dtype)
 

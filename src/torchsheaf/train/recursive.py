@@ -53,10 +53,9 @@ class RecursiveRule(LocalRule):
         fresh = dict(self.inverse_moments)
         lowest: list[Tensor] = []
         for problem, cotangent in weight_edges(batch, total):
-            a, g = problem.rows(batch.sheaf.network, batch.values), problem.spread(cotangent)
             ones = has_live_bias(batch, problem)
-            if ones:
-                a = torch.cat([a, a.new_ones(a.shape[0], 1)], 1)
+            a = problem.rows(batch.sheaf.network, batch.values, ones=ones)
+            g = problem.spread(cotangent)
             step, p = self._update(fresh.get(problem.weight), a, g, batch.size)
             fresh[problem.weight] = p
             lowest.append(p.diagonal().min())

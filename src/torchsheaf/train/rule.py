@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from torchsheaf.cochain import Cochain
+from torchsheaf.network import Composition
 from torchsheaf.network.parameters import WeightEdge, learns, pull_parameters
 from torchsheaf.sheaf import Edge, Sheaf
 from torchsheaf.train.losses import Loss
@@ -16,7 +18,10 @@ from torchsheaf.train.losses import Loss
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch after its forward pass: the sheaf, the values, the target, and Φ per sample."""
+    """One batch after its forward pass: the sheaf, the values, the target, and Φ per sample.
+
+    `maps` are the restriction maps there, for rules that make a reverse sweep.
+    """
 
     sheaf: Sheaf
     values: Cochain
@@ -24,6 +29,7 @@ class Batch:
     potential: Tensor
     loss: Loss
     output: str
+    maps: Mapping[str, Composition]
 
     @property
     def size(self) -> int:
@@ -64,6 +70,8 @@ class LocalRule(ABC):
     name: str
     parallel: bool = True
     """Whether sums over the processes of a data-parallel group mean anything."""
+    sweeps_back: ClassVar[bool] = True
+    """Whether it carries cotangents through the maps of the forward pass (`Batch.maps`)."""
 
     @abstractmethod
     def gradients(self, batch: Batch) -> LocalGradients:
@@ -109,14 +117,12 @@ def adjoint_substitution(batch: Batch) -> dict[str, Tensor]:
     its child edges only. These are minus the forces on the edges in the nudged limit, and equal
     the back-propagated errors (docs/theory.md, T5). Cost: one reverse pass.
     """
-    sheaf, network = batch.sheaf, batch.sheaf.network
-    inputs = set(sheaf.inputs)
+    inputs = set(batch.sheaf.inputs)
     arriving = {batch.output: batch.force}
-    for node in reversed(network.nodes):
-        g = arriving.get(node.name)
-        if g is None or inputs.issuperset(node.parents):
-            continue  # nothing below needs what would be pulled to an input
-        for parent, pulled in network.linearise(node, batch.values, {}).pull(g).items():
+    for name in reversed(list(batch.maps)):
+        if name not in arriving:
+            continue
+        for parent, pulled in batch.maps[name].pull(arriving[name]).items():
             if parent not in inputs:
                 arriving[parent] = arriving[parent] + pulled if parent in arriving else pulled
     return arriving

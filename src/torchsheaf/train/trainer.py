@@ -1,5 +1,6 @@
 """The trainer: fills `.grad` of every parameter from its own edge, for any torch optimiser."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -99,7 +100,7 @@ class SheafTrainer:
         """
         batch = self.batch(x, y)
         loss = batch.potential.mean()
-        if not bool(loss.isfinite()):
+        if not math.isfinite(loss.item()):
             raise ConvergenceError(
                 Outcome.NONFINITE,
                 f"the loss is {float(loss)}: lower the learning rate or check the data; the "
@@ -119,11 +120,12 @@ class SheafTrainer:
     def batch(self, x: Tensor | Sequence[Tensor], y: Tensor) -> Batch:
         """The forward pass of a batch with its checked target and loss, as rules take it."""
         sheaf = self.sheaf(x)
-        values = sheaf.forward(x)
+        back = self.rule.sweeps_back
+        values, maps = sheaf.trace(x) if back else (sheaf.forward(x), {})
         output = sheaf.outputs[0]
         target = self.loss.target(values[output], y)
         potential = self.loss.potential(values[output], target)
-        return Batch(sheaf, values, target, potential, self.loss, output)
+        return Batch(sheaf, values, target, potential, self.loss, output, maps)
 
     @staticmethod
     def _store(sheaf: Sheaf, found: LocalGradients) -> None:
@@ -133,7 +135,6 @@ class SheafTrainer:
             if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
                 # One parameter may be used under two names.
                 known = means.get(id(parameter))
-                total = total.reshape(parameter.shape)
                 means[id(parameter)] = (parameter, total if known is None else known[1] + total)
         if not means:
             raise ValueError(_ALL_FROZEN)

@@ -1,9 +1,17 @@
 """Affine operations: y = R x + b with R constant, and products with a constant factor."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from torchsheaf.network.differential import Convolution, Differential, Linear, Pointwise
+from torchsheaf.network.differential import (
+    AveragePool,
+    Convolution,
+    Differential,
+    Linear,
+    Pointwise,
+)
 from torchsheaf.network.rules.rule import Kind, Rule, Shortcut, Site, training_flag
 
 
@@ -17,6 +25,15 @@ def _addmm(site: Site) -> Differential | None:
     if name is None or len(site.operands) != 1 or site.kwargs:
         return None
     return Linear(name, site.args[2].mT)
+
+
+def _average_pool(site: Site) -> Differential | None:
+    name = site.name_at(0)
+    if name is None or site.kwargs:
+        return None
+    _, kernel, *rest = site.args
+    defaults: tuple[Any, ...] = ([], [0, 0], False, True, None)
+    return AveragePool(name, site.args[0], (kernel, *rest, *defaults[len(rest) :]))
 
 
 def _convolution(spatial: int, transposed: bool) -> Shortcut:
@@ -101,10 +118,11 @@ AFFINE: dict[str, Rule] = {
     "aten.add.Scalar": _SCALED,
     "aten.sub.Scalar": _SCALED,
     "aten.masked_fill.Scalar": Rule(Kind.AFFINE, linear_in=(0,), shortcut=pointwise),
+    "aten.avg_pool2d.default": Rule(Kind.AFFINE, shortcut=_average_pool),
     **{
         f"aten.{name}": _PLAIN
         for name in (
-            "avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default",
+            "avg_pool1d.default", "avg_pool3d.default",
             "adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default",
             "adaptive_avg_pool3d.default", "mean.dim", "mean.default", "sum.dim_IntList",
             "sum.default", "cumsum.default", "diff.default", "constant_pad_nd.default",

@@ -1,8 +1,18 @@
 """Exact relabellings, folded into the edge that uses them, and operations of the shape alone."""
 
-from torchsheaf.network.rules.rule import Kind, Rule, training_flag
+from torchsheaf.network.differential import Differential, Reshaping
+from torchsheaf.network.rules.rule import Kind, Rule, Site, training_flag
+
+
+def _in_order(site: Site) -> Differential | None:
+    name = site.name_at(0)
+    if name is None or len(site.operands) != 1:
+        return None
+    return Reshaping(name, site.operands[name].shape, site.function)
+
 
 _RESHAPE = Rule(Kind.RESHAPE)
+_SHAPE_ONLY = Rule(Kind.RESHAPE, shortcut=_in_order)
 _CONSTANT = Rule(Kind.RESHAPE, constant=True)
 _DROPOUT = Rule(Kind.RESHAPE, refuse=training_flag(2, "train", "dropout"))
 
@@ -15,10 +25,8 @@ RELABELLINGS: dict[str, Rule] = {
     **{
         f"aten.{name}": _RESHAPE
         for name in (
-            "view.default", "reshape.default", "_unsafe_view.default", "view_as.default",
-            "reshape_as.default", "expand_as.default", "flatten.using_ints", "unflatten.int",
-            "permute.default", "transpose.int", "t.default", "mT.default", "squeeze.dim",
-            "squeeze.dims", "squeeze.default", "unsqueeze.default", "slice.Tensor", "select.int",
+            "view_as.default", "reshape_as.default", "expand_as.default", "permute.default",
+            "transpose.int", "t.default", "mT.default", "slice.Tensor", "select.int",
             "expand.default", "repeat.default", "repeat_interleave.self_int", "contiguous.default",
             "clone.default", "alias.default", "detach.default",
             "lift_fresh_copy.default", "movedim.int", "movedim.intlist", "swapaxes.default",
@@ -30,6 +38,13 @@ RELABELLINGS: dict[str, Rule] = {
             "pixel_unshuffle.default", "channel_shuffle.default", "tile.default",
             "atleast_1d.default", "_to_copy.default", "to.dtype", "to.dtype_layout", "to.device",
             "to.other", "type_as.default", "broadcast_to.default",
+        )
+    },
+    **{
+        f"aten.{name}": _SHAPE_ONLY
+        for name in (
+            "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints",
+            "unflatten.int", "squeeze.dim", "squeeze.dims", "squeeze.default", "unsqueeze.default",
         )
     },
     **{
