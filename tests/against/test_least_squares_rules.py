@@ -213,3 +213,22 @@ def test_how_a_weight_is_stored_does_not_matter(rule: str) -> None:
     for plain, stored in zip(*found, strict=True):
         assert torch.allclose(plain, stored, atol=1e-12)
         assert bool((plain != 0).any())
+
+
+def test_a_repeated_full_batch_keeps_the_memory_definite_in_float32() -> None:
+    """500 rows on 31 columns, units that are off on all samples among them, 300 times."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 1))
+    with torch.no_grad():
+        net[0].bias[:5] = -100
+    x = 4 * torch.rand(500, 2) - 2
+    y = x.square().sum(1, keepdim=True)
+    rule = RecursiveRule()
+    trainer = SheafTrainer(net, loss="l2", rule=rule)
+    for _ in range(300):
+        trainer.local_gradients(x, y)
+    p = rule.inverse_moments["2.weight"]
+    rows = torch.cat([net[:2](x).detach(), torch.ones(500, 1)], 1).double()
+    wanted = torch.linalg.inv(300 * rows.mT @ rows + 0.01 * 31 * torch.eye(31).double())
+    # rounding leaves an error of the size of ε ‖P‖ in every entry
+    assert float((p.double() - wanted).abs().max()) < 300 * 1.2e-7 * float(wanted.abs().max())

@@ -31,7 +31,8 @@ class RecursiveRule(LocalRule):
 
     In float32 P can lose definiteness, with forgetting above all. P is updated by a symmetric
     product, P − GᵀG with G = chol(M)⁻¹Q, and its diagonal is checked at every step; a
-    non-positive entry raises `ConvergenceError` and leaves weights and memory untouched.
+    non-positive entry raises `ConvergenceError` and leaves weights and memory untouched. Where A
+    has more rows than columns (positions of a convolution) both A and F are rotated to n rows.
     Cost: O(n²) memory per edge; 2–4 times a backprop step. Not for data-parallel training: every
     process would remember different samples.
     """
@@ -74,9 +75,9 @@ class RecursiveRule(LocalRule):
         n = a.shape[1]
         if p is None:
             p = torch.eye(n, dtype=a.dtype, device=a.device) / (self.damping * n)
-        rho = 1.0 if math.isinf(self.memory) else (1 - 1 / self.memory) ** batch
         if a.shape[0] > n:
-            return self._update_by_moments(p, a, g, rho)
+            a, g = _fewer_rows(a, g)
+        rho = 1.0 if math.isinf(self.memory) else (1 - 1 / self.memory) ** batch
         q = a @ p
         eye = torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
         factor = torch.linalg.cholesky_ex(torch.addmm(rho * eye, q, a.mT))[0]
@@ -85,22 +86,6 @@ class RecursiveRule(LocalRule):
         step = (root @ g).mT @ gain
         p = torch.addmm(p, gain.mT, gain, alpha=-1)
         return step, (p if rho == 1 else p / rho)
-
-    def _update_by_moments(
-        self, p: Tensor, a: Tensor, g: Tensor, rho: float
-    ) -> tuple[Tensor, Tensor]:
-        """The same from AᵀA, for more rows (positions of a convolution) than columns.
-
-        With P = LLᵀ: the next P is L (ρ I + LᵀAᵀA L)⁻¹ Lᵀ, and (M⁻¹Λ)ᵀQ = ΛᵀA times it.
-        """
-        eye = torch.eye(p.shape[0], dtype=p.dtype, device=p.device)
-        root, failed = torch.linalg.cholesky_ex(p)
-        root = root.masked_fill(failed > 0, torch.nan)  # no factor of an indefinite P: `_check`
-        along = a @ root
-        factor = torch.linalg.cholesky_ex(torch.addmm(rho * eye, along.mT, along))[0]
-        gain = torch.linalg.solve_triangular(factor, root.mT, upper=False)
-        p = gain.mT @ gain
-        return (g.mT @ a) @ p, p
 
     def _check(self, fresh: Mapping[str, Tensor], lowest: list[Tensor]) -> None:
         if not lowest:
@@ -120,3 +105,10 @@ class RecursiveRule(LocalRule):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.inverse_moments = {n: t.clone() for n, t in state.items()}
+
+
+def _fewer_rows(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, OᵀΛ) for A = O R with orthonormal columns: step and P⁺ are those of (A, Λ)."""
+    reflectors, tau = torch.geqrf(a)
+    n = a.shape[1]
+    return reflectors[:n].triu(), torch.ormqr(reflectors, tau, g, transpose=True)[:n]
