@@ -155,26 +155,36 @@ def depth() -> dict[str, Any]:
 
 
 def warm() -> dict[str, Any]:
-    """Sweeps from the old equilibrium after one small gradient step on the weights."""
+    """Ten small gradient steps on the weights in a row: from the last equilibrium, and cold."""
     out = {}
-    cases = {"4H untrained": (NETS["4H"], False), "4H trained": (NETS["4H"], True)}
-    cases["D5 trained"] = ([64] * 6 + [10], True)
-    cases["D5 untrained"] = ([64] * 6 + [10], False)
-    for key, (widths, trained) in cases.items():
+    deep = [64] * 6 + [10]
+    cases = [(f"4H {t}", NETS["4H"], t == "trained") for t in ("untrained", "trained")]
+    cases += [(f"D5 {t}", deep, t == "trained") for t in ("untrained", "trained")]
+    for key, widths, trained in cases:
         problem = held(widths, trained=trained)
-        before, _ = solved(problem)
         model = problem.sheaf.network.model
         assert model is not None
         x, y = data(widths)
-        model.zero_grad()
-        (0.5 * (model(x) - y).square().sum(1)).mean().backward()
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 1e-3 * p.grad
-        _, cold = solved(problem)
-        _, again = solved(problem, start=before.cochain)
-        out[key] = {"cold": cold, "warm": again, "ratio": again["sweeps"] / cold["sweeps"]}
-        print(key, cold["sweeps"], again["sweeps"], flush=True)
+        last = ts.harmonic_extension(problem, throw=False)
+        pairs = []
+        for _ in range(10):
+            model.zero_grad()
+            (0.5 * (model(x) - y).square().sum(1)).mean().backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 1e-3 * p.grad
+            cold = ts.harmonic_extension(problem, throw=False)
+            last = ts.harmonic_extension(problem, start=last.cochain, throw=False)
+            assert cold.outcome.ok and last.outcome.ok
+            pairs.append((last.passes, cold.passes))
+        ratios = [w / c for w, c in pairs]
+        out[key] = {
+            "warm and cold sweeps": pairs,
+            "total warm over total cold": sum(w for w, _ in pairs) / sum(c for _, c in pairs),
+            "worst step": max(ratios),
+            "energy, warm over cold": float(last.energy.sum() / cold.energy.sum()),
+        }
+        print(key, out[key], flush=True)
     return out
 
 

@@ -100,34 +100,37 @@ def eliminate(
     Cost: a few elementwise passes. Source: docs/notes/solver.md §1; the three ReLU states are T4.
     """
     goal, weight = (m, w_in) if pull is None else _merge(m, w_in, pull)
-    best: tuple[Tensor, Tensor] | None = None
-    slope = stuck = value = goal
+    found: Eliminated | None = None
+    least = goal
     for piece in reversed(pieces.pieces):
-        if piece.slope == 0.0:
-            free = goal
-        else:
-            s = piece.slope
-            aim = a - piece.offset if piece.offset else a
-            free = (weight * goal + (s * w_out) * aim) / (weight + s * s * w_out)
+        s = piece.slope
+        aim = a - piece.offset if piece.offset else a
+        share = s * w_out / (weight + s * s * w_out)
+        free = goal if s == 0 else (1 - s * share) * goal + share * aim
         z = free.clamp(piece.low, piece.high)
-        out = piece.slope * z + piece.offset if piece.slope else torch.full_like(z, piece.offset)
-        cost = weight * (z - goal).square() + w_out * (a - out).square()
-        if best is None:
-            best, value, stuck = (z, cost), out, z != free
-            slope = torch.full_like(z, piece.slope)
-            continue
-        lower = cost < best[1]
-        best = torch.where(lower, z, best[0]), torch.where(lower, cost, best[1])
-        value = torch.where(lower, out, value)
-        stuck = torch.where(lower, z != free, stuck)
-        slope = slope.masked_fill(lower, piece.slope)
-    assert best is not None
-    z = best[0]
+        value = z if (s, piece.offset) == (1, 0) else s * z + piece.offset
+        cost = weight * (z - goal).square() + w_out * (a - value).square()
+        this = Eliminated(z, value, torch.full_like(z, s), z != free)
+        found = this if found is None else _choose(cost < least, this, found)
+        least = cost if piece is pieces.pieces[-1] else torch.minimum(cost, least)
+    assert found is not None
+    z, value, stuck = found.z, found.value, found.stuck
     if held is not None:
         z = torch.where(held.mask, held.value, z)
         value = torch.where(held.mask, pieces.value(held.value), value)
         stuck = stuck | held.mask
-    return Eliminated(z, value, slope.masked_fill(stuck, 0.0), stuck)
+    return Eliminated(z, value, found.slope * (~stuck).to(z.dtype), stuck)
+
+
+def _choose(first: Tensor, one: Eliminated, other: Eliminated) -> Eliminated:
+    """`one` where `first` is true. By arithmetic: torch.where branches at every entry, on CPU."""
+    weight = first.to(one.z.dtype)
+    return Eliminated(
+        torch.lerp(other.z, one.z, weight),
+        torch.lerp(other.value, one.value, weight),
+        torch.lerp(other.slope, one.slope, weight),
+        other.stuck ^ (first & (other.stuck ^ one.stuck)),
+    )
 
 
 def _merge(m: Tensor, w_in: Weight, pull: Pull) -> tuple[Tensor, Weight]:
