@@ -87,9 +87,11 @@ labs: $(VENV)/.installed-test
 		echo "executing $$notebook"; \
 		$(EXPORT) $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
 
+QUESTIONS := substitution_cost spectral_gap heat_flow equilibrium training architectures \
+	diagnosis precision
 bench: $(VENV)/.installed
-	@shopt -s nullglob; for question in benchmarks/[!_]*.py; do \
-		echo "== $$question"; $(BIN)/python "$$question"; done
+	@for question in $(QUESTIONS); do \
+		echo "== $$question"; $(BIN)/python -m benchmarks.$$question || exit 1; done
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

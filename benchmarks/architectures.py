@@ -9,13 +9,10 @@ its own, so that its peak of resident memory is its own. Writes results/architec
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import torchsheaf as ts
+from benchmarks.measurement import write_result
 
-RESULTS = Path(__file__).parent / "results" / "architectures.json"
 SEQUENCE, BATCH = 64, 4
 
 
@@ -147,26 +144,6 @@ PHASES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-    }
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--phase", choices=PHASES)
@@ -174,7 +151,7 @@ def main() -> None:
     if arguments.phase:
         print(json.dumps(PHASES[arguments.phase]()))
         return
-    found: dict[str, Any] = {"environment": environment(), "sequence": SEQUENCE, "batch": BATCH}
+    found: dict[str, Any] = {"sequence": SEQUENCE, "batch": BATCH}
     for phase in PHASES:
         command = [sys.executable, "-m", "benchmarks.architectures", "--phase", phase]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -186,8 +163,7 @@ def main() -> None:
         "added_over_kept_activations": found["gap"]["added_peak_mib"]
         / base["kept_activations_mib"],
     }
-    print("memory", json.dumps(found["memory"]))
-    write(RESULTS, found)
+    write_result("architectures", found)
 
 
 if __name__ == "__main__":

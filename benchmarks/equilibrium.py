@@ -11,17 +11,12 @@ zero biases, seed 0; "trained" is full-batch Adam on the mean squared error over
 over the samples still active, so the count is that of the slowest sample.
 """
 
-import fcntl
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,10 +26,10 @@ from torch import Tensor, nn
 import torchsheaf as ts
 from benchmarks.equilibrium_euler import euler_until
 from benchmarks.equilibrium_shapes import SHAPES
+from benchmarks.measurement import update_result
 from tests.reference.brute_force import brute_force
 from tests.reference.networks import randn, relu_mlp
 
-RESULTS = Path(__file__).parent / "results" / "equilibrium.json"
 NETS = {
     "1H": [2, 30, 1],
     "2H": [2, 16, 16, 1],
@@ -165,7 +160,7 @@ def warm() -> dict[str, Any]:
         model = problem.sheaf.network.model
         assert model is not None
         x, y = data(widths)
-        last = ts.harmonic_extension(problem, throw=False)
+        last = ts.harmonic_extension(problem)
         pairs = []
         for _ in range(10):
             model.zero_grad()
@@ -173,9 +168,8 @@ def warm() -> dict[str, Any]:
             with torch.no_grad():
                 for p in model.parameters():
                     p -= 1e-3 * p.grad
-            cold = ts.harmonic_extension(problem, throw=False)
-            last = ts.harmonic_extension(problem, start=last.cochain, throw=False)
-            assert cold.outcome.ok and last.outcome.ok
+            cold = ts.harmonic_extension(problem)
+            last = ts.harmonic_extension(problem, start=last.cochain)
             pairs.append((last.passes, cold.passes))
         ratios = [w / c for w, c in pairs]
         out[key] = {
@@ -252,36 +246,10 @@ PARTS = {
 }  # fmt: skip
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "load when it ended": round(os.getloadavg()[0], 1),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def main() -> None:
     torch.set_num_threads(1)
     for name in sys.argv[1:] or PARTS:
-        result = PARTS[name]() | {"environment": environment()}
-        RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            store(name, result)
-
-
-def store(name: str, result: dict[str, Any]) -> None:
-    """Replace one entry of the results, atomically."""
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    stored[name] = result
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
-        json.dump(stored, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, RESULTS)
+        update_result("equilibrium", name, PARTS[name]())
 
 
 if __name__ == "__main__":

@@ -14,12 +14,8 @@ least that many times slower.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +24,9 @@ import torch
 from torch import Tensor
 
 import torchsheaf as ts
+from benchmarks.measurement import update_result
 from torchsheaf.flow import Exact
 
-RESULTS = Path(__file__).parent / "results" / "heat_flow.json"
 NETS = ((2, 4, 1), (2, 6, 4, 4, 1), (2, 30, 1))
 SAMPLES, UNTIL, TARGET = 500, 10.0, 1e-6
 TIMES = torch.linspace(0, UNTIL, 50, dtype=torch.float64)
@@ -224,23 +220,12 @@ def climb(
 
 
 def write(dims: tuple[int, ...], found: dict[str, Any], factor: float) -> None:
-    """Merge one network's rows into the results, atomically."""
-    results = json.loads(RESULTS.read_text())["nets"] if RESULTS.exists() else {}
-    results[",".join(map(str, dims))] = found
-    document = {
-        "question": __doc__.splitlines()[0],
-        "environment": {
-            "torch": torch.__version__, "scipy": scipy.__version__,
-            "python": platform.python_version(), "machine": platform.machine(), "threads": 1,
-            "clock": "processor seconds", "given up after": f"{factor:g} times exact",
-            "load average": os.getloadavg()[0],
-        },
-        "samples": SAMPLES, "until": UNTIL, "target": TARGET, "nets": results,
+    """Replace one network's rows in the results."""
+    terms = {
+        "samples": SAMPLES, "until": UNTIL, "target": TARGET, "clock": "processor seconds",
+        "given up after": f"{factor:g} times exact", "scipy": scipy.__version__,
     }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(partial, RESULTS)
+    update_result("heat_flow", ",".join(map(str, dims)), found | terms)
 
 
 def main() -> None:

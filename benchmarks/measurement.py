@@ -1,5 +1,6 @@
 """Timing, memory, environment and atomic results, shared by the questions in this folder."""
 
+import fcntl
 import json
 import os
 import platform
@@ -33,6 +34,8 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "machine": f"{platform.system()} {platform.machine()}",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "commit": git.stdout.strip() or "unknown",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
@@ -40,15 +43,54 @@ def environment() -> dict[str, Any]:
 
 def write_result(name: str, result: Mapping[str, Any]) -> Path:
     """results/<name>.json with the environment, written whole or not at all; also printed."""
+    text = as_json({**result, "environment": environment()}) + "\n"
+    sys.stdout.write(text)
+    return write_text(f"{name}.json", text)
+
+
+def update_result(name: str, part: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace one part of results/<name>.json, with its own environment; returns all parts.
+
+    Parts may be measured by several processes at once: reading and writing are one locked step.
+    """
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({**result, "environment": environment()}, indent=2) + "\n"
+    with open(RESULTS / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = read_result(name) | {part: {**entry, "environment": environment()}}
+        write_text(f"{name}.json", as_json(known) + "\n")
+    return known
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """What results/<name>.json holds; nothing where there is none."""
     path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_text(name: str, text: str) -> Path:
+    """A file of the results folder, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / name
     with tempfile.NamedTemporaryFile("w", dir=RESULTS, delete=False, suffix=".tmp") as file:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
-    sys.stdout.write(text)
     return path
+
+
+def as_json(value: Any, indent: str = "") -> str:
+    """JSON in which an object or a list without others inside takes one line."""
+    inside = value.values() if isinstance(value, Mapping) else value
+    nested = isinstance(value, Mapping | list | tuple)
+    if not nested or not any(isinstance(v, Mapping | list | tuple) for v in inside):
+        return json.dumps(value, ensure_ascii=False)
+    deeper = indent + " "
+    if isinstance(value, Mapping):
+        lines = [f"{json.dumps(k)}: {as_json(v, deeper)}" for k, v in value.items()]
+    else:
+        lines = [as_json(v, deeper) for v in value]
+    left, right = "{}" if isinstance(value, Mapping) else "[]"
+    return f"{left}\n{deeper}" + f",\n{deeper}".join(lines) + f"\n{indent}{right}"
 
 
 def seconds(function: Callable[[], object]) -> float:

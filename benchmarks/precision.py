@@ -14,15 +14,13 @@ Five questions, each a part; results and environment go to results/precision.jso
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.measurement import update_result
 from torchsheaf.network.aten import trace_aten
 from torchsheaf.precision import FORMATS, plan, zoo
 from torchsheaf.precision.apply import (
@@ -42,7 +40,6 @@ from torchsheaf.precision.profile import load_profile
 from torchsheaf.precision.ranges import measure_ranges, needed_range
 from torchsheaf.precision.sensitivity import analyse
 
-RESULTS = Path(__file__).parent / "results" / "precision.json"
 LOW = ("fp16", "bf16")
 
 
@@ -233,33 +230,18 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-def environment() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "cuda": gpu or "none here: nothing on this page was timed on a GPU",
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=sorted(PARTS))
     chosen = parser.parse_args().part
-    old = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name, run in PARTS.items():
         if chosen in (None, name):
             start = time.perf_counter()
-            old[name] = {"environment": environment(), "rows": run()}
-            old[name]["seconds"] = round(time.perf_counter() - start, 1)
-            for row in old[name]["rows"]:
+            rows = run()
+            for row in rows:
                 print(name, json.dumps(row))
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(old, indent=1) + "\n")
+            taken = round(time.perf_counter() - start, 1)
+            update_result("precision", name, {"rows": rows, "seconds": taken})
 
 
 if __name__ == "__main__":

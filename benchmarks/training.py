@@ -1,7 +1,7 @@
 """Does a local rule train faster than backprop? Same weights, batches and grids for every method.
 
-    python benchmarks/training.py [paraboloid | digits | deep | convnet | stream ...]
-    python benchmarks/training.py docs      # put the committed tables into docs/learning.md
+    python -m benchmarks.training [paraboloid | digits | deep | convnet | stream ...]
+    python -m benchmarks.training docs      # put the committed tables into docs/learning.md
 
 Without a name every part runs. Each replaces its entry of benchmarks/results/training.json and
 benchmarks/results/training.md, after every method.
@@ -17,8 +17,6 @@ a method's rate is the one with the least median, so all are optimistic alike.
 
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -34,10 +32,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.measurement import RESULTS, update_result, write_text
 from torchsheaf.train import EdgeRule, EquilibriumRule, RecursiveRule, SheafTrainer
 from torchsheaf.train.joint_euler import JointEuler
 
-RESULTS = Path(__file__).parent / "results"
 SEEDS = (1, 2, 3)
 Step = Callable[[Tensor, Tensor], None]
 
@@ -393,7 +391,7 @@ def run(name: str, save: Callable[[str, dict[str, Any]], None]) -> None:
     entry["ms_per_step"] = ms
     for method in sorted(chosen, key=lambda m: ORDER.index(m.name.split(",")[0].split(" +")[0])):
         rows[method.name] = summarise(task, method, ms[method.name])
-        entry |= {"environment": environment(), "complete": len(rows) == len(chosen)}
+        entry["complete"] = len(rows) == len(chosen)
         save(name, entry)
         print(name, method.name, json.dumps(rows[method.name]), flush=True)
 
@@ -405,27 +403,9 @@ ORDER = (
 
 
 def write(name: str, entry: dict[str, Any]) -> None:
-    """Replace one part in both files, atomically."""
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "training.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    known[name] = entry
-    ordered = {n: known[n] for n in TASKS if n in known}
-    for path, text in (
-        (file, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"),
-        (RESULTS / "training.md", "\n".join(table(e) for e in ordered.values())),
-    ):
-        part = path.with_suffix(f"{path.suffix}.{os.getpid()}.part")
-        part.write_text(text)
-        os.replace(part, path)
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__, "python": platform.python_version(),
-        "machine": platform.machine(), "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(), "load": [round(v, 1) for v in os.getloadavg()],
-    }  # fmt: skip
+    """Replace one part of the results, and their tables."""
+    known = update_result("training", name, entry)
+    write_text("training.md", "\n".join(table(known[n]) for n in TASKS if n in known))
 
 
 def table(entry: dict[str, Any]) -> str:

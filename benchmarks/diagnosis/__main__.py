@@ -7,22 +7,18 @@ benchmarks/results/diagnosis.json and prints its table.
 """
 
 import json
-import os
-import platform
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.diagnosis import fault_location, label_noise, overhead, shifted_inputs
 from benchmarks.diagnosis.tasks import TASKS
+from benchmarks.measurement import update_result
 
-RESULTS = Path(__file__).parent.parent / "results" / "diagnosis.json"
 SEEDS = (0, 1, 2)
 Row = dict[str, Any]
 
@@ -80,28 +76,6 @@ def summary(part: str, rows: list[Row]) -> list[Row]:
     return found
 
 
-def write(part: str, rows: list[Row], seconds: float) -> None:
-    """Replace one entry of the results file atomically."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    environment = {
-        "torch": torch.__version__, "python": platform.python_version(),
-        "machine": platform.machine(), "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1), "cpu_seconds": round(seconds, 1),
-    }  # fmt: skip
-    known[part] = {"environment": environment, "rows": rows}
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
-        entries = ",\n".join(
-            f'"{p}": {{"environment": {json.dumps(v["environment"])}, "rows": [\n'
-            + ",\n".join(json.dumps(r) for r in v["rows"])
-            + "\n]}"
-            for p, v in known.items()
-        )
-        file.write("{\n" + entries + "\n}\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, RESULTS)
-
-
 def main(arguments: list[str]) -> int:
     if set(arguments) - PARTS.keys():
         print(__doc__)
@@ -110,7 +84,8 @@ def main(arguments: list[str]) -> int:
     for part in arguments or PARTS:
         began = time.process_time()
         rows = summary(part, PARTS[part]())
-        write(part, rows, time.process_time() - began)
+        taken = round(time.process_time() - began, 1)
+        update_result("diagnosis", part, {"rows": rows, "cpu_seconds": taken})
         print(f"== {part}", *map(json.dumps, rows), sep="\n", flush=True)
     return 0
 
