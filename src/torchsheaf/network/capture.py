@@ -16,6 +16,7 @@ from torchsheaf.network.completeness import check_apart, check_complete, check_f
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network
 from torchsheaf.network.reader import Reader
+from torchsheaf.network.rules.composed import COMPOSED
 
 
 def read_network(
@@ -110,8 +111,9 @@ def _export(
             fixed = _static_batch(program)
             if fixed is not None and fixed != batch:
                 program = torch.export.export(model, inputs)
-            if writes_into_views(program):
-                program = program.run_decompositions({})  # writes become slice_scatter and kin
+            composed = any(node.target in COMPOSED for node in program.graph.nodes)
+            if composed or writes_into_views(program):  # writes become slice_scatter and kin
+                program = program.run_decompositions(COMPOSED)
     except Exception as error:
         if not model.training:  # a forward pass would move batch statistics
             run(model, inputs)

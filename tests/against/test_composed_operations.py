@@ -1,0 +1,48 @@
+"""Operations read as a composition of others: the model's own values, and equilibria through it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchsheaf as ts
+from tests.reference.networks import fill, randn
+
+COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "max of two": torch.max,
+    "min of two": torch.min,
+    "broadcast": lambda a, b: torch.maximum(a, b[:, :1]),
+    "with a constant": lambda a, b: a * torch.minimum(b, torch.full((4,), 0.3, dtype=b.dtype)),
+    "of nonlinear values": lambda a, b: torch.maximum(torch.relu(a), torch.tanh(b)).square(),
+}
+
+
+class Combined(nn.Module):
+    def __init__(self, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.combine = combine
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.combine(self.a(x), self.b(x)))
+
+
+@pytest.mark.parametrize("name", COMBINE)
+def test_the_larger_and_the_smaller_of_two_values(name: str) -> None:
+    net, x, y = fill(Combined(COMBINE[name]), 2), randn(3, 6, 3), randn(4, 6, 2)
+    sheaf = ts.encode(net, x)
+    assert torch.equal(sheaf.forward(x)[sheaf.outputs[0]], net(x).detach())
+    more = randn(5, 9, 3)  # the batch stays dynamic
+    assert torch.equal(sheaf.forward(more)[sheaf.outputs[0]], net(more).detach())
+    held = ts.harmonic_extension(ts.hold(sheaf, x).pin(ts.Pin("output", y)))
+    assert float(held.stationarity.max()) <= 1e-8
+    trainer = ts.SheafTrainer(net, loss="l2", rule="first-order")
+    trainer.local_gradients(x, y)
+    found = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    (0.5 * (net(x) - y).square().sum(1).mean()).backward()
+    for local, parameter in zip(found, net.parameters(), strict=True):
+        assert torch.allclose(local, parameter.grad, atol=1e-12)
