@@ -287,52 +287,46 @@ class AsynchronousNewton:
     def _search(self, ready: Tensor) -> None:
         """The whole step where the model is exact up to there, else along the true energy."""
         rows = self.rows
-        c, m = rows.c[ready], rows.m[ready]
-        dc, dm, slope = rows.dc[ready], rows.dm[ready], rows.slope[ready]
-        energy, rr = rows.energy[ready], rows.rr[ready]
-        part = replace(self.reduction, holds=self.reduction.holds.samples(ready))
-        there = forces(part, c + dc, m + dm)
+        line = _Line.of(rows, self.reduction, ready)
+        there = line.at(1.0)
+        whole = line.slopes(there)
+        rr, goal = rows.rr[ready], rows.goal[ready]
         exact = self._same_states(ready, there.gates)
-        exact &= (there.energy - energy - 0.5 * slope).abs() <= EXACT * slope.abs()
-        exact &= rr <= rows.goal[ready]  # else the descent ended for want of curvature or steps
+        miss = (there.energy - line.energy - 0.5 * line.slope).abs()
+        exact &= miss <= EXACT * line.slope.abs()
+        exact &= rr <= goal  # else the descent ended for want of curvature or steps
         done = exact & (rr <= self.tol**2)
         further = ready[exact & ~done]
         rows.goal[further] = self.tol**2
         rows.stage[further] = int(Stage.DESCENT)
         if bool(done.any()):
-            self._commit(ready[done], (c + dc)[done], (m + dm)[done], there.samples(done))
-            rows.stage[ready[done]] = int(Stage.CHECK)
-            rows.quiet[ready[done]] = True
+            arrived = line.samples(done)
+            self._commit(arrived.index, *arrived.point(1.0), there.samples(done))
+            rows.stage[arrived.index] = int(Stage.CHECK)
+            rows.quiet[arrived.index] = True
+        del there  # a copy of all that pulls on the samples
         rest = ~exact
         if bool(rest.any()):
-            self._line_search(
-                ready[rest], replace(part, holds=part.holds.samples(rest)), c[rest], m[rest],
-                dc[rest], dm[rest], energy[rest], slope[rest],
-            )  # fmt: skip
+            self._line_search(line.samples(rest), (whole[0][rest], whole[1][rest]))
         self.trace.append(float(self.energy.sum()))
 
-    def _line_search(
-        self, ready: Tensor, part: Reduction, c: Tensor, m: Tensor, dc: Tensor, dm: Tensor,
-        energy: Tensor, slope: Tensor,
-    ) -> None:  # fmt: skip
-        def along(t: Tensor) -> tuple[Tensor, Tensor]:
-            there = forces(part, c + t[:, None] * dc, m + t[:, None] * dm)
-            derivative = torch.linalg.vecdot(there.on_variables, dc)
-            return there.energy, derivative + torch.linalg.vecdot(there.on_values, dm)
-
-        rows = self.rows
-        t = line_search(along, energy, slope, refine=3).length[:, None]
-        c, m = c + t * dc, m + t * dm
-        here = forces(part, c, m)
-        rows.quiet[ready] = self._same_states(ready, here.gates)
-        model = branch(part, c, here.gates)
-        self._commit(ready, c, m, here)
-        rows.gate_slope[ready], rows.gate_stuck[ready] = _states(here.gates, c)
-        rows.model_slope[ready], rows.model_scale[ready] = model.slope, model.scale
-        rows.model_omega[ready] = model.omega
-        rows.stage[ready] = int(Stage.GRADIENT)
+    def _line_search(self, line: "_Line", whole: tuple[Tensor, Tensor]) -> None:
+        """Move along the true energy, of which `whole` is value and slope at the end."""
+        rows, index = self.rows, line.index
+        t = line_search(
+            lambda t: line.slopes(line.at(t[:, None])), line.energy, line.slope, whole=whole
+        ).length[:, None]
+        c, m = line.point(t)
+        here = forces(line.part, c, m)
+        rows.quiet[index] = self._same_states(index, here.gates)
+        model = branch(line.part, c, here.gates)
+        self._commit(index, c, m, here)
+        rows.gate_slope[index], rows.gate_stuck[index] = _states(here.gates, c)
+        rows.model_slope[index], rows.model_scale[index] = model.slope, model.scale
+        rows.model_omega[index] = model.omega
+        rows.stage[index] = int(Stage.GRADIENT)
         blocked = torch.zeros_like(rows.quiet)
-        blocked[ready] = t.squeeze(1) == 0
+        blocked[index] = t.squeeze(1) == 0
         self._give_up(blocked)
 
     def _commit(self, where: Tensor, c: Tensor, m: Tensor, here: Forces) -> None:
@@ -381,6 +375,51 @@ class AsynchronousNewton:
         z = m if last.gates is None else last.gates.z
         cochain = self.whole.restore(self.final_c, m, z)
         return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The segments from where some samples are to the ends of their directions.
+
+    No copy is made where these are all samples.
+    """
+
+    index: Tensor
+    part: Reduction
+    c: Tensor
+    m: Tensor
+    dc: Tensor
+    dm: Tensor
+    energy: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, rows: _Rows, reduction: Reduction, index: Tensor) -> "_Line":
+        everyone = torch.arange(len(rows.index), device=index.device)
+        line = cls(
+            everyone, reduction, rows.c, rows.m, rows.dc, rows.dm, rows.energy, rows.slope
+        )  # fmt: skip
+        return line if len(index) == len(everyone) else line.samples(index)
+
+    def samples(self, keep: Tensor) -> "_Line":
+        if keep.dtype == torch.bool and bool(keep.all()):
+            return self
+        columns = (self.c, self.m, self.dc, self.dm, self.energy, self.slope)
+        part = replace(self.part, holds=self.part.holds.samples(keep))
+        return _Line(self.index[keep], part, *(t[keep] for t in columns))
+
+    def point(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """C and M after t of the way."""
+        return self.c + t * self.dc, self.m + t * self.dm
+
+    def at(self, t: Tensor | float) -> Forces:
+        """Energy and forces there."""
+        return forces(self.part, *self.point(t))
+
+    def slopes(self, there: Forces) -> tuple[Tensor, Tensor]:
+        """φ and φ′ there."""
+        derivative = torch.linalg.vecdot(there.on_variables, self.dc)
+        return there.energy, derivative + torch.linalg.vecdot(there.on_values, self.dm)
 
 
 def _states(gates: Eliminated | None, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -100,37 +100,32 @@ def eliminate(
     Cost: a few elementwise passes. Source: docs/notes/solver.md §1; the three ReLU states are T4.
     """
     goal, weight = (m, w_in) if pull is None else _merge(m, w_in, pull)
-    found: Eliminated | None = None
-    least = goal
+    least: Tensor | None = None
+    z = value = slope = stuck = goal
     for piece in reversed(pieces.pieces):
         s = piece.slope
         aim = a - piece.offset if piece.offset else a
         share = s * w_out / (weight + s * s * w_out)
-        free = goal if s == 0 else (1 - s * share) * goal + share * aim
-        z = free.clamp(piece.low, piece.high)
-        value = z if (s, piece.offset) == (1, 0) else s * z + piece.offset
-        cost = weight * (z - goal).square() + w_out * (a - value).square()
-        this = Eliminated(z, value, torch.full_like(z, s), z != free)
-        found = this if found is None else _choose(cost < least, this, found)
-        least = cost if piece is pieces.pieces[-1] else torch.minimum(cost, least)
-    assert found is not None
-    z, value, stuck = found.z, found.value, found.stuck
+        free = goal if s == 0 else ((1 - s * share) * goal).add_(share * aim)
+        here = free.clamp(piece.low, piece.high)
+        clamped = here != free
+        out = here if (s, piece.offset) == (1, 0) else s * here + piece.offset
+        cost = (here - goal).square_().mul_(weight).add_((a - out).square_().mul_(w_out))
+        steep = here.new_tensor(s)
+        if least is None:
+            z, value, slope, stuck, least = here, out, steep.expand_as(here), clamped, cost
+            continue
+        # by arithmetic: torch.where branches at every entry, on CPU
+        lower = cost < least
+        stuck = stuck ^ (lower & (stuck ^ clamped))
+        chosen, least = lower.to(here.dtype), torch.minimum(cost, least)
+        z, value = torch.lerp(z, here, chosen), torch.lerp(value, out, chosen)
+        slope = torch.lerp(slope, steep, chosen)
     if held is not None:
         z = torch.where(held.mask, held.value, z)
         value = torch.where(held.mask, pieces.value(held.value), value)
         stuck = stuck | held.mask
-    return Eliminated(z, value, found.slope * (~stuck).to(z.dtype), stuck)
-
-
-def _choose(first: Tensor, one: Eliminated, other: Eliminated) -> Eliminated:
-    """`one` where `first` is true. By arithmetic: torch.where branches at every entry, on CPU."""
-    weight = first.to(one.z.dtype)
-    return Eliminated(
-        torch.lerp(other.z, one.z, weight),
-        torch.lerp(other.value, one.value, weight),
-        torch.lerp(other.slope, one.slope, weight),
-        other.stuck ^ (first & (other.stuck ^ one.stuck)),
-    )
+    return Eliminated(z, value, slope * (~stuck).to(z.dtype), stuck)
 
 
 def _merge(m: Tensor, w_in: Weight, pull: Pull) -> tuple[Tensor, Weight]:

@@ -24,17 +24,19 @@ class Step:
 
 
 def line_search(
-    along: Along, energy: Tensor, slope: Tensor, *, refine: int = 3, max_halvings: int = 40
-) -> Step:
+    along: Along, energy: Tensor, slope: Tensor, *, whole: tuple[Tensor, Tensor] | None = None,
+    refine: int = 3, max_halvings: int = 40,
+) -> Step:  # fmt: skip
     """Per sample: t = 1, then quadratic interpolation until φ(t) ≤ φ(0) + 1e-4 t φ′(0).
 
     Where that succeeds, up to `refine` secant steps on φ′ inside [0.1 t, 3 t], each kept only if
-    φ is lower. For a frozen branch E_s ≥ E this is Armijo on E too (docs/notes/solver.md §3).
+    φ is lower. `whole` is (φ(1), φ′(1)) where the caller knows it. For a frozen branch E_s ≥ E
+    this is Armijo on E too (docs/notes/solver.md §3).
     """
     noise = NOISE * max(1.0, torch.finfo(energy.dtype).eps / 2.3e-16) * energy
     t = torch.ones_like(energy)
-    value, derivative = along(t)
-    trials = 1
+    value, derivative = along(t) if whole is None else whole
+    trials = int(whole is None)
     for _ in range(max_halvings):
         failed = ~(value <= energy + SUFFICIENT * t * slope + noise)
         if not bool(failed.any()):
