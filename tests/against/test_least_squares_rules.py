@@ -1,5 +1,7 @@
 """The edge and recursive rules against dense least squares and batch ridge regression."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -232,3 +234,21 @@ def test_a_repeated_full_batch_keeps_the_memory_definite_in_float32() -> None:
     wanted = torch.linalg.inv(300 * rows.mT @ rows + 0.01 * 31 * torch.eye(31).double())
     # rounding leaves an error of the size of ε ‖P‖ in every entry
     assert float((p.double() - wanted).abs().max()) < 300 * 1.2e-7 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("rule", [EdgeRule(group=None), RecursiveRule(), "first-order"], ids=str)
+def test_gradients_lie_in_memory_as_their_parameters_do(rule: EdgeRule | RecursiveRule | str):
+    """Fused optimisers read parameter and gradient by one stride, whatever the gradient's is."""
+    ends = []
+    for fused in (False, True):
+        net = relu_mlp([2, 30, 1], 3)
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.1, fused=fused)
+        SheafTrainer(net, loss="l2", rule=copy.deepcopy(rule)).local_gradients(
+            randn(1, 50, 2), randn(2, 50, 1)
+        )
+        for parameter in net.parameters():
+            assert parameter.grad.stride() == parameter.stride()
+        optimiser.step()
+        ends.append([p.detach().clone() for p in net.parameters()])
+    for plain, fused_end in zip(*ends, strict=True):
+        assert torch.allclose(plain, fused_end, atol=1e-14)
