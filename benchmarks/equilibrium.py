@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -150,12 +150,13 @@ def depth() -> dict[str, Any]:
 
 
 def warm() -> dict[str, Any]:
-    """Ten small gradient steps on the weights in a row: from the last equilibrium, and cold."""
+    """Ten gradient steps on the weights in a row: from the last equilibrium, and cold."""
     out = {}
     deep = [64] * 6 + [10]
     cases = [(f"4H {t}", NETS["4H"], t == "trained") for t in ("untrained", "trained")]
     cases += [(f"D5 {t}", deep, t == "trained") for t in ("untrained", "trained")]
-    for key, widths, trained in cases:
+    for rate, (key, widths, trained) in product((1e-3, 1e-4), cases):
+        key = f"{key}, rate {rate:g}"
         problem = held(widths, trained=trained)
         model = problem.sheaf.network.model
         assert model is not None
@@ -167,7 +168,7 @@ def warm() -> dict[str, Any]:
             (0.5 * (model(x) - y).square().sum(1)).mean().backward()
             with torch.no_grad():
                 for p in model.parameters():
-                    p -= 1e-3 * p.grad
+                    p -= rate * p.grad
             cold = ts.harmonic_extension(problem)
             last = ts.harmonic_extension(problem, start=last.cochain)
             pairs.append((last.passes, cold.passes))

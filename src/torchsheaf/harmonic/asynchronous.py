@@ -12,6 +12,7 @@ from torchsheaf.harmonic.frozen_system import FrozenSystem, Maps
 from torchsheaf.harmonic.line_search import line_search
 from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces
 from torchsheaf.harmonic.reduction import Reduction
+from torchsheaf.harmonic.segments import Segments
 from torchsheaf.harmonic.solver import Solution
 from torchsheaf.outcome import Outcome
 
@@ -287,7 +288,11 @@ class AsynchronousNewton:
     def _search(self, ready: Tensor) -> None:
         """The whole step where the model is exact up to there, else along the true energy."""
         rows = self.rows
-        line = _Line.of(rows, self.reduction, ready)
+        line = Segments(
+            torch.arange(len(rows.index), device=ready.device), self.reduction, rows.c, rows.m,
+            rows.dc, rows.dm, rows.energy, rows.slope,
+        )  # fmt: skip
+        line = line if len(ready) == len(rows.index) else line.samples(ready)
         there = line.at(1.0)
         whole = line.slopes(there)
         rr, goal = rows.rr[ready], rows.goal[ready]
@@ -310,7 +315,7 @@ class AsynchronousNewton:
             self._line_search(line.samples(rest), (whole[0][rest], whole[1][rest]))
         self.trace.append(float(self.energy.sum()))
 
-    def _line_search(self, line: "_Line", whole: tuple[Tensor, Tensor]) -> None:
+    def _line_search(self, line: Segments, whole: tuple[Tensor, Tensor]) -> None:
         """Move along the true energy, of which `whole` is value and slope at the end."""
         rows, index = self.rows, line.index
         t = line_search(
@@ -375,51 +380,6 @@ class AsynchronousNewton:
         z = m if last.gates is None else last.gates.z
         cochain = self.whole.restore(self.final_c, m, z)
         return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
-
-
-@dataclass(frozen=True)
-class _Line:
-    """The segments from where some samples are to the ends of their directions.
-
-    No copy is made where these are all samples.
-    """
-
-    index: Tensor
-    part: Reduction
-    c: Tensor
-    m: Tensor
-    dc: Tensor
-    dm: Tensor
-    energy: Tensor
-    slope: Tensor
-
-    @classmethod
-    def of(cls, rows: _Rows, reduction: Reduction, index: Tensor) -> "_Line":
-        everyone = torch.arange(len(rows.index), device=index.device)
-        line = cls(
-            everyone, reduction, rows.c, rows.m, rows.dc, rows.dm, rows.energy, rows.slope
-        )  # fmt: skip
-        return line if len(index) == len(everyone) else line.samples(index)
-
-    def samples(self, keep: Tensor) -> "_Line":
-        if keep.dtype == torch.bool and bool(keep.all()):
-            return self
-        columns = (self.c, self.m, self.dc, self.dm, self.energy, self.slope)
-        part = replace(self.part, holds=self.part.holds.samples(keep))
-        return _Line(self.index[keep], part, *(t[keep] for t in columns))
-
-    def point(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """C and M after t of the way."""
-        return self.c + t * self.dc, self.m + t * self.dm
-
-    def at(self, t: Tensor | float) -> Forces:
-        """Energy and forces there."""
-        return forces(self.part, *self.point(t))
-
-    def slopes(self, there: Forces) -> tuple[Tensor, Tensor]:
-        """φ and φ′ there."""
-        derivative = torch.linalg.vecdot(there.on_variables, self.dc)
-        return there.energy, derivative + torch.linalg.vecdot(there.on_values, self.dm)
 
 
 def _states(gates: Eliminated | None, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,8 @@ class EdgeRule(LocalRule):
     Known under other names: FOOF and LocoProp; the input factor of K-FAC (docs/learning.md). Cost
     over a backprop step: about g (n_in + n_out) / (3 n_in n_out) of it per edge, for groups of g
     rows; with more rows than inputs (convolutions) about n_in / (3 n_out). The smaller of the two
-    Gram matrices is factorised. `group=None`: one group.
+    Gram matrices is factorised. `group=None`: one group, the cheapest where rows outnumber inputs
+    (convolutions).
     """
 
     damping: float = 0.01

@@ -1,0 +1,47 @@
+"""The segments along which a line search looks: where samples are, and the steps they try."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torchsheaf.harmonic.reduced_energy import Forces, forces
+from torchsheaf.harmonic.reduction import Reduction
+
+
+@dataclass(frozen=True)
+class Segments:
+    """From (C, M) to (C + dC, M + dM), one per sample; all maps affine, so that M is linear in t.
+
+    `index` says which samples these are; `energy` and `slope` are φ(0) and φ′(0).
+    """
+
+    index: Tensor
+    part: Reduction
+    c: Tensor
+    m: Tensor
+    dc: Tensor
+    dm: Tensor
+    energy: Tensor
+    slope: Tensor
+
+    def samples(self, keep: Tensor) -> "Segments":
+        """The chosen samples; no copy where a mask chooses all."""
+        if keep.dtype == torch.bool and bool(keep.all()):
+            return self
+        columns = (self.c, self.m, self.dc, self.dm, self.energy, self.slope)
+        part = replace(self.part, holds=self.part.holds.samples(keep))
+        return Segments(self.index[keep], part, *(t[keep] for t in columns))
+
+    def point(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """C and M after t of the way."""
+        return self.c + t * self.dc, self.m + t * self.dm
+
+    def at(self, t: Tensor | float) -> Forces:
+        """Energy and forces there. Cost: elementwise, no sweep."""
+        return forces(self.part, *self.point(t))
+
+    def slopes(self, there: Forces) -> tuple[Tensor, Tensor]:
+        """φ and φ′ there."""
+        derivative = torch.linalg.vecdot(there.on_variables, self.dc)
+        return there.energy, derivative + torch.linalg.vecdot(there.on_values, self.dm)
