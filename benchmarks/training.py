@@ -106,6 +106,12 @@ def convnet(generator: torch.Generator) -> nn.Sequential:
     return he(net, generator)
 
 
+def enlarged(x: Tensor) -> Tensor:
+    """8×8 images as 28×28 ones, flat."""
+    images = x.view(-1, 1, 8, 8)
+    return functional.interpolate(images, size=(28, 28), mode="bilinear").reshape(-1, 784)
+
+
 def digits(shape: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
     """1,437 for training, 360 held out; (784,): the 8×8 images enlarged to 28×28."""
 
@@ -114,9 +120,7 @@ def digits(shape: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, 
         x = torch.from_numpy(bunch.data).float() / 16
         y = torch.from_numpy(bunch.target).long()
         if shape == (784,):
-            x = functional.interpolate(
-                x.view(-1, 1, 8, 8), size=(28, 28), mode="bilinear", align_corners=False
-            )
+            x = enlarged(x)
         x = x.reshape(-1, *shape)
         order = torch.randperm(len(x), generator=generator)
         held, kept = order[:360], order[360:]

@@ -7,18 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.diagnosis.tasks import load, mlp
+from benchmarks.training import enlarged
 from torchsheaf.boundary import hold
 from torchsheaf.diagnose import label_energy, nudged_discord, pathologies, spectra
 from torchsheaf.sheaf import encode
 
 WIDTHS = ((64, 40, 24, 10), (64, 128, 64, 10), (64, 256, 128, 10))
 LARGER = ((784, 256, 256, 10), (*[64] * 21, 10))
-
-
-def enlarged(x: Tensor) -> Tensor:
-    """8×8 images as 28×28 ones."""
-    images = x.view(-1, 1, 8, 8)
-    return nn.functional.interpolate(images, size=(28, 28), mode="bilinear").reshape(-1, 784)
 
 
 def speed() -> list[dict[str, Any]]:
