@@ -218,22 +218,22 @@ def test_how_a_weight_is_stored_does_not_matter(rule: str) -> None:
 
 
 def test_a_repeated_full_batch_keeps_the_memory_definite_in_float32() -> None:
-    """500 rows on 31 columns, units that are off on all samples among them, 300 times."""
+    """500 rows on 31 columns, 200 times; without biases the features of a plane are dependent."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 1))
-    with torch.no_grad():
-        net[0].bias[:5] = -100
+    nn.init.zeros_(net[0].bias)
     x = 4 * torch.rand(500, 2) - 2
     y = x.square().sum(1, keepdim=True)
     rule = RecursiveRule()
     trainer = SheafTrainer(net, loss="l2", rule=rule)
-    for _ in range(300):
-        trainer.local_gradients(x, y)
-    p = rule.inverse_moments["2.weight"]
     rows = torch.cat([net[:2](x).detach(), torch.ones(500, 1)], 1).double()
-    wanted = torch.linalg.inv(300 * rows.mT @ rows + 0.01 * 31 * torch.eye(31).double())
-    # rounding leaves an error of the size of ε ‖P‖ in every entry
-    assert float((p.double() - wanted).abs().max()) < 300 * 1.2e-7 * float(wanted.abs().max())
+    for step in range(1, 201):
+        trainer.local_gradients(x, y)
+        if step in (1, 20, 200):
+            p = rule.inverse_moments["2.weight"].double()
+            wanted = torch.linalg.inv(step * rows.mT @ rows + 0.31 * torch.eye(31).double())
+            error = float((p - wanted).abs().max() / wanted.abs().max())
+            assert error < 40 * torch.finfo(torch.float32).eps, step
 
 
 @pytest.mark.parametrize("rule", [EdgeRule(group=None), RecursiveRule(), "first-order"], ids=str)

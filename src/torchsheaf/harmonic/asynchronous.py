@@ -130,7 +130,7 @@ class AsynchronousNewton:
                 break
             waiting, busy = self._count(Stage.READY), self._count(Stage.DESCENT)
             if waiting and (waiting * WAITING >= len(rows.index) or not busy):
-                self._search(rows.at(Stage.READY).nonzero().squeeze(1))
+                self._search(rows.at(Stage.READY))
             left = len(rows.index) - self._count(Stage.OVER)
             if not left:
                 break
@@ -285,14 +285,14 @@ class AsynchronousNewton:
         self._send(gradient & ~near, Stage.DESCENT)
         self._give_up(hopeless)
 
-    def _search(self, ready: Tensor) -> None:
+    def _search(self, waiting: Tensor) -> None:
         """The whole step where the model is exact up to there, else along the true energy."""
         rows = self.rows
         line = Segments(
-            torch.arange(len(rows.index), device=ready.device), self.reduction, rows.c, rows.m,
+            torch.arange(len(waiting), device=waiting.device), self.reduction, rows.c, rows.m,
             rows.dc, rows.dm, rows.energy, rows.slope,
-        )  # fmt: skip
-        line = line if len(ready) == len(rows.index) else line.samples(ready)
+        ).samples(waiting)  # fmt: skip
+        ready = line.index
         there = line.at(1.0)
         whole = line.slopes(there)
         rr, goal = rows.rr[ready], rows.goal[ready]

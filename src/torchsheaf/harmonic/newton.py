@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
-from torchsheaf.cochain import Cochain
+from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.asynchronous import AsynchronousNewton
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
@@ -107,7 +107,7 @@ class _Iteration:
             here = forces(now.reduction, now.c, now.m)
             self.energy[now.index] = here.energy
             self.trace.append(float(self.energy.sum()))
-            if not torch.isfinite(here.energy).all():
+            if not is_finite(here.energy):
                 outcome = Outcome.NONFINITE
                 break
             self._note_states(here)
@@ -283,9 +283,7 @@ class _Iteration:
             m = now.reduction.incoming(c)
             self.passes += 1
             there = forces(now.reduction, c, m)
-            derivative = torch.linalg.vecdot(there.on_variables, direction.dc)
-            derivative = derivative + torch.linalg.vecdot(there.on_values, direction.dm)
-            return there.energy, derivative
+            return there.energy, there.slope(direction.dc, direction.dm)
 
         return line_search(along, here.energy, slope, refine=0).length
 

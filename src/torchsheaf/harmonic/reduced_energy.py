@@ -22,6 +22,10 @@ class Forces:
     on_values: Tensor
     gates: Eliminated | None
 
+    def slope(self, dc: Tensor, dm: Tensor) -> Tensor:
+        """Derivative of E along (dC, dM), per sample."""
+        return _dot(self.on_variables, dc) + _dot(self.on_values, dm)
+
     def samples(self, keep: Tensor) -> "Forces":
         """The chosen samples."""
         gates = None if self.gates is None else self.gates.samples(keep)

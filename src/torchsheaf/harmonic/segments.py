@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from torchsheaf.harmonic.reduced_energy import Forces, forces
@@ -26,8 +25,8 @@ class Segments:
     slope: Tensor
 
     def samples(self, keep: Tensor) -> "Segments":
-        """The chosen samples; no copy where a mask chooses all."""
-        if keep.dtype == torch.bool and bool(keep.all()):
+        """The samples of a mask; no copy where it chooses all."""
+        if bool(keep.all()):
             return self
         columns = (self.c, self.m, self.dc, self.dm, self.energy, self.slope)
         part = replace(self.part, holds=self.part.holds.samples(keep))
@@ -43,5 +42,4 @@ class Segments:
 
     def slopes(self, there: Forces) -> tuple[Tensor, Tensor]:
         """φ and φ′ there."""
-        derivative = torch.linalg.vecdot(there.on_variables, self.dc)
-        return there.energy, derivative + torch.linalg.vecdot(there.on_values, self.dm)
+        return there.energy, there.slope(self.dc, self.dm)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from torchsheaf.cochain import is_finite
 from torchsheaf.network.calls import writes_into_views
 from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
@@ -66,7 +67,7 @@ def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tenso
             raise ValueError(
                 f"input {i} has shape {tuple(x.shape)}; it needs a non-empty batch axis"
             )
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        if not is_finite(x):
             raise ValueError(f"input {i} contains NaN or infinity; pass finite numbers")
     sizes = [x.shape[0] for x in inputs]
     if len(set(sizes)) > 1:
@@ -91,7 +92,7 @@ def _refuse_other_dtype(model: nn.Module | ExportedProgram, inputs: Sequence[Ten
 
 def _usable(tensor: Tensor, *, allow_mask: bool) -> bool:
     if not allow_mask:
-        return bool(torch.isfinite(tensor).all())
+        return is_finite(tensor)
     return not bool(tensor.isnan().any() or tensor.isposinf().any())
 
 

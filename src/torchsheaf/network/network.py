@@ -103,20 +103,22 @@ class Network:
         self, node: Node, values: Mapping[str, Tensor], selections: Mapping[str, Tensor]
     ) -> Composition:
         """df_v at the parents' values; gates named in `selections` take that piece instead."""
-        batch = values[node.parents[0]].shape[0]
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
-        parts: dict[str, Differential] = {}
-        last = node.operations[-1]
-        for op in node.operations:
-            args, kwargs = op.resolve(scope, self.state, batch)
-            if op.operands:
-                parts[op.name] = differential(op, args, kwargs, scope, selections)
-            if op is not last:
-                scope[op.name] = op.target(*args, **kwargs)
-        return Composition(parts, node.parents)
+        return self._follow(node, values, selections, traced=False)[1]
 
     def trace(self, node: Node, values: Mapping[str, Tensor]) -> tuple[Tensor, Composition]:
         """f_v and df_v at the parents' values; no operation is evaluated twice."""
+        scope, differential_of_node = self._follow(node, values, {}, traced=True)
+        return scope[node.operations[-1].name], differential_of_node
+
+    def _follow(
+        self, node: Node, values: Mapping[str, Tensor], selections: Mapping[str, Tensor], *,
+        traced: bool,
+    ) -> tuple[dict[str, Any], Composition]:  # fmt: skip
+        """Values and differentials of the operations inside; `traced`: the last one's value too.
+
+        Then values come from the differentials where those know them: what their pull needs is
+        computed here and not again.
+        """
         batch = values[node.parents[0]].shape[0]
         scope: dict[str, Any] = {p: values[p] for p in node.parents}
         parts: dict[str, Differential] = {}
@@ -124,10 +126,11 @@ class Network:
             args, kwargs = op.resolve(scope, self.state, batch)
             known = None
             if op.operands:
-                parts[op.name] = differential(op, args, kwargs, scope, {})
-                known = parts[op.name].value
-            scope[op.name] = op.target(*args, **kwargs) if known is None else known
-        return scope[node.operations[-1].name], Composition(parts, node.parents)
+                parts[op.name] = differential(op, args, kwargs, scope, selections)
+                known = parts[op.name].value if traced else None
+            if traced or op is not node.operations[-1]:
+                scope[op.name] = op.target(*args, **kwargs) if known is None else known
+        return scope, Composition(parts, node.parents)
 
     def gate_operands(
         self, node: Node, values: Mapping[str, Tensor]

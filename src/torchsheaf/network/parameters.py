@@ -36,7 +36,7 @@ class WeightEdge:
     def rows(
         self, network: Network, values: Mapping[str, Tensor], *, ones: bool = False
     ) -> Tensor:  # fmt: skip
-        """A, `(batch · positions, n_in)`: patches for a convolution, with a last column of ones.
+        """A, `(batch · positions, n_in)`, patches for a convolution; `ones`: a last column of ones.
 
         The columns of a patch are those of its kernel with the channel last; `stored` puts a
         step back into the order of the weight. Cost: one copy.
@@ -55,11 +55,11 @@ class WeightEdge:
         return g.movedim(1, -1).reshape(-1, g.shape[1])
 
     def stored(self, step: Tensor, network: Network) -> Tensor:
-        """`(n_out, n_in)`, columns as in `rows`, in the layout of the weight."""
+        """`(n_out, n_in)`, columns as in `rows`, in the shape of the weight; a view."""
         if self.spatial is None:
             return step.mT if self.transposed else step
         shape = network.state(self.weight).shape
-        return step.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+        return step.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
     def _operand(self, network: Network, values: Mapping[str, Tensor]) -> Tensor:
         """The activation that enters the operation, after the folded relabellings."""

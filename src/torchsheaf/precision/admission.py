@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import is_finite
 from torchsheaf.precision.bounds import reference_bound
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import uniform
@@ -46,7 +47,7 @@ def refuse_nonfinite(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> None
             raise ValueError(f"weight {origin!r} contains NaN; restore or re-initialise it")
     for batch in batches:
         for name, x in zip(flow.graph.inputs, batch, strict=True):
-            if isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all():
+            if isinstance(x, Tensor) and not is_finite(x):
                 raise ValueError(f"input {name!r} contains NaN or infinity; pass finite numbers")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import is_finite
 from torchsheaf.network.aten import substitute
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import _kwargs, run_exact
@@ -29,7 +30,7 @@ def measure_curvature(
         moving = [
             n
             for n in c.operands
-            if n in flow.source and not flow.is_constant(n) and torch.isfinite(values[n]).all()
+            if n in flow.source and not flow.is_constant(n) and is_finite(values[n])
         ]
         best = 0.0
         if flow.kinds[name] == "rounding" and moving:

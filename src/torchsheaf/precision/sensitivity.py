@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import is_finite
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
 from torchsheaf.precision.execute import _kwargs
@@ -220,7 +221,7 @@ def analyse(
     """
     generator = generator or torch.Generator().manual_seed(0)
     tape = record(flow, inputs, dtype)
-    finite = all(bool(torch.isfinite(o).all()) for o in tape.outputs)
+    finite = all(is_finite(o) for o in tape.outputs)
     if not finite and dtype == torch.float32:
         return analyse(
             flow, inputs, formats, probes=probes, generator=generator, dtype=torch.float64

@@ -33,7 +33,7 @@ class RecursiveRule(LocalRule):
     product, P − GᵀG with G = chol(M)⁻¹Q, and its diagonal is checked at every step; a
     non-positive entry raises `ConvergenceError` and leaves weights and memory untouched. Where A
     has more rows than columns (positions of a convolution) both A and F are rotated to n rows.
-    Cost: O(n²) memory per edge; 2–4 times a backprop step. Not for data-parallel training: every
+    Cost: O(n²) memory per edge; 2–4.5 times a backprop step. Not for data-parallel training: every
     process would remember different samples.
     """
 

@@ -141,8 +141,9 @@ class SheafTrainer:
         parameters, sums = zip(*means.values(), strict=True)
         for parameter, grad in zip(parameters, torch._foreach_div(sums, found.count), strict=True):
             # laid out as the parameter: PyTorch's fused optimisers read both by one stride
-            same = grad.stride() == parameter.stride()
-            parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
+            if grad.stride() != parameter.stride():
+                grad = torch.empty_like(parameter).copy_(grad.reshape(parameter.shape))
+            parameter.grad = grad
 
 
 _ALL_FROZEN = "every parameter of this model is frozen; nothing can be trained"
