@@ -68,8 +68,12 @@ def test_equals_autograd(name: str, dtype: torch.dtype, bound: float) -> None:
     expected = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     SheafTrainer(model, rule="first-order").local_gradients(x, y)
+    whole = torch.cat([g.flatten() for g in expected.values()]).norm()
     for n, p in model.named_parameters():
-        error = float((p.grad - expected[n]).norm() / expected[n].norm().clamp_min(1e-3))
+        # Where terms cancel, one parameter's gradient keeps the rounding errors of far larger
+        # numbers: in float32 they are measured against the gradient as a whole.
+        size = expected[n].norm().clamp_min(1e-3) if dtype == torch.float64 else whole
+        error = float((p.grad - expected[n]).norm() / size)
         assert error <= bound, f"{n}: {error:.1e}"
 
 
