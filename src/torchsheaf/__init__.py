@@ -4,7 +4,10 @@ Vertices carry the intermediate values, edges carry the operations, and the forw
 one assignment on which all local rules agree.
 """
 
-from torchsheaf import precision as precision
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from torchsheaf.boundary import Pin as Pin
 from torchsheaf.boundary import Problem as Problem
 from torchsheaf.boundary import hold as hold
@@ -44,4 +47,18 @@ from torchsheaf.sheaf import encode as encode
 from torchsheaf.train import SheafTrainer as SheafTrainer
 from torchsheaf.train import fit as fit
 
+if TYPE_CHECKING:
+    from torchsheaf import precision as precision
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`torchsheaf.precision`, imported (with SciPy's optimisers) when it is first asked for."""
+    if name == "precision":
+        return importlib.import_module("torchsheaf.precision")
+    raise AttributeError(f"module 'torchsheaf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "precision"]

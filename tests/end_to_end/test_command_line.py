@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
+import torchsheaf
 from torchsheaf.cli import Exit, main
 from torchsheaf.examples import EXAMPLES
 from torchsheaf.outcome import ConvergenceError, Outcome
@@ -62,6 +63,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def invoke(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(main, list(arguments))
     return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_package_does_not_import_what_only_pages_and_plans_need() -> None:
+    code = (
+        "import sys, torchsheaf as ts; "
+        "late = ('matplotlib', 'scipy', 'networkx', 'torchsheaf.precision'); "
+        "print([m for m in late if m in sys.modules]); "
+        "print(callable(ts.precision.plan), callable(ts.report), 'precision' in dir(ts))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "True True True"]
+    with pytest.raises(AttributeError, match="no attribute 'precison'"):
+        torchsheaf.precison  # noqa: B018
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Errors → one readable message on stderr and a named exit code."""
 
+import importlib
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import click
@@ -43,8 +45,24 @@ def code_of(error: BaseException) -> Exit:
 class GuardedGroup(click.Group):
     """A click group whose commands end with one message and a code, never with a traceback.
 
-    With `--debug` the traceback is printed first.
+    With `--debug` the traceback is printed first. `verbs` says in which module each command is;
+    it is imported when the command is asked for.
     """
+
+    def __init__(self, *args: Any, verbs: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.verbs = verbs
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in alphabetical order."""
+        return sorted(self.verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a verb; None for a word that is none."""
+        if cmd_name not in self.verbs:
+            return None
+        command: click.Command = getattr(importlib.import_module(self.verbs[cmd_name]), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate what it raises."""

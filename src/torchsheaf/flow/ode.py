@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-import scipy.integrate
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -18,13 +16,7 @@ from torchsheaf.flow.walls import Walls
 from torchsheaf.network import ScalarGate
 from torchsheaf.outcome import Outcome
 
-SOLVERS = {
-    "BDF": scipy.integrate.BDF,
-    "Radau": scipy.integrate.Radau,
-    "LSODA": scipy.integrate.LSODA,
-    "DOP853": scipy.integrate.DOP853,
-    "RK45": scipy.integrate.RK45,
-}
+SOLVERS = ("BDF", "Radau", "LSODA", "DOP853", "RK45")
 CHECK_EVERY = 10
 """Accepted steps between stationarity tests."""
 MAX_JACOBIAN = 20_000
@@ -93,13 +85,17 @@ class Ode(FlowMethod):
         name = self.solver or ("BDF" if n * batch <= MAX_JACOBIAN else "RK45")
         if name not in SOLVERS:
             raise ValueError(f"solver is {name!r}; write one of {', '.join(SOLVERS)}")
+        import scipy.integrate
+        import scipy.sparse
+
         options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
         if name in ("BDF", "Radau") and batch > 1:
             options["jac_sparsity"] = scipy.sparse.kron(
                 scipy.sparse.eye(batch), np.ones((n, n)), format="csc"
             )
         start = task.problem.free.flatten(task.start).double().cpu().numpy().ravel()
-        made = SOLVERS[name](run.velocity(task, self.layer), 0.0, start, task.until, **options)
+        solver = getattr(scipy.integrate, name)
+        made = solver(run.velocity(task, self.layer), 0.0, start, task.until, **options)
         if name == "BDF":
             # SciPy leaves the differences of orders not yet reached uninitialised and subtracts
             # them; whatever lies in that memory may be a NaN, which warns.

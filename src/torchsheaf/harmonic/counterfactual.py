@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx as nx
 from torch import Tensor
 
 from torchsheaf.boundary import Pin, Problem, hold
@@ -55,6 +54,8 @@ class Counterfactual:
     @cached_property
     def sides(self) -> dict[str, str]:
         """Where each vertex lies with respect to the pinned ones."""
+        import networkx as nx
+
         sheaf = self.extension.problem.sheaf
         graph = sheaf.graph()
         held = {sheaf.vertex(p.vertex) for p in self.pins}

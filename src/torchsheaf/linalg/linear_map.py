@@ -1,12 +1,15 @@
 """Linear maps on cochains, one map per sample, never assembled unless asked."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
-import scipy.sparse
 import torch
 from torch import Tensor
 
 from torchsheaf.cochain import Cochain, Space
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 
 class LinearMap(ABC):
@@ -53,6 +56,8 @@ class LinearMap(ABC):
             columns = torch.vmap(column, chunk_size=chunk)(index)
         return columns.permute(1, 2, 0).contiguous()
 
-    def to_scipy(self, sample: int = 0) -> scipy.sparse.csr_matrix:
+    def to_scipy(self, sample: int = 0) -> "scipy.sparse.csr_matrix":
         """One sample's map as a SciPy sparse matrix."""
+        import scipy.sparse
+
         return scipy.sparse.csr_matrix(self.to_dense()[sample].cpu().numpy())

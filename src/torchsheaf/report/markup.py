@@ -6,13 +6,14 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-from torchsheaf.figures import DARK, LIGHT, Theme
+    from torchsheaf.figures import Theme
 
-Draw = Callable[[Theme], Figure]
+    Draw = Callable[[Theme], Figure]
 
 
 def escape(text: object) -> str:
@@ -66,8 +67,10 @@ def table(
     )
 
 
-def figure(draw: Draw, alt: str, caption: str = "", css: str = "") -> str:
+def figure(draw: "Draw", alt: str, caption: str = "", css: str = "") -> str:
     """A figure in the light and the dark theme, as images inside the page."""
+    from torchsheaf.figures import DARK, LIGHT
+
     light, size = _svg(draw(LIGHT))
     dark, _ = _svg(draw(DARK))
     legend = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
@@ -81,7 +84,7 @@ def figure(draw: Draw, alt: str, caption: str = "", css: str = "") -> str:
     )
 
 
-def picture(drawn: Figure, alt: str) -> str:
+def picture(drawn: "Figure", alt: str) -> str:
     """A small picture that looks the same in both themes."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=100)
@@ -96,7 +99,7 @@ def embedded_json(value: Any, name: str) -> str:
     return f'<script type="application/json" id="{escape(name)}">{text}</script>\n'
 
 
-def _svg(drawn: Figure) -> tuple[str, tuple[int, int]]:
+def _svg(drawn: "Figure") -> tuple[str, tuple[int, int]]:
     buffer = io.BytesIO()
     # No date, so that the same results give the same page.
     drawn.savefig(buffer, format="svg", metadata={"Date": None})

@@ -5,37 +5,19 @@ import platform
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from torchsheaf.network import ExportedProgram
-from torchsheaf.precision import Plan
-from torchsheaf.report.against_section import against_section
 from torchsheaf.report.analysis import Analysis, Progress, analyse
-from torchsheaf.report.diagnosis_section import diagnosis_section
 from torchsheaf.report.headlines import headlines
-from torchsheaf.report.labels_section import labels_section
 from torchsheaf.report.markup import embedded_json, escape, number, paragraph
-from torchsheaf.report.nearest_section import nearest_section
-from torchsheaf.report.network_section import network_section
-from torchsheaf.report.precision_section import precision_section
-from torchsheaf.report.proof_section import proof_section
-from torchsheaf.report.relaxation_section import relaxation_section
-from torchsheaf.report.samples_section import samples_section
-from torchsheaf.report.spectrum_section import spectrum_section
 
-SECTIONS = (
-    network_section,
-    against_section,
-    diagnosis_section,
-    proof_section,
-    spectrum_section,
-    relaxation_section,
-    labels_section,
-    samples_section,
-)
+if TYPE_CHECKING:
+    from torchsheaf.precision import Plan
+
 GLOSSARY = (
     ("vertex", "One intermediate value of the network: a list of numbers per sample."),
     ("edge, step", "The rule that should produce a vertex from earlier ones: a layer, a gate…"),
@@ -71,7 +53,7 @@ def report(
     hold_labels: str = "auto",
     weight: float = float("inf"),
     nearest: int | None = None,
-    plan: Plan | None = None,
+    plan: "Plan | None" = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> str:
@@ -100,17 +82,12 @@ def report(
     return render(analysis, nearest=nearest, plan=plan)
 
 
-def render(analysis: Analysis, *, nearest: int | None = None, plan: Plan | None = None) -> str:
+def render(analysis: Analysis, *, nearest: int | None = None, plan: "Plan | None" = None) -> str:
     """The page of an analysis that has been made already."""
-    sections = [
-        make(analysis)
-        for make in SECTIONS
-        if make is not against_section or analysis.against is not None
-    ]
-    if nearest is not None:
-        sections.append(nearest_section(analysis, nearest))
-    if plan is not None:
-        sections.append(precision_section(plan))
+    # The sections draw: matplotlib is imported when a page is written, not with the package.
+    from torchsheaf.report.sections import sections_of
+
+    sections = sections_of(analysis, nearest=nearest, plan=plan)
     folder = files("torchsheaf.report")
     contents = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>\n' for s in sections)
     terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in GLOSSARY)

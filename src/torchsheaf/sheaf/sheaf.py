@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -15,6 +14,8 @@ from torchsheaf.sheaf.cells import Edge, Vertex
 from torchsheaf.sheaf.pattern import ActivationPattern
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
@@ -222,8 +223,10 @@ class Sheaf:
                     owners[op] = node.name
         return ActivationPattern(selections, owners)
 
-    def graph(self) -> nx.DiGraph:
+    def graph(self) -> "nx.DiGraph":
         """The computation graph: vertices with shape and dim, arrows with edge, kind and op."""
+        import networkx as nx  # an import of 0.2 s that most runs have no use for
+
         graph = nx.DiGraph(form=self.form)
         for v in self.vertices.values():
             graph.add_node(v.name, shape=v.shape, dim=v.dim, is_input=v.is_input, module=v.module)
