@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.problem import Problem
-from torchsheaf.boundary.ties import Windows, divide
+from torchsheaf.boundary.ties import Windows, settle
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.network import Composition, Gate, ScalarGate
 from torchsheaf.network.gates import SlopeGate
@@ -59,8 +59,10 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
 
     Where inputs of a max-pooling window tie and the energy pulls the maximum down, any division of
     that pull among them is a subgradient, and the best one is taken; where it pulls up (a downward
-    kink) one input must take all of it. With overlapping windows the ties are treated one after
-    the other, which gives an upper bound of the distance.
+    kink) one input must take all of it. Windows may overlap: the best division is then the
+    least-norm point of a product of simplices. Upward pulls on ties of overlapping windows, and
+    several pools of the same inputs, are treated one after the other: an upper bound of the
+    distance there.
 
     Cost: one forward and one reverse pass.
     """
@@ -106,12 +108,11 @@ def _one_sided(
             continue
         for name, (gate, z) in sheaf.network.gate_operands(node, c).items():
             operand = next(op.operands[0] for op in node.gates if op.name == name)
-            windows = Windows.of(gate)
+            windows, selected = Windows.of(gate, z), gate.select(z)
             if windows is not None:
                 pull = -windows.sign * taps[name]
-                pools.append(_Pool(name, windows, z, pull, maps[node.name], operand))
+                pools.append(_Pool(name, windows, z, selected, pull, maps[node.name], operand))
                 continue
-            selected = gate.select(z)
             states[name] = (selected == selected.new_tensor(_steepest(gate))).to(torch.int8) * ON
             at_break, step = slope_step(gate, z)
             if bool(at_break.any()):
@@ -181,31 +182,25 @@ class _Pool:
     operation: str
     windows: Windows
     z: Tensor
+    selected: Tensor
     pull: Tensor
     maps: Composition
     operand: str
 
     def settle(self, upper: dict[str, Tensor], states: dict[str, Tensor]) -> None:
         """Divide the pull among tied inputs, in place of giving all of it to the selected one."""
-        members, valid = self.windows.members(self.z)
+        windows, pull = self.windows, self.pull.flatten(1)
         states[self.operation] = torch.full_like(self.pull, ON, dtype=torch.int8)
         parents = [p for p in self.maps.parents if p in upper]
-        if members.shape[0] == 1 or not parents:
+        tied = windows.tied(self.z)
+        if not parents or not bool((tied.sum(-1) > 1).any()):
             return
-        tied = valid[1] & (self.pull != 0)
-        total = self.maps.push_into(self.operand, {p: upper[p] for p in parents})
-        own = torch.stack([self.windows.take(total, m) for m in members]) * self.windows.sign
-        own = torch.cat([own[:1] - self.pull, own[1:]])
-        positive = self.pull > 0
-        share = divide(own, valid, self.pull.clamp_min(0))
-        most = torch.where(valid, own, -torch.inf).argmax(0, keepdim=True)
-        alone = torch.zeros_like(share).scatter(0, most, self.pull[None])
-        share = torch.where(positive, share, alone)
-        change = torch.cat([share[:1] - self.pull, share[1:]])
-        for member, part in zip(members, torch.where(tied, change, 0), strict=True):
-            back = self.windows.gate.pull(member, self.windows.sign * part, self.z)
-            for parent, g in self.maps.pull_into(self.operand, back).items():
-                if parent in upper:
-                    upper[parent] = upper[parent] + g
-        sliding = tied & positive & ((share > 0).sum(0) > 1)
-        states[self.operation] = torch.where(sliding, SLIDING, states[self.operation])
+        total = windows.sign * self.maps.push_into(self.operand, {p: upper[p] for p in parents})
+        share, given = settle(total, windows, self.selected, tied, pull)
+        change = windows.sign * windows.scatter(total, share - given)
+        for parent, g in self.maps.pull_into(self.operand, change).items():
+            if parent in upper:
+                upper[parent] = upper[parent] + g
+        sliding = (share > 0).sum(-1) > 1
+        marked = torch.where(sliding.reshape(self.pull.shape), SLIDING, states[self.operation])
+        states[self.operation] = marked

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.stationarity import gate_breaks, slope_step
-from torchsheaf.boundary.ties import Windows
+from torchsheaf.boundary.ties import Windows, settle
+from torchsheaf.harmonic.groups import join, level
 from torchsheaf.harmonic.reduction import Cell, Layout
 from torchsheaf.network import Composition, Gate, Network, ScalarGate
 
@@ -42,6 +43,10 @@ class Frozen:
     def same(self, other: "Frozen") -> Tensor:
         """Per sample, whether two active sets are equal."""
         return ((self.stuck == other.stuck) & (self.leader == other.leader)).all(1)
+
+
+SHARES = 1e-6
+"""Error of the shares of a pull among tied entries, relative to the largest pull."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Kinks:
         on_values: Tensor,
     ) -> None:
         self._layout, self._maps = layout, maps
-        self._gates: list[tuple[_Site, Gate, Tensor, Tensor]] = []
+        self._scalars: list[tuple[_Site, Gate, Tensor, Tensor]] = []
+        self._pools: list[_Pool] = []
         operands: dict[str, dict[str, tuple[Gate, Tensor]]] = {}
         for site in kink_sites(layout):
             node = site.cell.node
@@ -84,7 +90,11 @@ class Kinks:
             gate, z = operands[node.name][site.operation]
             cotangent = on_values[:, site.cell.rows].reshape(-1, *layout.shapes[node.name])
             force = maps[node.name].pull_tapped(cotangent)[1][site.operation]
-            self._gates.append((site, gate, z, force))
+            windows = Windows.of(gate, z)
+            if windows is None:
+                self._scalars.append((site, gate, z, force))
+            else:
+                self._pools.append(self._pool(site, windows, gate, z, force))
 
     def freeze(self, plain: Tensor, keep: Tensor | None) -> Frozen:
         """Choose the active set; `plain` is ∂E/∂C in the pieces that the gates select.
@@ -93,18 +103,13 @@ class Kinks:
         """
         n, width = plain.shape
         stuck = torch.zeros_like(plain, dtype=torch.bool)
-        leader = torch.arange(width, device=plain.device).repeat(n, 1)
         pattern: dict[str, Tensor] = {}
         jump = torch.zeros_like(plain)
-        for site, gate, z, force in self._gates:
+        for site, gate, z, force in self._scalars:
             at, step = slope_step(gate, z)
             if bool(at.any()):
                 self._add(jump, site, step * force)
-        for site, gate, z, force in self._gates:
-            windows = Windows.of(gate)
-            if windows is not None:
-                self._tie(site, windows, z, force, plain, leader, pattern)
-                continue
+        for site, gate, z, _ in self._scalars:
             at, step = slope_step(gate, z)
             if not bool(at.any()):
                 continue
@@ -116,44 +121,42 @@ class Kinks:
             below = self._seen(site, (downward > upward).to(plain.dtype)) > 0
             selected = gate.select(z)
             pattern[site.operation] = torch.where(at & below, selected - step, selected)
-        return Frozen(stuck, _roots(leader, stuck, keep), pattern)
+        leader = torch.arange(width, device=plain.device).repeat(n, 1)
+        fixed = stuck if keep is None else stuck | (keep == 0)
+        for pool in self._pools:
+            leader = self._tie(pool, plain, leader, fixed, pattern)
+        return Frozen(stuck, leader, pattern)
 
     def _tie(
-        self, site: _Site, windows: Windows, z: Tensor, force: Tensor, plain: Tensor,
-        leader: Tensor, pattern: dict[str, Tensor],
-    ) -> None:  # fmt: skip
-        members, valid = windows.members(z)
-        pull = windows.sign * force
-        if members.shape[0] == 1:
-            pattern[site.operation] = members[0]
-            return
-        total = self._seen(site, plain)
-        own = windows.sign * torch.stack([windows.take(total, m) for m in members])
-        own = torch.cat([own[:1] - pull, own[1:]])
-        down = pull > 0
-        # pulled down: whoever resists most leads, all who resist follow; pulled up: one goes alone
-        key = torch.where(valid, torch.where(down, -own, own), -torch.inf)
-        best = key.argmax(0, keepdim=True)
-        chosen = members.gather(0, best)[0]
-        pattern[site.operation] = torch.where(pull != 0, chosen, members[0])
-        columns = self._column_numbers(site, z)
-        if columns is None:
-            return
-        chief = windows.take(columns, pattern[site.operation]).flatten(1)
-        for k in range(members.shape[0]):
-            follows = (valid[k] & down & (own[k] < 0)).flatten(1)
-            mine = windows.take(columns, members[k]).flatten(1)
-            leader.scatter_(1, mine, torch.where(follows, chief, leader.gather(1, mine)))
+        self, pool: "_Pool", plain: Tensor, leader: Tensor, fixed: Tensor,
+        pattern: dict[str, Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Pulled down: those with a share of the pull stay together. Pulled up: one goes alone."""
+        windows, tied, pull = pool.windows, pool.tied, pool.pull
+        pattern[pool.site.operation] = pool.selected
+        several = (tied.sum(-1) > 1) & (pull != 0)
+        if not bool(several.any()):
+            return leader
+        total = windows.sign * self._seen(pool.site, plain)
+        share, _ = settle(total, windows, pool.selected, tied, pull, tol=SHARES)
+        chief = windows.selection(share.abs().argmax(-1), pool.selected)
+        pattern[pool.site.operation] = torch.where(
+            several.reshape(chief.shape), chief, pool.selected
+        )
+        if pool.columns is None:
+            return leader
+        return join(leader, pool.columns, share > 0, fixed)
 
-    def project(self, start: Tensor, end: Tensor, frozen: Frozen) -> Tensor:
+    def project(self, end: Tensor, frozen: Frozen, keep: Tensor | None) -> Tensor:
         """The end of a step, stopped on the attracting kinks that it would cross."""
         end = end.clone()
-        for site, gate, z, force in self._gates:
-            windows = Windows.of(gate)
-            if windows is not None:
-                self._level(site, windows, force, end, frozen)
-            else:
-                self._stop(site, gate, z, force, end, frozen)
+        for site, gate, z, force in self._scalars:
+            self._stop(site, gate, z, force, end, frozen)
+        fixed = frozen.stuck if keep is None else frozen.stuck | (keep == 0)
+        leader = frozen.leader
+        for pool in self._pools:
+            if pool.columns is not None:
+                end, leader = self._level(pool, end, leader, fixed, frozen)
         return end
 
     def block(self, dc: Tensor, frozen: Frozen, keep: Tensor | None) -> Frozen | None:
@@ -162,31 +165,43 @@ class Kinks:
         Such a coordinate sits on an attracting kink that it may leave to one side, but dc takes it
         to the other. None when there is no such coordinate: then dc is a descent direction.
         """
-        stuck, leader = frozen.stuck.clone(), frozen.leader.clone()
-        for site, gate, z, force in self._gates:
-            windows = Windows.of(gate)
+        stuck = frozen.stuck.clone()
+        for site, gate, z, force in self._scalars:
             moved = self._seen(site, dc)
-            if windows is None:
-                at, step = slope_step(gate, z)
-                wrong = at & (step * force > 0) & self._leaves_wrongly(site, gate, z, moved, frozen)
-                stuck |= self._columns(site, wrong.to(z.dtype)) > 0
+            at, step = slope_step(gate, z)
+            wrong = at & (step * force > 0) & self._leaves_wrongly(site, gate, z, moved, frozen)
+            stuck |= self._columns(site, wrong.to(z.dtype)) > 0
+        fixed = stuck
+        if keep is not None:
+            stuck, fixed = stuck & (keep != 0), stuck | (keep == 0)
+        leader = frozen.leader
+        for pool in self._pools:
+            if pool.columns is None:
                 continue
-            columns = self._column_numbers(site, z)
-            members, valid = windows.members(z)
-            if columns is None or members.shape[0] == 1:
-                continue
-            down = windows.sign * force > 0
-            chief = frozen.pattern[site.operation]
-            ahead = windows.sign * windows.take(moved, chief)
-            number = windows.take(columns, chief).flatten(1)
-            for k in range(members.shape[0]):
-                over = windows.sign * windows.take(moved, members[k]) > ahead
-                wrong = (valid[k] & down & over).flatten(1)
-                mine = windows.take(columns, members[k]).flatten(1)
-                leader.scatter_(1, mine, torch.where(wrong, number, leader.gather(1, mine)))
-        stuck = stuck if keep is None else stuck & (keep != 0)
-        larger = Frozen(stuck, _roots(leader, stuck, keep), frozen.pattern)
+            wrong, chief = self._ahead(pool, dc, leader, fixed, frozen)
+            wrong &= pool.tied
+            if bool(wrong.any()):
+                leader = join(leader, pool.columns, wrong | (chief & wrong.any(-1, True)), fixed)
+        larger = Frozen(stuck, leader, frozen.pattern)
         return None if bool(larger.same(frozen).all()) else larger
+
+    def _ahead(
+        self, pool: "_Pool", values: Tensor, leader: Tensor, fixed: Tensor, frozen: Frozen
+    ) -> tuple[Tensor, Tensor]:
+        """Entries (batch, W, K) above their window's chief where it is pulled down, and chiefs."""
+        windows, columns = pool.windows, pool.columns
+        assert columns is not None
+        position = windows.position(frozen.pattern[pool.site.operation])[..., None]
+        chief = (windows.inside == position) & windows.valid
+        column = torch.where(chief, columns, 0).amax(-1)
+        first = leader.gather(1, column)[..., None]
+        others = leader[:, columns]
+        above = (
+            windows.sign * values[:, columns] > windows.sign * values.gather(1, column)[..., None]
+        )
+        down = (pool.pull > 0)[..., None] & windows.valid
+        both = fixed[:, columns] & fixed.gather(1, first.flatten(1))[..., None]
+        return down & above & (others != first) & ~both, chief
 
     def _leaves_wrongly(
         self, site: _Site, gate: Gate, z: Tensor, moved: Tensor, frozen: Frozen
@@ -215,34 +230,16 @@ class Kinks:
             end.copy_(torch.where(count > 0, 0, end))
 
     def _level(
-        self, site: _Site, windows: Windows, force: Tensor, end: Tensor, frozen: Frozen
-    ) -> None:
-        columns = self._column_numbers(site, self._seen(site, end))
-        if columns is None:
-            return
-        down = (windows.sign * force > 0).flatten(1)
-        old = windows.take(columns, frozen.pattern[site.operation]).flatten(1)
-        group = frozen.leader.gather(1, old)  # the column that leads each window
-        member = torch.zeros_like(end)
-        weight = torch.zeros_like(end)
-        for _ in range(9):
-            z = self._seen(site, end)
-            value, index = windows.top(z)
-            new = windows.take(columns, index).flatten(1)
-            level = end.gather(1, group)
-            over = down & (windows.sign * (value.flatten(1) - level) > 0) & (new != group)
+        self, pool: "_Pool", end: Tensor, leader: Tensor, fixed: Tensor, frozen: Frozen
+    ) -> tuple[Tensor, Tensor]:
+        """Entries that would overtake a maximum which is pulled down join it, at the mean."""
+        while True:
+            over, chief = self._ahead(pool, end, leader, fixed, frozen)
             if not bool(over.any()):
-                return
-            count = 1 + weight.gather(1, group)
-            mean = (level * count + value.flatten(1)) / (count + 1)
-            weight.scatter_add_(1, group, over.to(end.dtype))
-            member.scatter_(
-                1, new, torch.where(over, group.to(end.dtype) + 1, member.gather(1, new))
-            )
-            end.scatter_(1, group, torch.where(over, mean, level))
-            follow = (member > 0) | frozen.ties
-            target = torch.where(member > 0, member.long() - 1, frozen.leader)
-            end.copy_(torch.where(follow, end.gather(1, target), end))
+                return end, leader
+            assert pool.columns is not None
+            leader = join(leader, pool.columns, over | (chief & over.any(-1, True)), fixed)
+            end = level(end, leader, fixed)
 
     def _columns(self, site: _Site, values: Tensor) -> Tensor:
         """Carry numbers at a gate's operand back to the columns of C (summed)."""
@@ -266,8 +263,19 @@ class Kinks:
         }
         return self._maps[node.name].push_into(site.operand, read)
 
-    def _column_numbers(self, site: _Site, z: Tensor) -> Tensor | None:
-        """Column of each operand entry, as integers; None when it is not a plain relabelling."""
+    def _pool(self, site: _Site, windows: Windows, gate: Gate, z: Tensor, force: Tensor) -> "_Pool":
+        pull = (windows.sign * force).flatten(1)
+        return _Pool(
+            site,
+            windows,
+            gate.select(z),
+            windows.tied(z),
+            pull,
+            self._read_columns(site, windows, z),
+        )
+
+    def _read_columns(self, site: _Site, windows: Windows, z: Tensor) -> Tensor | None:
+        """Column of C that each window entry is, (W, K); None when it is no plain relabelling."""
         layout = self._layout
         if len(site.cell.node.parents) != 1 or site.cell.node.parents[0] not in layout.slots:
             return None
@@ -275,14 +283,21 @@ class Kinks:
         numbers = torch.arange(width, device=z.device, dtype=torch.float64)
         seen = self._seen(site, numbers.to(z.dtype).expand(z.shape[0], width))
         whole = seen.round()
-        return whole.long() if seen.shape == z.shape and bool((whole == seen).all()) else None
+        if seen.shape != z.shape or not bool((whole == seen).all()):
+            return None
+        return whole[0].long().flatten()[windows.inside]
 
 
-def _roots(leader: Tensor, stuck: Tensor, keep: Tensor | None) -> Tensor:
-    """Chains of ties followed to their ends; stuck and held columns follow nobody."""
-    own = torch.arange(leader.shape[1], device=leader.device).expand_as(leader)
-    alone = stuck if keep is None else stuck | (keep == 0)
-    leader = torch.where(alone, own, leader)
-    for _ in range(3):
-        leader = leader.gather(1, leader)
-    return torch.where(leader.gather(1, leader) == leader, leader, own)
+@dataclass(frozen=True)
+class _Pool:
+    """A gate that selects one entry per window: who ties, and how it is pulled.
+
+    `tied` (batch, W, K); `pull` (batch, W), positive where E pulls the maximum down.
+    """
+
+    site: _Site
+    windows: Windows
+    selected: Tensor
+    tied: Tensor
+    pull: Tensor
+    columns: Tensor | None

@@ -256,7 +256,7 @@ class _Iteration:
         if not bent:
             return end
         assert now.frozen is not None
-        return self.kinks.project(now.c, end, now.frozen)
+        return self.kinks.project(end, now.frozen, now.reduction.holds.keep)
 
     def _steepest(
         self, system: FrozenSystem, gradient: Tensor, direction: Direction, slope: Tensor,
