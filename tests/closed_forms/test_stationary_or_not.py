@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import torchsheaf as ts
-from torchsheaf.boundary.ties import Windows, divide
+from torchsheaf.boundary.ties import Windows, divide, project_to_simplex
 from torchsheaf.cochain import Cochain
 
 
@@ -108,14 +108,14 @@ def test_a_gate_behind_a_relabelling_is_seen_sliding():
 
 
 def test_division_is_the_projection_onto_the_simplex():
-    own = torch.tensor([[-1.0, -3.0], [-1.0, 0.5], [2.0, -1.0]], dtype=torch.float64)
-    valid = torch.tensor([[True, True], [True, True], [True, False]])
+    own = torch.tensor([[-1.0, -1.0, 2.0], [-3.0, 0.5, -1.0]], dtype=torch.float64)
+    valid = torch.tensor([[True, True, True], [True, True, False]])
     force = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    share = divide(own, valid, force)
+    share = project_to_simplex(-own, valid, force)
     assert bool((share >= 0).all())
-    torch.testing.assert_close(share.sum(0), force)
-    torch.testing.assert_close(share[:, 0], torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
-    torch.testing.assert_close(share[:, 1], torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(share.sum(1), force)
+    torch.testing.assert_close(share[0], torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(share[1], torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64))
 
 
 def test_ties_of_pooling_windows_are_all_found():

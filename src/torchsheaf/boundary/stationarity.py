@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.problem import Problem
-from torchsheaf.boundary.ties import Windows, settle
+from torchsheaf.boundary.ties import Windows, choices, settle
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.network import Composition, Gate, ScalarGate
 from torchsheaf.network.gates import SlopeGate
@@ -58,11 +58,12 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     independent, so the distance is the norm of the coordinates' distances.
 
     Where inputs of a max-pooling window tie and the energy pulls the maximum down, any division of
-    that pull among them is a subgradient, and the best one is taken; where it pulls up (a downward
-    kink) one input must take all of it. Windows may overlap: the best division is then the
-    least-norm point of a product of simplices. Upward pulls on ties of overlapping windows, and
-    several pools of the same inputs, are treated one after the other: an upper bound of the
-    distance there.
+    that pull among them is a subgradient, and the best one is taken; windows may overlap: the best
+    division is the least-norm point of a product of simplices. Where it pulls up (a downward kink)
+    one input must take all of it, and at a local minimum no choice leaves anything to gain: the
+    choice that leaves the most counts. Choices are made for all windows at once, as many as the
+    largest tie has entries; not every combination is tried. Several pools of the same inputs are
+    treated one after the other, which gives an upper bound of the distance.
 
     Cost: one forward and one reverse pass.
     """
@@ -196,8 +197,13 @@ class _Pool:
         if not parents or not bool((tied.sum(-1) > 1).any()):
             return
         total = windows.sign * self.maps.push_into(self.operand, {p: upper[p] for p in parents})
-        share, given = settle(total, windows, self.selected, tied, pull)
-        change = windows.sign * windows.scatter(total, share - given)
+        turns = range(int(choices(tied, pull).max()))
+        found = [settle(total, windows, self.selected, tied, pull, turn=t) for t in turns]
+        changes = torch.stack([windows.scatter(total, share - given) for share, given in found])
+        worst = (total + changes).flatten(2).norm(dim=2).argmax(0)
+        everyone = torch.arange(len(worst), device=worst.device)
+        share = torch.stack([share for share, _ in found])[worst, everyone]
+        change = windows.sign * changes[worst, everyone]
         for parent, g in self.maps.pull_into(self.operand, change).items():
             if parent in upper:
                 upper[parent] = upper[parent] + g

@@ -129,26 +129,34 @@ def project_to_simplex(wanted: Tensor, valid: Tensor, total: Tensor) -> Tensor:
 
 def settle(
     total: Tensor, windows: Windows, selected: Tensor, tied: Tensor, pull: Tensor,
-    *, tol: float | None = None,
+    *, turn: Tensor | int = 0, tol: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """How tied entries share the pulls on their maxima: (shares, what they replace).
 
     `total` is the derivative of E at the operand, signed like the windows, when the `selected`
     entries take all of `pull` (batch, W). Downward pulls are divided (`divide`). An upward one,
-    a downward kink, goes as a whole to the entry that it brings nearest to rest; it is given away
-    first, since the division must know it. Both results are `(batch, W, K)`, 0 without ties.
+    a downward kink, goes as a whole to the entry that it brings nearest to rest (to the one
+    after it at `turn` 1, and so on, per sample); it is given away first, since the division must
+    know it. Both results are `(batch, W, K)`, 0 without ties.
     """
     several = ((tied.sum(-1) > 1) & (pull != 0))[..., None]
     given = windows.inside == windows.position(selected)[..., None]
     given = torch.where(given & tied & several, pull[..., None], 0)
     own = total - windows.scatter(total, given)
     up = several & (pull < 0)[..., None]
-    nearest = windows.read(own).masked_fill(~tied, -torch.inf).argmax(-1, keepdim=True)
-    alone = torch.zeros_like(given).scatter(2, nearest, 1) * pull[..., None]
+    order = windows.read(own).masked_fill(~tied, -torch.inf).argsort(-1, descending=True)
+    turns = torch.as_tensor(turn, device=total.device).expand(total.shape[0])[:, None]
+    taker = order.gather(2, (turns % tied.sum(-1).clamp_min(1))[..., None])
+    alone = torch.zeros_like(given).scatter(2, taker, 1) * pull[..., None]
     alone = torch.where(up, alone, 0)
     own = own + windows.scatter(own, alone)
     share = divide(own.flatten(1), windows, tied & several & ~up, pull.clamp_min(0), tol=tol)
     return share + alone, given
+
+
+def choices(tied: Tensor, pull: Tensor) -> Tensor:
+    """Per sample, among how many entries an upward pull may choose at most; 1 without ties."""
+    return torch.where(pull < 0, tied.sum(-1), 1).amax(-1)
 
 
 def divide(

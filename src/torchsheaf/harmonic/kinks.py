@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.stationarity import gate_breaks, slope_step
-from torchsheaf.boundary.ties import Windows, settle
+from torchsheaf.boundary.ties import Windows, choices, settle
 from torchsheaf.harmonic.groups import join, level
 from torchsheaf.harmonic.reduction import Cell, Layout
 from torchsheaf.network import Composition, Gate, Network, ScalarGate
@@ -96,10 +96,17 @@ class Kinks:
             else:
                 self._pools.append(self._pool(site, windows, gate, z, force))
 
-    def freeze(self, plain: Tensor, keep: Tensor | None) -> Frozen:
+    @property
+    def choices(self) -> Tensor | None:
+        """Per sample, how many turns `freeze` has to take; None where there is but one."""
+        several = [choices(p.tied, p.pull) for p in self._pools]
+        return torch.stack(several).amax(0) if several else None
+
+    def freeze(self, plain: Tensor, keep: Tensor | None, turn: Tensor) -> Frozen:
         """Choose the active set; `plain` is ∂E/∂C in the pieces that the gates select.
 
-        `keep` is 0 at columns that are held anyway.
+        `keep` is 0 at columns that are held anyway. `turn` (batch,) says to which of the tied
+        entries an upward pull goes: at a local minimum every choice must leave nothing to gain.
         """
         n, width = plain.shape
         stuck = torch.zeros_like(plain, dtype=torch.bool)
@@ -124,12 +131,12 @@ class Kinks:
         leader = torch.arange(width, device=plain.device).repeat(n, 1)
         fixed = stuck if keep is None else stuck | (keep == 0)
         for pool in self._pools:
-            leader = self._tie(pool, plain, leader, fixed, pattern)
+            leader = self._tie(pool, plain, leader, fixed, pattern, turn)
         return Frozen(stuck, leader, pattern)
 
     def _tie(
         self, pool: "_Pool", plain: Tensor, leader: Tensor, fixed: Tensor,
-        pattern: dict[str, Tensor],
+        pattern: dict[str, Tensor], turn: Tensor,
     ) -> Tensor:  # fmt: skip
         """Pulled down: those with a share of the pull stay together. Pulled up: one goes alone."""
         windows, tied, pull = pool.windows, pool.tied, pool.pull
@@ -138,7 +145,7 @@ class Kinks:
         if not bool(several.any()):
             return leader
         total = windows.sign * self._seen(pool.site, plain)
-        share, _ = settle(total, windows, pool.selected, tied, pull, tol=SHARES)
+        share, _ = settle(total, windows, pool.selected, tied, pull, turn=turn, tol=SHARES)
         chief = windows.selection(share.abs().argmax(-1), pool.selected)
         pattern[pool.site.operation] = torch.where(
             several.reshape(chief.shape), chief, pool.selected

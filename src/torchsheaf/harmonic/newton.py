@@ -64,6 +64,7 @@ class _Active:
     state: Tensor | None = None
     quiet: Tensor | None = None
     frozen: Frozen | None = None
+    turn: Tensor | None = None
 
     def samples(self, keep: Tensor) -> "_Active":
         return _Active(
@@ -74,6 +75,7 @@ class _Active:
             None if self.state is None else self.state[keep],
             None if self.quiet is None else self.quiet[keep],
             None if self.frozen is None else self.frozen.samples(keep),
+            None if self.turn is None else self.turn[keep],
         )
 
 
@@ -115,6 +117,8 @@ class _Iteration:
             gradient = system.reverse(here.on_variables, here.on_values)
             self.passes += 1
             done = self._arrived(system, here, gradient)
+            turned = self._turn(done)
+            done &= ~turned
             self._retire(done)
             if not bool(self.left.any()):
                 break
@@ -124,9 +128,9 @@ class _Iteration:
             if bool(done.any()) and self.divisible:
                 keep = ~done
                 self.now = self.now.samples(keep)
-                here, gradient = here.samples(keep), gradient[keep]
+                here, gradient, turned = here.samples(keep), gradient[keep], turned[keep]
                 system = self._system(here, self.now.frozen)
-            if not self._advance(system, here, gradient):
+            if not self._advance(system, here, gradient, turned):
                 outcome = Outcome.STALLED
                 break
         return self._solution(outcome)
@@ -162,7 +166,8 @@ class _Iteration:
                 here.on_variables, here.on_values, substitute=False, scaled=False
             )
             self.passes += 1
-            frozen = self.kinks.freeze(plain, now.reduction.holds.keep)
+            turn = torch.zeros_like(now.index) if now.turn is None else now.turn
+            frozen = self.kinks.freeze(plain, now.reduction.holds.keep, turn)
             if now.frozen is not None and now.quiet is not None:
                 now.quiet = now.quiet & frozen.same(now.frozen)
         self._maps = self._linearise(frozen.pattern)
@@ -195,6 +200,17 @@ class _Iteration:
             plain = system.fold(plain.masked_fill(self.now.frozen.stuck, 0))
         return near & (plain.norm(dim=1) <= self.tol)
 
+    def _turn(self, rest: Tensor) -> Tensor:
+        """Samples at rest that have not yet tried every choice at tied windows pulled upwards."""
+        now = self.now
+        several = self.kinks.choices if self.sites else None
+        if several is None:
+            return torch.zeros_like(rest)
+        turn = torch.zeros_like(now.index) if now.turn is None else now.turn
+        turned = rest & (turn + 1 < several)
+        now.turn = turn + turned
+        return turned
+
     def _retire(self, done: Tensor) -> None:
         now = self.now
         index = now.index[done]
@@ -203,8 +219,13 @@ class _Iteration:
         self.settled[index] = now.quiet[done]
         self.left[index] = False
 
-    def _advance(self, system: FrozenSystem, here: Forces, gradient: Tensor) -> bool:
-        """One Newton step for every active sample; False when none of them can move."""
+    def _advance(
+        self, system: FrozenSystem, here: Forces, gradient: Tensor, turned: Tensor
+    ) -> bool:  # fmt: skip
+        """One Newton step for every active sample; False when none of them can move.
+
+        Those that have `turned` stay where they are: their next active set is another one.
+        """
         now = self.now
         size = gradient.norm(dim=1)
         direction = newton_direction(system, gradient, size.sqrt().clamp_max(FORCING))
@@ -216,7 +237,7 @@ class _Iteration:
         uphill = ~(slope < 0)
         if bool(uphill.any()):  # rounding only: fall back to steepest descent in u
             direction, slope = self._steepest(system, gradient, direction, slope, uphill)
-        moving = self.left[now.index]
+        moving = self.left[now.index] & ~turned
         slope = torch.where(moving, slope, 0)
         length = self._search(direction, here, slope, bent=bool(self.sites)) * moving
         bent = self._path(direction, length, bent=bool(self.sites))
@@ -228,7 +249,9 @@ class _Iteration:
         now.c = bent
         now.m = now.reduction.incoming(now.c)
         self.passes += 1
-        return bool((length > 0).any())
+        if now.turn is not None:
+            now.turn = torch.where(length > 0, 0, now.turn)
+        return bool((turned | (length > 0)).any())
 
     def _unblock(
         self, system: FrozenSystem, here: Forces, gradient: Tensor, direction: Direction
