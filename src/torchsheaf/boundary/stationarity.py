@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.problem import Problem
-from torchsheaf.boundary.ties import Windows, choices, settle
+from torchsheaf.boundary.ties import Maxima, coordinates_read
+from torchsheaf.boundary.windows import Windows
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.network import Composition, Gate, ScalarGate
 from torchsheaf.network.gates import SlopeGate
@@ -62,8 +63,7 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     division is the least-norm point of a product of simplices. Where it pulls up (a downward kink)
     one input must take all of it, and at a local minimum no choice leaves anything to gain: the
     choice that leaves the most counts. Choices are made for all windows at once, as many as the
-    largest tie has entries; not every combination is tried. Several pools of the same inputs are
-    treated one after the other, which gives an upper bound of the distance.
+    largest tie has entries; not every combination is tried.
 
     Cost: one forward and one reverse pass.
     """
@@ -98,7 +98,7 @@ def _one_sided(
             upper[p.vertex] = flat.reshape(upper[p.vertex].shape)
     jumps: dict[str, Tensor] = {}
     scalars: list[_OnBreak] = []
-    pools: list[_Pool] = []
+    pools: dict[str, list[_Pool]] = {}
     states: dict[str, Tensor] = {}
     for node in sheaf.network.nodes:
         pulled, taps = maps[node.name].pull_tapped(force[node.name])
@@ -111,8 +111,13 @@ def _one_sided(
             operand = next(op.operands[0] for op in node.gates if op.name == name)
             windows, selected = Windows.of(gate, z), gate.select(z)
             if windows is not None:
-                pull = -windows.sign * taps[name]
-                pools.append(_Pool(name, windows, z, selected, pull, maps[node.name], operand))
+                here = maps[node.name]
+                block = coordinates_read(here, operand, z, free)
+                numbers = None if block is None else block[1]
+                maxima = Maxima.of(windows, z, selected, -taps[name], numbers)
+                read = None if block is None else block[0]
+                pool = _Pool(name, maxima, taps[name], here, operand, read)
+                pools.setdefault(read or name, []).append(pool)
                 continue
             states[name] = (selected == selected.new_tensor(_steepest(gate))).to(torch.int8) * ON
             at_break, step = slope_step(gate, z)
@@ -121,8 +126,8 @@ def _one_sided(
                 scalars.append(found)
                 for parent, g in maps[node.name].pull_into(operand, -step * taps[name]).items():
                     jumps[parent] = jumps[parent] + g if parent in jumps else g
-    for pool in pools:
-        pool.settle(upper, states)
+    for together in pools.values():
+        _settle(together, upper, states)
     jumps = {n: j for n, j in jumps.items() if n in free}
     for found in scalars:
         found.mark(states, upper, jumps)
@@ -178,35 +183,44 @@ class _OnBreak:
 
 @dataclass(frozen=True)
 class _Pool:
-    """A gate that selects one input per window; `pull` > 0 where E pulls the maximum down."""
+    """A gate that selects one input per window, and where its operand comes from."""
 
     operation: str
-    windows: Windows
-    z: Tensor
-    selected: Tensor
-    pull: Tensor
+    maxima: Maxima
+    output: Tensor
     maps: Composition
     operand: str
+    block: str | None
 
-    def settle(self, upper: dict[str, Tensor], states: dict[str, Tensor]) -> None:
-        """Divide the pull among tied inputs, in place of giving all of it to the selected one."""
-        windows, pull = self.windows, self.pull.flatten(1)
-        states[self.operation] = torch.full_like(self.pull, ON, dtype=torch.int8)
-        parents = [p for p in self.maps.parents if p in upper]
-        tied = windows.tied(self.z)
-        if not parents or not bool((tied.sum(-1) > 1).any()):
-            return
-        total = windows.sign * self.maps.push_into(self.operand, {p: upper[p] for p in parents})
-        turns = range(int(choices(tied, pull).max()))
-        found = [settle(total, windows, self.selected, tied, pull, turn=t) for t in turns]
-        changes = torch.stack([windows.scatter(total, share - given) for share, given in found])
-        worst = (total + changes).flatten(2).norm(dim=2).argmax(0)
-        everyone = torch.arange(len(worst), device=worst.device)
-        share = torch.stack([share for share, _ in found])[worst, everyone]
-        change = windows.sign * changes[worst, everyone]
-        for parent, g in self.maps.pull_into(self.operand, change).items():
-            if parent in upper:
-                upper[parent] = upper[parent] + g
-        sliding = (share > 0).sum(-1) > 1
-        marked = torch.where(sliding.reshape(self.pull.shape), SLIDING, states[self.operation])
-        states[self.operation] = marked
+
+def _settle(pools: list[_Pool], upper: dict[str, Tensor], states: dict[str, Tensor]) -> None:
+    """Divide the pulls among tied inputs, in place of giving all of them to the selected ones.
+
+    `pools` read one vertex, their `block`, or there is one and no vertex.
+    """
+    first, maxima = pools[0], Maxima.beside([p.maxima for p in pools])
+    parents = [p for p in first.maps.parents if p in upper]
+    for pool in pools:
+        states[pool.operation] = torch.full_like(pool.output, ON, dtype=torch.int8)
+    if not parents or not bool(maxima.several.any()):
+        return
+    values = upper[first.block] if first.block else first.maps.push_into(
+        first.operand, {p: upper[p] for p in parents}
+    )  # fmt: skip
+    total = coordinates(values)
+    turns = range(int(maxima.choices.max()))
+    found = [maxima.shares(total, turn=t) for t in turns]
+    changes = torch.stack([maxima.scatter(total, share - given) for share, given in found])
+    worst = (total + changes).norm(dim=2).argmax(0)
+    everyone = torch.arange(len(worst), device=worst.device)
+    share = torch.stack([share for share, _ in found])[worst, everyone]
+    change = changes[worst, everyone].reshape(values.shape)
+    moved = {first.block: change} if first.block else first.maps.pull_into(first.operand, change)
+    for parent, g in moved.items():
+        if parent in upper:
+            upper[parent] = upper[parent] + g
+    widths = [p.maxima.pull.shape[1] for p in pools]
+    sliding = ((share > 0).sum(-1) > 1).split(widths, 1)
+    for pool, mark in zip(pools, sliding, strict=True):
+        marked = torch.where(mark.reshape(pool.output.shape), SLIDING, states[pool.operation])
+        states[pool.operation] = marked

@@ -1,110 +1,171 @@
-"""Ties of max-pooling: which inputs share a maximum, and how a force divides among them."""
+"""Ties of max-pooling: which entries share a maximum, and how a force divides among them."""
 
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from torchsheaf.network import Gate, WindowGate
-from torchsheaf.network.gates import ExtremeGate
+from torchsheaf.boundary.windows import Windows
+from torchsheaf.cochain import coordinates
+from torchsheaf.network import Composition
 
 MAX_SWEEPS = 2000
 """Projected gradient steps of a division where windows overlap."""
 
 
 @dataclass(frozen=True)
-class Windows:
-    """The windows of a gate that selects one input each: W of them, at most K inputs in each.
+class Maxima:
+    """Maxima of one block of N coordinates, W windows of at most K entries: who ties, the pulls.
 
-    `inside` (W, K) holds positions in one sample's flattened operand, 0 where `valid` is False;
-    `sign` is −1 where the least entry is taken. Windows may overlap.
+    `inside` (W, K) are coordinates of the block where `valid`; `sign` (W, 1) is −1 for minima;
+    `tied` and `selected` (batch, W, K) say which entries attain the maximum and which one the
+    gate took; `pull` (batch, W) is positive where E pulls the maximum down (the minimum up).
     """
 
     inside: Tensor
     valid: Tensor
-    sign: float
-    spatial: int | None = field(default=None)
+    sign: Tensor
+    tied: Tensor
+    selected: Tensor
+    pull: Tensor
 
     @classmethod
-    def of(cls, gate: Gate, z: Tensor) -> "Windows | None":
-        """The windows of a max-pool or of a maximum (or minimum, with sign −1) along an axis.
+    def of(
+        cls, windows: Windows, z: Tensor, selection: Tensor, force: Tensor, numbers: Tensor | None
+    ) -> "Maxima":
+        """Those of one gate with operand z; `numbers` (N,) names the coordinates it reads.
 
-        A pooling window is a box: which entries of an axis it reads is found by pooling planes.
+        `force` is the derivative of E at the gate's output.
         """
-        if isinstance(gate, WindowGate):
-            axes = [_axis_members(gate, z, axis) for axis in range(-gate.spatial, 0)]
-            inside, valid = _boxes(axes, z.shape[z.ndim - gate.spatial :])
-            size = z.shape[z.ndim - gate.spatial :].numel()
-            lead = z.shape[1 : z.ndim - gate.spatial].numel()
-            shift = size * torch.arange(lead, device=z.device)[:, None, None]
-            inside = (inside + shift).flatten(0, 1)
-            valid = valid.expand(lead, *valid.shape).flatten(0, 1)
-            return cls(inside.where(valid, 0), valid, 1.0, size)
-        if isinstance(gate, ExtremeGate):
-            index = torch.arange(z[0].numel(), device=z.device).reshape(1, *z.shape[1:])
-            inside = index.movedim(gate.dims[0], -1).flatten(0, -2)
-            valid = torch.ones_like(inside, dtype=torch.bool)
-            return cls(inside, valid, 1.0 if gate.largest else -1.0)
-        return None
+        inside = windows.inside if numbers is None else numbers[windows.inside]
+        sign = torch.full_like(windows.inside[:, :1], int(windows.sign)).to(force.dtype)
+        tied, selected = windows.tied(z), windows.chosen(selection)
+        pull = windows.sign * force.flatten(1)
+        return cls(inside, windows.valid, sign, tied, selected, pull)
 
-    def read(self, z: Tensor) -> Tensor:
-        """The windows' entries of an operand, `(batch, W, K)`."""
-        return z.flatten(1)[:, self.inside]
+    @classmethod
+    def beside(cls, parts: "Sequence[Maxima]") -> "Maxima":
+        """Several gates that read one block, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(p.inside.shape[1] for p in parts)
 
-    def tied(self, z: Tensor) -> Tensor:
-        """Which entries attain their window's extreme value, `(batch, W, K)`."""
-        seen = (self.sign * self.read(z)).masked_fill(~self.valid, -torch.inf)
-        return (seen == seen.amax(-1, keepdim=True)) & self.valid
+        def wide(t: Tensor) -> Tensor:
+            return torch.nn.functional.pad(t, (0, width - t.shape[-1]))
 
-    def position(self, selection: Tensor) -> Tensor:
-        """Positions in the flattened operand of what a gate selects, `(batch, W)`."""
-        chosen = selection.flatten(1)
-        if self.spatial is None:
-            return self.inside.expand(chosen.shape[0], -1, -1).gather(2, chosen[..., None])[..., 0]
-        return chosen + (self.inside[:, 0] // self.spatial) * self.spatial
-
-    def selection(self, member: Tensor, like: Tensor) -> Tensor:
-        """The gate's selection that takes entry `member` (batch, W) of each window."""
-        if self.spatial is None:
-            return member.reshape(like.shape)
-        taken = self.inside.expand(member.shape[0], -1, -1).gather(2, member[..., None])[..., 0]
-        return (taken % self.spatial).reshape(like.shape)
-
-    def scatter(self, z: Tensor, share: Tensor) -> Tensor:
-        """Σ of what every window gives its entries, in the operand's shape."""
-        where = self.inside.flatten().expand(z.shape[0], -1)
-        given = share.masked_fill(~self.valid, 0).flatten(1)
-        return torch.zeros_like(z).flatten(1).scatter_add(1, where, given).reshape(z.shape)
-
-
-def _axis_members(gate: WindowGate, z: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """(out, k) entries of one axis that each output along it reads, and which of them count."""
-    sizes = z.shape[z.ndim - gate.spatial :]
-    n = sizes[axis]
-    shape = [1] * gate.spatial
-    shape[axis] = n
-    planes = torch.eye(n, dtype=z.dtype, device=z.device).reshape(n, 1, *shape)
-    pooled = gate.pool(planes.expand(n, 1, *sizes).contiguous())[0]
-    reads = pooled.movedim(axis, -1).flatten(1, -2).amax(1).mT > 0
-    order = reads.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    width = int(reads.sum(1).max())
-    return order[:, :width], reads.gather(1, order[:, :width])
-
-
-def _boxes(axes: list[tuple[Tensor, Tensor]], sizes: torch.Size) -> tuple[Tensor, Tensor]:
-    """Products of the axes' entries: (W, K) positions in the flattened axes."""
-    strides = list(accumulate([*sizes[:0:-1]], lambda a, b: a * b, initial=1))[::-1]
-    inside, valid = torch.zeros(1, 1, dtype=torch.long, device=axes[0][0].device), None
-    for (entries, counts), stride in zip(axes, strides, strict=True):
-        w, k = inside.shape
-        inside = (inside[:, None, :, None] + stride * entries[None, :, None, :]).reshape(
-            w * entries.shape[0], k * entries.shape[1]
+        return cls(
+            torch.cat([wide(p.inside) for p in parts]),
+            torch.cat([wide(p.valid) for p in parts]),
+            torch.cat([p.sign for p in parts]),
+            torch.cat([wide(p.tied) for p in parts], 1),
+            torch.cat([wide(p.selected) for p in parts], 1),
+            torch.cat([p.pull for p in parts], 1),
         )
-        both = counts if valid is None else valid[:, None, :, None] & counts[None, :, None, :]
-        valid = both.reshape(inside.shape)
-    assert valid is not None
-    return inside, valid
+
+    @property
+    def several(self) -> Tensor:
+        """Windows with a tie and a pull on it, `(batch, W, 1)`."""
+        return ((self.tied.sum(-1) > 1) & (self.pull != 0))[..., None]
+
+    @property
+    def choices(self) -> Tensor:
+        """Per sample, how many turns there are in `shares`; 1 where no upward pull has a choice."""
+        most = torch.where(self.pull < 0, self.tied.sum(-1), 1).amax(-1)
+        return torch.where(most > 1, most + 1, 1)
+
+    def gather(self, block: Tensor) -> Tensor:
+        """Coordinates (batch, N) as the windows see them, signed, `(batch, W, K)`."""
+        return self.sign * block[:, self.inside]
+
+    def scatter(self, block: Tensor, share: Tensor) -> Tensor:
+        """Σ of what the windows give their entries, like `block` (batch, N)."""
+        where = self.inside.flatten().expand(block.shape[0], -1)
+        return torch.zeros_like(block).scatter_add(1, where, (self.sign * share).flatten(1))
+
+    def shares(
+        self, total: Tensor, *, turn: Tensor | int = 0, tol: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """How tied entries share the pulls on their maxima: (shares, what they replace).
+
+        `total` (batch, N) is the derivative of E when the selected entries take all. Downward
+        pulls are divided (`divide`). An upward one, a downward kink, goes as a whole to the entry
+        that it brings nearest to rest, at `turn` t (per sample) to the t-th tied entry; it is given
+        away first, since the division must know it. Both are `(batch, W, K)`, 0 where nothing
+        ties.
+        """
+        several, pull = self.several, self.pull[..., None]
+        given = torch.where(self.selected & several, pull, 0)
+        own = total - self.scatter(total, given)
+        nearest = self.gather(own).masked_fill(~self.tied, -torch.inf).argmax(-1)
+        turns = torch.as_tensor(turn, device=total.device).expand(total.shape[0])[:, None]
+        count = self.tied.cumsum(-1)
+        rank = (turns - 1) % count[..., -1].clamp_min(1)
+        taker = (count == rank[..., None] + 1).to(torch.uint8).argmax(-1)
+        taker = torch.where(turns == 0, nearest, taker)[..., None]
+        alone = torch.zeros_like(given).scatter(2, taker, 1) * pull
+        alone = torch.where(several & (pull < 0), alone, 0)
+        own = own + self.scatter(own, alone)
+        return alone + self.divide(own, several & (pull > 0), tol=tol), given
+
+    def divide(self, own: Tensor, which: Tensor, *, tol: float | None = None) -> Tensor:
+        """Shares λ_wk ≥ 0, Σ_k λ_wk = pull_w, that bring own + Σ_w λ_w nearest to 0.
+
+        `own` (batch, N) are the derivatives without the pulls of the windows `which`
+        (batch, W, 1); returns λ `(batch, W, K)`. Where no two of them share a tied entry this is
+        one projection onto simplices; else projected gradients with momentum and restarts
+        (O'Donoghue & Candès 2015) until a step changes no λ by more than `tol` (default: 100 unit
+        roundoffs) of the largest pull.
+        """
+        share = torch.zeros_like(self.tied, dtype=own.dtype)
+        sample, window = which[..., 0].nonzero(as_tuple=True)
+        if not len(sample):
+            return share
+        rows = _Rows(
+            own.flatten(), self.inside[window] + own.shape[1] * sample[:, None],
+            self.sign[window], self.tied[sample, window], self.pull[sample, window],
+        )  # fmt: skip
+        tol = 100 * torch.finfo(own.dtype).eps if tol is None else tol
+        share[sample, window] = rows.divide(tol)
+        return share
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The tied windows alone: entries `where` (R, K) of the flattened derivatives `own`."""
+
+    own: Tensor
+    where: Tensor
+    sign: Tensor
+    valid: Tensor
+    total: Tensor
+
+    def divide(self, tol: float) -> Tensor:
+        count = self.valid.to(self.own.dtype).flatten()
+        cover = float(torch.zeros_like(self.own).scatter_add(0, self.where.flatten(), count).max())
+        zero = torch.zeros_like(self.own[self.where])
+        rows = project_to_simplex(-self.slope(zero), self.valid, self.total)
+        return rows if cover == 1 else self.accelerate(rows, cover, tol * float(self.total.max()))
+
+    def slope(self, rows: Tensor) -> Tensor:
+        """Derivatives at the entries when they carry `rows`."""
+        carried = self.own.scatter_add(0, self.where.flatten(), (self.sign * rows).flatten())
+        return self.sign * carried[self.where]
+
+    def accelerate(self, rows: Tensor, cover: float, small: float) -> Tensor:
+        """Projected gradients from `rows`; at most `cover` windows share an entry."""
+        ahead, weight = rows, 1.0
+        for _ in range(MAX_SWEEPS):
+            fresh = project_to_simplex(ahead - self.slope(ahead) / cover, self.valid, self.total)
+            step = fresh - ahead
+            if float(step.abs().max()) <= small:
+                return fresh
+            if float((step * (fresh - rows)).sum()) < 0:
+                weight = 1.0
+            nearer = 0.5 * (1 + (1 + 4 * weight * weight) ** 0.5)
+            ahead = fresh + (weight - 1) / nearer * (fresh - rows)
+            rows, weight = fresh, nearer
+        return rows
 
 
 def project_to_simplex(wanted: Tensor, valid: Tensor, total: Tensor) -> Tensor:
@@ -127,84 +188,20 @@ def project_to_simplex(wanted: Tensor, valid: Tensor, total: Tensor) -> Tensor:
     return torch.where(valid, (wanted - level).clamp_min(0), 0)
 
 
-def settle(
-    total: Tensor, windows: Windows, selected: Tensor, tied: Tensor, pull: Tensor,
-    *, turn: Tensor | int = 0, tol: float | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """How tied entries share the pulls on their maxima: (shares, what they replace).
+def coordinates_read(
+    maps: Composition, operand: str, z: Tensor, vertices: Mapping[str, tuple[int, ...]]
+) -> tuple[str, Tensor] | None:
+    """(vertex, its coordinate at each entry of the operand); None if z is no plain relabelling.
 
-    `total` is the derivative of E at the operand, signed like the windows, when the `selected`
-    entries take all of `pull` (batch, W). Downward pulls are divided (`divide`). An upward one,
-    a downward kink, goes as a whole to the entry that it brings nearest to rest (to the one
-    after it at `turn` 1, and so on, per sample); it is given away first, since the division must
-    know it. Both results are `(batch, W, K)`, 0 without ties.
+    `vertices` are the shapes of the vertices that may move.
     """
-    several = ((tied.sum(-1) > 1) & (pull != 0))[..., None]
-    given = windows.inside == windows.position(selected)[..., None]
-    given = torch.where(given & tied & several, pull[..., None], 0)
-    own = total - windows.scatter(total, given)
-    up = several & (pull < 0)[..., None]
-    order = windows.read(own).masked_fill(~tied, -torch.inf).argsort(-1, descending=True)
-    turns = torch.as_tensor(turn, device=total.device).expand(total.shape[0])[:, None]
-    taker = order.gather(2, (turns % tied.sum(-1).clamp_min(1))[..., None])
-    alone = torch.zeros_like(given).scatter(2, taker, 1) * pull[..., None]
-    alone = torch.where(up, alone, 0)
-    own = own + windows.scatter(own, alone)
-    share = divide(own.flatten(1), windows, tied & several & ~up, pull.clamp_min(0), tol=tol)
-    return share + alone, given
-
-
-def choices(tied: Tensor, pull: Tensor) -> Tensor:
-    """Per sample, among how many entries an upward pull may choose at most; 1 without ties."""
-    return torch.where(pull < 0, tied.sum(-1), 1).amax(-1)
-
-
-def divide(
-    own: Tensor, windows: Windows, tied: Tensor, force: Tensor, *, tol: float | None = None
-) -> Tensor:
-    """Multipliers λ_wk ≥ 0, Σ_k λ_wk = force_w, that bring own + Σ_w λ_w nearest to 0.
-
-    `own` (batch, N) are the derivatives without the windows' pulls, `tied` (batch, W, K) who may
-    take a share, `force` (batch, W) ≥ 0 the pulls on the maxima; returns λ `(batch, W, K)`. Where
-    no two windows share a tied entry this is one projection onto simplices; else projected
-    gradients with momentum and restarts (O'Donoghue & Candès 2015) until a step changes no λ by
-    more than `tol` (default: 100 unit roundoffs) of the largest force.
-    """
-    share = torch.where(tied, force[..., None], 0)
-    several = (tied.sum(-1) > 1) & (force > 0)
-    if not bool(several.any()):
-        return share
-    fixed = own + windows.scatter(own, torch.where(several[..., None], 0, share))
-    sample, window = several.nonzero(as_tuple=True)
-    valid, total = tied[sample, window], force[sample, window]
-    where = windows.inside[window] + own.shape[1] * sample[:, None]
-    flat = fixed.flatten()
-
-    cover = torch.zeros_like(flat).scatter_add(0, where.flatten(), valid.flatten().to(own.dtype))
-    most = float(cover.max())
-    rows = project_to_simplex(-flat[where], valid, total)
-    if most > 1:
-        tol = 100 * torch.finfo(own.dtype).eps if tol is None else tol
-        rows = _accelerate(rows, flat, where, valid, total, most, tol * float(total.max()))
-    share[sample, window] = rows
-    return share
-
-
-def _accelerate(
-    rows: Tensor, own: Tensor, where: Tensor, valid: Tensor, total: Tensor, cover: float,
-    small: float,
-) -> Tensor:  # fmt: skip
-    """Windows `where` (R, k) of `own` that share entries, at most `cover` of them one entry."""
-    ahead, weight = rows, 1.0
-    for _ in range(MAX_SWEEPS):
-        slope = own.scatter_add(0, where.flatten(), ahead.flatten())[where]
-        fresh = project_to_simplex(ahead - slope / cover, valid, total)
-        step = fresh - ahead
-        if float(step.abs().max()) <= small:
-            return fresh
-        if float((step * (fresh - rows)).sum()) < 0:
-            weight = 1.0
-        nearer = 0.5 * (1 + (1 + 4 * weight * weight) ** 0.5)
-        ahead = fresh + (weight - 1) / nearer * (fresh - rows)
-        rows, weight = fresh, nearer
-    return rows
+    if len(maps.parents) != 1 or maps.parents[0] not in vertices:
+        return None
+    (parent,) = maps.parents
+    shape = torch.Size(vertices[parent])
+    numbers = torch.arange(shape.numel(), device=z.device).to(torch.float64).reshape(1, *shape)
+    seen = maps.push_into(operand, {parent: numbers.to(z.dtype).expand(z.shape[0], *shape)})
+    whole = seen.round()
+    if seen.shape != z.shape or not bool((whole == seen).all()):
+        return None
+    return parent, coordinates(whole[:1])[0].long()

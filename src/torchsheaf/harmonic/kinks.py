@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.stationarity import gate_breaks, slope_step
-from torchsheaf.boundary.ties import Windows, choices, settle
+from torchsheaf.boundary.ties import Maxima, coordinates_read
+from torchsheaf.boundary.windows import Windows
 from torchsheaf.harmonic.groups import join, level
 from torchsheaf.harmonic.reduction import Cell, Layout
 from torchsheaf.network import Composition, Gate, Network, ScalarGate
@@ -93,14 +94,20 @@ class Kinks:
             windows = Windows.of(gate, z)
             if windows is None:
                 self._scalars.append((site, gate, z, force))
-            else:
-                self._pools.append(self._pool(site, windows, gate, z, force))
+                continue
+            movable = {n: layout.shapes[n] for n in layout.slots}
+            block = coordinates_read(maps[node.name], site.operand, z, movable)
+            if block is not None:  # else the gate keeps the piece that it selects
+                parent, numbers = block
+                columns = numbers + layout.slots[parent].start
+                maxima = Maxima.of(windows, z, gate.select(z), force, columns)
+                self._pools.append(_Pool(site.operation, windows, gate.select(z), maxima))
+        self._maxima = Maxima.beside([p.maxima for p in self._pools]) if self._pools else None
 
     @property
     def choices(self) -> Tensor | None:
         """Per sample, how many turns `freeze` has to take; None where there is but one."""
-        several = [choices(p.tied, p.pull) for p in self._pools]
-        return torch.stack(several).amax(0) if several else None
+        return None if self._maxima is None else self._maxima.choices
 
     def freeze(self, plain: Tensor, keep: Tensor | None, turn: Tensor) -> Frozen:
         """Choose the active set; `plain` is ∂E/∂C in the pieces that the gates select.
@@ -130,29 +137,19 @@ class Kinks:
             pattern[site.operation] = torch.where(at & below, selected - step, selected)
         leader = torch.arange(width, device=plain.device).repeat(n, 1)
         fixed = stuck if keep is None else stuck | (keep == 0)
-        for pool in self._pools:
-            leader = self._tie(pool, plain, leader, fixed, pattern, turn)
+        if self._maxima is not None and bool(self._maxima.several.any()):
+            share, _ = self._maxima.shares(plain, turn=turn, tol=SHARES)
+            leader = join(leader, self._maxima.inside, share > 0, fixed)
+            self._select(share, pattern)
         return Frozen(stuck, leader, pattern)
 
-    def _tie(
-        self, pool: "_Pool", plain: Tensor, leader: Tensor, fixed: Tensor,
-        pattern: dict[str, Tensor], turn: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Pulled down: those with a share of the pull stay together. Pulled up: one goes alone."""
-        windows, tied, pull = pool.windows, pool.tied, pool.pull
-        pattern[pool.site.operation] = pool.selected
-        several = (tied.sum(-1) > 1) & (pull != 0)
-        if not bool(several.any()):
-            return leader
-        total = windows.sign * self._seen(pool.site, plain)
-        share, _ = settle(total, windows, pool.selected, tied, pull, turn=turn, tol=SHARES)
-        chief = windows.selection(share.abs().argmax(-1), pool.selected)
-        pattern[pool.site.operation] = torch.where(
-            several.reshape(chief.shape), chief, pool.selected
-        )
-        if pool.columns is None:
-            return leader
-        return join(leader, pool.columns, share > 0, fixed)
+    def _select(self, share: Tensor, pattern: dict[str, Tensor]) -> None:
+        """Where entries tie, the gate's piece is the one with the largest share."""
+        widths = [p.maxima.pull.shape[1] for p in self._pools]
+        for pool, given in zip(self._pools, share.split(widths, 1), strict=True):
+            several = pool.maxima.several[..., 0].reshape(pool.selected.shape)
+            chief = pool.windows.selection(given.abs().argmax(-1), pool.selected)
+            pattern[pool.operation] = torch.where(several, chief, pool.selected)
 
     def project(self, end: Tensor, frozen: Frozen, keep: Tensor | None) -> Tensor:
         """The end of a step, stopped on the attracting kinks that it would cross."""
@@ -160,11 +157,7 @@ class Kinks:
         for site, gate, z, force in self._scalars:
             self._stop(site, gate, z, force, end, frozen)
         fixed = frozen.stuck if keep is None else frozen.stuck | (keep == 0)
-        leader = frozen.leader
-        for pool in self._pools:
-            if pool.columns is not None:
-                end, leader = self._level(pool, end, leader, fixed, frozen)
-        return end
+        return end if self._maxima is None else self._level(end, fixed, frozen)
 
     def block(self, dc: Tensor, frozen: Frozen, keep: Tensor | None) -> Frozen | None:
         """The active set enlarged by what a direction would push through its kink at once.
@@ -182,33 +175,41 @@ class Kinks:
         if keep is not None:
             stuck, fixed = stuck & (keep != 0), stuck | (keep == 0)
         leader = frozen.leader
-        for pool in self._pools:
-            if pool.columns is None:
-                continue
-            wrong, chief = self._ahead(pool, dc, leader, fixed, frozen)
-            wrong &= pool.tied
-            if bool(wrong.any()):
-                leader = join(leader, pool.columns, wrong | (chief & wrong.any(-1, True)), fixed)
+        if self._maxima is not None:
+            chief = self._chiefs(frozen)
+            wrong = self._ahead(dc, chief, leader, fixed) & self._maxima.tied
+            leader = self._united(leader, wrong, chief, fixed)
         larger = Frozen(stuck, leader, frozen.pattern)
         return None if bool(larger.same(frozen).all()) else larger
 
-    def _ahead(
-        self, pool: "_Pool", values: Tensor, leader: Tensor, fixed: Tensor, frozen: Frozen
-    ) -> tuple[Tensor, Tensor]:
-        """Entries (batch, W, K) above their window's chief where it is pulled down, and chiefs."""
-        windows, columns = pool.windows, pool.columns
-        assert columns is not None
-        position = windows.position(frozen.pattern[pool.site.operation])[..., None]
-        chief = (windows.inside == position) & windows.valid
-        column = torch.where(chief, columns, 0).amax(-1)
-        first = leader.gather(1, column)[..., None]
-        others = leader[:, columns]
-        above = (
-            windows.sign * values[:, columns] > windows.sign * values.gather(1, column)[..., None]
-        )
-        down = (pool.pull > 0)[..., None] & windows.valid
-        both = fixed[:, columns] & fixed.gather(1, first.flatten(1))[..., None]
-        return down & above & (others != first) & ~both, chief
+    def _chiefs(self, frozen: Frozen) -> Tensor:
+        """The entry that each window's frozen piece takes, as a mask `(batch, W, K)`."""
+        assert self._maxima is not None
+        width = self._maxima.inside.shape[1]
+        parts = []
+        for pool in self._pools:
+            chosen = pool.windows.chosen(frozen.pattern.get(pool.operation, pool.selected))
+            parts.append(torch.nn.functional.pad(chosen, (0, width - chosen.shape[-1])))
+        return torch.cat(parts, 1)
+
+    def _ahead(self, values: Tensor, chief: Tensor, leader: Tensor, fixed: Tensor) -> Tensor:
+        """Entries (batch, W, K) above their window's chief where it is pulled down."""
+        maxima = self._maxima
+        assert maxima is not None
+        column = torch.where(chief, maxima.inside, 0).amax(-1)
+        first = leader.gather(1, column)
+        others = leader[:, maxima.inside]
+        level = (maxima.sign[:, 0] * values.gather(1, column))[..., None]
+        movable = ~(fixed[:, maxima.inside] & fixed.gather(1, first)[..., None])
+        down = (maxima.pull > 0)[..., None] & maxima.valid
+        return down & (maxima.gather(values) > level) & (others != first[..., None]) & movable
+
+    def _united(self, leader: Tensor, more: Tensor, chief: Tensor, fixed: Tensor) -> Tensor:
+        """Groups in which the entries `more` have joined their windows' chiefs."""
+        assert self._maxima is not None
+        if not bool(more.any()):
+            return leader
+        return join(leader, self._maxima.inside, more | (chief & more.any(-1, True)), fixed)
 
     def _leaves_wrongly(
         self, site: _Site, gate: Gate, z: Tensor, moved: Tensor, frozen: Frozen
@@ -236,17 +237,13 @@ class Kinks:
             count = self._columns(site, hit.to(z.dtype))
             end.copy_(torch.where(count > 0, 0, end))
 
-    def _level(
-        self, pool: "_Pool", end: Tensor, leader: Tensor, fixed: Tensor, frozen: Frozen
-    ) -> tuple[Tensor, Tensor]:
+    def _level(self, end: Tensor, fixed: Tensor, frozen: Frozen) -> Tensor:
         """Entries that would overtake a maximum which is pulled down join it, at the mean."""
-        while True:
-            over, chief = self._ahead(pool, end, leader, fixed, frozen)
-            if not bool(over.any()):
-                return end, leader
-            assert pool.columns is not None
-            leader = join(leader, pool.columns, over | (chief & over.any(-1, True)), fixed)
+        leader, chief = frozen.leader, self._chiefs(frozen)
+        while bool((over := self._ahead(end, chief, leader, fixed)).any()):
+            leader = self._united(leader, over, chief, fixed)
             end = level(end, leader, fixed)
+        return end
 
     def _columns(self, site: _Site, values: Tensor) -> Tensor:
         """Carry numbers at a gate's operand back to the columns of C (summed)."""
@@ -270,41 +267,12 @@ class Kinks:
         }
         return self._maps[node.name].push_into(site.operand, read)
 
-    def _pool(self, site: _Site, windows: Windows, gate: Gate, z: Tensor, force: Tensor) -> "_Pool":
-        pull = (windows.sign * force).flatten(1)
-        return _Pool(
-            site,
-            windows,
-            gate.select(z),
-            windows.tied(z),
-            pull,
-            self._read_columns(site, windows, z),
-        )
-
-    def _read_columns(self, site: _Site, windows: Windows, z: Tensor) -> Tensor | None:
-        """Column of C that each window entry is, (W, K); None when it is no plain relabelling."""
-        layout = self._layout
-        if len(site.cell.node.parents) != 1 or site.cell.node.parents[0] not in layout.slots:
-            return None
-        width = layout.variables
-        numbers = torch.arange(width, device=z.device, dtype=torch.float64)
-        seen = self._seen(site, numbers.to(z.dtype).expand(z.shape[0], width))
-        whole = seen.round()
-        if seen.shape != z.shape or not bool((whole == seen).all()):
-            return None
-        return whole[0].long().flatten()[windows.inside]
-
 
 @dataclass(frozen=True)
 class _Pool:
-    """A gate that selects one entry per window: who ties, and how it is pulled.
+    """A gate that selects one entry per window; its `maxima` are numbered by columns of C."""
 
-    `tied` (batch, W, K); `pull` (batch, W), positive where E pulls the maximum down.
-    """
-
-    site: _Site
+    operation: str
     windows: Windows
     selected: Tensor
-    tied: Tensor
-    pull: Tensor
-    columns: Tensor | None
+    maxima: Maxima
