@@ -208,8 +208,8 @@ def _settle(pools: list[_Pool], upper: dict[str, Tensor], states: dict[str, Tens
         first.operand, {p: upper[p] for p in parents}
     )  # fmt: skip
     total = coordinates(values)
-    turns = range(int(maxima.choices.max()))
-    found = [maxima.shares(total, turn=t) for t in turns]
+    last = maxima.choices - 1
+    found = [maxima.shares(total, turn=last.clamp_max(t)) for t in range(int(last.max()) + 1)]
     changes = torch.stack([maxima.scatter(total, share - given) for share, given in found])
     worst = (total + changes).norm(dim=2).argmax(0)
     everyone = torch.arange(len(worst), device=worst.device)
