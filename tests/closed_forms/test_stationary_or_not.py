@@ -5,8 +5,11 @@ import torch
 from torch import Tensor, nn
 
 import torchsheaf as ts
-from torchsheaf.boundary.ties import Windows, divide, project_to_simplex
+from tests.reference.networks import randn
+from torchsheaf.boundary.ties import Maxima, project_to_simplex
+from torchsheaf.boundary.windows import Windows
 from torchsheaf.cochain import Cochain
+from torchsheaf.network import Gate
 
 
 def one_gate(weight: float = 1.0) -> nn.Sequential:
@@ -118,18 +121,112 @@ def test_division_is_the_projection_onto_the_simplex():
     torch.testing.assert_close(share[1], torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64))
 
 
-def test_ties_of_pooling_windows_are_all_found():
-    class Pool(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.max_pool2d(1.0 * x, 2)
+class TwoMaxima(nn.Module):
+    """h = x, and two maxima of the same two entries."""
 
-    z = torch.tensor([[[[1.0, 1.0, 0.0, 2.0], [0.5, 1.0, 2.0, 2.0]]]], dtype=torch.float64)
-    sheaf = ts.encode(Pool(), z)
-    last = list(sheaf.network.nodes)[-1]
-    values = {last.parents[0]: z}
-    ((gate, operand),) = sheaf.network.gate_operands(last, values).values()
-    windows = Windows.of(gate)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = 1.0 * x
+        return h.amax(1, keepdim=True), h.amax(1, keepdim=True)
+
+
+def two_maxima(own: list[float], down: float, up: float) -> tuple[ts.Problem, Cochain]:
+    """h = (0, 0) with own derivatives −x, one maximum pulled down and the other up."""
+    x = -torch.tensor([own], dtype=torch.float64)
+    sheaf = ts.encode(TwoMaxima(), x)
+    h, first, second = list(sheaf.edges)
+    problem = ts.hold(sheaf, x).pin(ts.Pin(first, -down), ts.Pin(second, up))
+    zero = torch.zeros(1, 2, dtype=torch.float64)
+    held = {first: torch.full_like(zero[:, :1], -down), second: torch.full_like(zero[:, :1], up)}
+    return problem, Cochain({"input": x, h: zero, **held})
+
+
+def test_a_tie_from_which_one_choice_descends_is_not_stationary():
+    # 2 against 3: were entry 0 to take the upward pull, (1, 1) of the downward one would settle
+    # all of it; yet entry 1 rises by itself: −1 + 2 − 3 = −2
+    problem, c = two_maxima([2.0, -1.0], 2.0, 3.0)
+    assert float(ts.stationarity(problem, c).distance) >= 2
+    found = ts.harmonic_extension(problem, start=c)
+    assert float(found.energy) < float(problem.energy(c)) - 0.5
+    assert float(found.stationarity) <= 1e-8
+
+
+def test_a_tie_from_which_no_choice_descends_is_stationary():
+    # 3 against 2: the kink is upward on the whole, and each choice has a division: (2.3, 0.7)
+    # where entry 0 takes the upward pull, (0.3, 2.7) where entry 1 does
+    problem, c = two_maxima([-0.3, -0.7], 3.0, 2.0)
+    assert float(ts.stationarity(problem, c).distance) <= 1e-14
+    assert float(ts.harmonic_extension(problem, start=c).energy) == float(problem.energy(c))
+
+
+POOLS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "1d": (nn.MaxPool1d(3, 2, 1), (2, 9)),
+    "2d": (nn.MaxPool2d((2, 3), (1, 2), (0, 1)), (2, 5, 6)),
+    "dilated": (nn.MaxPool2d(2, 1, 0, 3), (1, 6, 7)),
+    "ceil": (nn.MaxPool2d(3, 2, ceil_mode=True), (2, 6, 6)),
+    "3d": (nn.MaxPool3d(2, 1), (2, 3, 4, 3)),
+    "adaptive": (nn.AdaptiveMaxPool2d((3, 2)), (2, 7, 5)),
+}
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(1.0 * x)
+
+
+def operand_of(pool: nn.Module, z: Tensor) -> tuple[Gate, Tensor]:
+    sheaf = ts.encode(Pooled(pool), z)
+    node = list(sheaf.network.nodes)[-1]
+    return next(iter(sheaf.network.gate_operands(node, {node.parents[0]: z}).values()))
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_windows_read_what_the_pool_reads(name: str) -> None:
+    pool, shape = POOLS[name]
+    z = randn(1, 4, *shape)
+    gate, operand = operand_of(pool, z)
+    windows = Windows.of(gate, operand)
     assert windows is not None
-    members, valid = windows.members(operand)
-    assert valid.sum(0).flatten().tolist() == [3, 3]
-    assert sorted(members[:, 0, 0, 0, 0].tolist()) == [0, 1, 5]
+    seen = operand.flatten(1)[:, windows.inside].masked_fill(~windows.valid, -torch.inf)
+    assert torch.equal(seen.amax(-1), pool(z).flatten(1))
+    # every entry counts: raised above all others it is the maximum of each window that reads it
+    for entry in range(operand[0].numel()):
+        raised = operand.flatten(1).clone()
+        raised[:, entry] = 100
+        hit = (pool(raised.reshape(operand.shape)) == 100).flatten(1)
+        assert torch.equal(hit[0], ((windows.inside == entry) & windows.valid).any(-1))
+    chosen = windows.chosen(gate.select(operand))
+    assert torch.equal(chosen, windows.tied(operand))
+    assert torch.equal(windows.selection(chosen.int().argmax(-1), gate.select(operand)),
+                       gate.select(operand))  # fmt: skip
+
+
+def test_ties_of_pooling_windows_are_all_found():
+    z = torch.tensor([[[[1.0, 1.0, 0.0, 2.0], [0.5, 1.0, 2.0, 2.0]]]], dtype=torch.float64)
+    for pool, wanted in ((nn.MaxPool2d(2), [3, 3]), (nn.MaxPool2d(2, 1), [3, 1, 3])):
+        gate, operand = operand_of(pool, z)
+        windows = Windows.of(gate, operand)
+        assert windows is not None
+        assert windows.tied(operand).sum(-1).flatten().tolist() == wanted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pulls_of_overlapping_windows_are_divided_at_least_norm(seed: int) -> None:
+    """The optimality conditions: who has a share moves with the fastest of its window."""
+    source = torch.Generator().manual_seed(seed)
+    inside = torch.stack([torch.randperm(12, generator=source)[:4] for _ in range(8)])
+    tied = torch.rand(3, 8, 4, generator=source) < 0.8
+    sign = torch.where(torch.rand(8, 1, generator=source) < 0.3, -1.0, 1.0).double()
+    pull, own = randn(seed, 3, 8).abs(), randn(seed + 50, 3, 12)
+    maxima = Maxima(inside, torch.ones_like(inside, dtype=torch.bool), sign, tied, tied, pull)
+    which = tied.any(-1, keepdim=True)
+    share = maxima.divide(own, which)
+    assert bool((share >= 0).all())
+    assert not bool(share[~tied].any())
+    torch.testing.assert_close(share.sum(-1), pull * which[..., 0])
+    velocity = maxima.gather(-(own + maxima.scatter(own, share)))
+    fastest = velocity.masked_fill(~tied, -torch.inf).amax(-1, keepdim=True)
+    assert float(torch.where(share > 1e-9, fastest - velocity, 0).max()) <= 1e-9

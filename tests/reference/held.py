@@ -52,6 +52,36 @@ class Pooled(nn.Module):
         return self.out(x.flatten(1))
 
 
+class Overlapping(nn.Module):
+    """Two pools of the same values, whose windows overlap within and between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(1, 2, 3, padding=1)
+        self.out = nn.Linear(2 * 25 + 2 * 5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return self.out(torch.cat([F.max_pool2d(h, 3, 1, 1).flatten(1), h.amin(3).flatten(1)], 1))
+
+
+def stem(pool: nn.Module, size: int) -> nn.Module:
+    """conv, ReLU, a pool to size × size, conv, ReLU, linear, on 5×5 images."""
+    first, second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    last = nn.Linear(3 * size * size, 2)
+    return nn.Sequential(first, nn.ReLU(), pool, second, nn.ReLU(), nn.Flatten(), last)
+
+
+OVERLAPPING: dict[str, Callable[[int], nn.Module]] = {
+    "stride 2": lambda s: fill(stem(nn.MaxPool2d(3, 2, 1), 3), s),
+    "stride 1": lambda s: fill(stem(nn.MaxPool2d(3, 1, 1), 5), s),
+    "dilated": lambda s: fill(stem(nn.MaxPool2d(2, 1, 0, 2), 3), s),
+    "ceil mode": lambda s: fill(stem(nn.MaxPool2d(3, 2, 0, ceil_mode=True), 2), s),
+    "adaptive": lambda s: fill(stem(nn.AdaptiveMaxPool2d(4), 4), s),
+    "two pools": lambda s: fill(Overlapping(), s),
+}
+
+
 def path(gate: nn.Module, seed: int, second: nn.Module | None = None) -> nn.Module:
     second = gate if second is None else second
     stack = (nn.Linear(3, 6), gate, nn.Linear(6, 5), second, nn.Linear(5, 2))
@@ -79,6 +109,14 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "relu, then pool": lambda s: fill(Pooled(pool_first=False), s),
     "pool, then relu": lambda s: fill(Pooled(pool_first=True), s),
 }
+
+
+@cache
+def held_pools(name: str, seed: int, batch: int = 12) -> ts.Problem:
+    """Input and output of a network with overlapping windows held at random values."""
+    model, x = OVERLAPPING[name](seed), randn(seed + 1, batch, 1, 5, 5)
+    problem = ts.hold(ts.encode(model, x), x)
+    return problem.pin(ts.Pin("output", 3 * randn(seed + 2, batch, 2)))
 
 
 @cache
