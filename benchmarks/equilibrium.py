@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import torchsheaf as ts
 from benchmarks.equilibrium_euler import euler_until
-from benchmarks.equilibrium_shapes import SHAPES
+from benchmarks.equilibrium_shapes import SHAPES, overlapping
 from benchmarks.measurement import update_result
 from tests.reference.brute_force import brute_force
 from tests.reference.networks import randn, relu_mlp
@@ -243,7 +243,7 @@ def shapes() -> dict[str, Any]:
 PARTS = {
     "nets": nets, "digits, trained": digits_trained, "digits, untrained": digits_untrained,
     "depth": depth, "warm": warm, "brute": brute, "memory": memory,
-    "euler": euler, "shapes": shapes,
+    "euler": euler, "shapes": shapes, "overlapping": overlapping,
 }  # fmt: skip
 
 

@@ -221,7 +221,8 @@ def test_pulls_of_overlapping_windows_are_divided_at_least_norm(seed: int) -> No
     tied = torch.rand(3, 8, 4, generator=source) < 0.8
     sign = torch.where(torch.rand(8, 1, generator=source) < 0.3, -1.0, 1.0).double()
     pull, own = randn(seed, 3, 8).abs(), randn(seed + 50, 3, 12)
-    maxima = Maxima(inside, torch.ones_like(inside, dtype=torch.bool), sign, tied, tied, pull)
+    every = torch.ones_like(inside, dtype=torch.bool)
+    maxima = Maxima(inside, every, sign, tied, tied, pull, inside)
     which = tied.any(-1, keepdim=True)
     share = maxima.divide(own, which)
     assert bool((share >= 0).all())

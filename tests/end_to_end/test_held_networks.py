@@ -70,8 +70,8 @@ def test_overlapping_windows_settle_where_no_direction_descends(name: str, seed:
         step = problem.free.project(ts.Cochain(rare))
         moved = {n: v + small * step[n] if n in step else v for n, v in c.items()}
         rise = (problem.energy(ts.Cochain(moved)) - found.energy) / small
-        falls |= rise < -1e-6 * step.norm()
-    assert int(falls.sum()) <= 1  # not every combination of choices is tried
+        falls |= rise < -1e-6 * step.norm().clamp_min(1)
+    assert not bool(falls.any())
 
 
 @pytest.mark.parametrize("name", ["mlp", "pre-activation", "relu, then pool", "tanh"])

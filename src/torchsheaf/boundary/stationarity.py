@@ -62,8 +62,8 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     that pull among them is a subgradient, and the best one is taken; windows may overlap: the best
     division is the least-norm point of a product of simplices. Where it pulls up (a downward kink)
     one input must take all of it, and at a local minimum no choice leaves anything to gain: the
-    choice that leaves the most counts. Choices are made for all windows at once, as many as the
-    largest tie has entries; not every combination is tried.
+    choice that leaves the most counts. Every tied entry takes once all the upward pulls that it
+    can; not every combination is tried.
 
     Cost: one forward and one reverse pass.
     """
@@ -209,7 +209,8 @@ def _settle(pools: list[_Pool], upper: dict[str, Tensor], states: dict[str, Tens
     )  # fmt: skip
     total = coordinates(values)
     last = maxima.choices - 1
-    found = [maxima.shares(total, turn=last.clamp_max(t)) for t in range(int(last.max()) + 1)]
+    turns = range(1, int(last.max()) + 1) if bool(last.any()) else (0,)
+    found = [maxima.shares(total, turn=last.clamp_max(t)) for t in turns]
     changes = torch.stack([maxima.scatter(total, share - given) for share, given in found])
     worst = (total + changes).norm(dim=2).argmax(0)
     everyone = torch.arange(len(worst), device=worst.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torchsheaf.network import Composition
 
 MAX_SWEEPS = 2000
 """Projected gradient steps of a division where windows overlap."""
+KNUTH = 2654435761
+"""Odd, hence k ↦ k · KNUTH mod 2³² takes no value twice (Knuth, TAOCP 3, 6.4)."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Maxima:
 
     `inside` (W, K) are coordinates of the block where `valid`; `sign` (W, 1) is −1 for minima;
     `tied` and `selected` (batch, W, K) say which entries attain the maximum and which one the
-    gate took; `pull` (batch, W) is positive where E pulls the maximum down (the minimum up).
+    gate took; `pull` (batch, W) is positive where E pulls the maximum down (the minimum up);
+    `rank` (W, K) orders a block's coordinates as if at random, always in the same way.
     """
 
     inside: Tensor
@@ -29,20 +33,23 @@ class Maxima:
     tied: Tensor
     selected: Tensor
     pull: Tensor
+    rank: Tensor
 
     @classmethod
     def of(
-        cls, windows: Windows, z: Tensor, selection: Tensor, force: Tensor, numbers: Tensor | None
-    ) -> "Maxima":
+        cls, windows: Windows, z: Tensor, selection: Tensor, force: Tensor,
+        numbers: Tensor | None, first: int = 0,
+    ) -> "Maxima":  # fmt: skip
         """Those of one gate with operand z; `numbers` (N,) names the coordinates it reads.
 
-        `force` is the derivative of E at the gate's output.
+        `force` is the derivative of E at the gate's output, `first` where the block begins.
         """
         inside = windows.inside if numbers is None else numbers[windows.inside]
         sign = torch.full_like(windows.inside[:, :1], int(windows.sign)).to(force.dtype)
         tied, selected = windows.tied(z), windows.chosen(selection)
         pull = windows.sign * force.flatten(1)
-        return cls(inside, windows.valid, sign, tied, selected, pull)
+        rank = inside * KNUTH % 2**32
+        return cls(inside + first, windows.valid, sign, tied, selected, pull, rank)
 
     @classmethod
     def beside(cls, parts: "Sequence[Maxima]") -> "Maxima":
@@ -61,6 +68,7 @@ class Maxima:
             torch.cat([wide(p.tied) for p in parts], 1),
             torch.cat([wide(p.selected) for p in parts], 1),
             torch.cat([p.pull for p in parts], 1),
+            torch.cat([wide(p.rank) for p in parts]),
         )
 
     @property
@@ -71,8 +79,32 @@ class Maxima:
     @property
     def choices(self) -> Tensor:
         """Per sample, how many turns there are in `shares`; 1 where no upward pull has a choice."""
-        most = torch.where(self.pull < 0, self.tied.sum(-1), 1).amax(-1)
-        return torch.where(most > 1, most + 1, 1)
+        return 1 + self._turns[1]
+
+    @cached_property
+    def _turns(self) -> tuple[Tensor, Tensor]:
+        """Takers (turns, batch, W) of the upward pulls, and how many turns each sample has.
+
+        In its turn an entry takes the pulls of all windows in which it ties: windows that overlap
+        choose it together. Entries that have had their turn give way to those that have not.
+        """
+        members = self.tied & self.several & (self.pull < 0)[..., None]
+        batch, n = members.shape[0], int(self.inside.max()) + 1
+        where = self.inside.flatten().expand(batch, -1)
+
+        def anywhere(mask: Tensor) -> Tensor:
+            found = torch.zeros(batch, n, dtype=torch.uint8, device=mask.device)
+            return found.scatter_reduce(1, where, mask.flatten(1).byte(), "amax").bool()
+
+        waiting, takers = anywhere(members), []
+        turns = torch.zeros(batch, dtype=torch.long, device=members.device)
+        while bool(waiting.any()):
+            first = self.rank + 2**32 * waiting[:, self.inside].long()
+            takers.append(torch.where(members, first, -1).argmax(-1))
+            turns += waiting.any(1)
+            left_out = members.scatter(2, takers[-1][..., None], False)
+            waiting = waiting & anywhere(left_out)
+        return torch.stack([torch.zeros_like(members[..., 0], dtype=torch.long), *takers]), turns
 
     def gather(self, block: Tensor) -> Tensor:
         """Coordinates (batch, N) as the windows see them, signed, `(batch, W, K)`."""
@@ -90,19 +122,17 @@ class Maxima:
 
         `total` (batch, N) is the derivative of E when the selected entries take all. Downward
         pulls are divided (`divide`). An upward one, a downward kink, goes as a whole to the entry
-        that it brings nearest to rest, at `turn` t (per sample) to the t-th tied entry; it is given
-        away first, since the division must know it. Both are `(batch, W, K)`, 0 where nothing
-        ties.
+        that it brings nearest to rest, at `turn` t (per sample) to an entry whose turn it is; it is
+        given away first, since the division must know it. Both are `(batch, W, K)`, 0 where
+        nothing ties.
         """
         several, pull = self.several, self.pull[..., None]
         given = torch.where(self.selected & several, pull, 0)
         own = total - self.scatter(total, given)
         nearest = self.gather(own).masked_fill(~self.tied, -torch.inf).argmax(-1)
-        turns = torch.as_tensor(turn, device=total.device).expand(total.shape[0])[:, None]
-        count = self.tied.cumsum(-1)
-        rank = (turns - 1) % count[..., -1].clamp_min(1)
-        taker = (count == rank[..., None] + 1).to(torch.uint8).argmax(-1)
-        taker = torch.where(turns == 0, nearest, taker)[..., None]
+        turns = torch.as_tensor(turn, device=total.device).expand(total.shape[0])
+        taker = self._turns[0][turns, torch.arange(len(turns), device=turns.device)]
+        taker = torch.where(turns[:, None] == 0, nearest, taker)[..., None]
         alone = torch.zeros_like(given).scatter(2, taker, 1) * pull
         alone = torch.where(several & (pull < 0), alone, 0)
         own = own + self.scatter(own, alone)

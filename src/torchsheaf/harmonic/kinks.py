@@ -99,8 +99,8 @@ class Kinks:
             block = coordinates_read(maps[node.name], site.operand, z, movable)
             if block is not None:  # else the gate keeps the piece that it selects
                 parent, numbers = block
-                columns = numbers + layout.slots[parent].start
-                maxima = Maxima.of(windows, z, gate.select(z), force, columns)
+                first = layout.slots[parent].start
+                maxima = Maxima.of(windows, z, gate.select(z), force, numbers, first)
                 self._pools.append(_Pool(site.operation, windows, gate.select(z), maxima))
         self._maxima = Maxima.beside([p.maxima for p in self._pools]) if self._pools else None
 
