@@ -158,6 +158,28 @@ def test_a_tie_from_which_no_choice_descends_is_stationary():
     assert float(ts.harmonic_extension(problem, start=c).energy) == float(problem.energy(c))
 
 
+class Repeated(nn.Module):
+    """A maximum in which every entry stands twice, beside the maximum and the minimum."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = 2.0 * x
+        twice = h.unsqueeze(1).expand(-1, 2, 4).reshape(-1, 8)
+        return twice.amax(1, keepdim=True), h.amax(1, keepdim=True), h.amin(1, keepdim=True)
+
+
+def test_entries_that_stand_twice_in_a_window_tie_with_themselves():
+    x = randn(3, 5, 4)
+    sheaf = ts.encode(Repeated(), x)
+    first, *outputs = list(sheaf.edges)
+    pins = [ts.Pin(v, value) for v, value in zip(outputs, (-1.0, 2.0, 1.0), strict=True)]
+    problem = ts.hold(sheaf, x).pin(*pins)
+    start = problem.start("forward")
+    start = Cochain({n: torch.zeros_like(v) if n == first else v for n, v in start.items()})
+    assert float(ts.stationarity(problem, start).distance.min()) > 0.1
+    found = ts.harmonic_extension(problem, start=start)
+    assert float(found.stationarity.max()) <= 1e-8
+
+
 POOLS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "1d": (nn.MaxPool1d(3, 2, 1), (2, 9)),
     "2d": (nn.MaxPool2d((2, 3), (1, 2), (0, 1)), (2, 5, 6)),
@@ -224,7 +246,7 @@ def test_pulls_of_overlapping_windows_are_divided_at_least_norm(seed: int) -> No
     every = torch.ones_like(inside, dtype=torch.bool)
     maxima = Maxima(inside, every, sign, tied, tied, pull, inside)
     which = tied.any(-1, keepdim=True)
-    share = maxima.divide(own, which)
+    share = maxima.divide(own, torch.zeros_like(own, dtype=torch.bool), which)
     assert bool((share >= 0).all())
     assert not bool(share[~tied].any())
     torch.testing.assert_close(share.sum(-1), pull * which[..., 0])

@@ -74,6 +74,19 @@ def test_overlapping_windows_settle_where_no_direction_descends(name: str, seed:
     assert not bool(falls.any())
 
 
+@pytest.mark.parametrize("weight", [math.inf, 3.0])
+@pytest.mark.parametrize("name", ["stride 1", "two pools"])
+def test_entries_of_overlapping_windows_can_be_pinned(name: str, weight: float) -> None:
+    problem = held_pools(name, 5)
+    vertex = "1" if name == "stride 1" else next(iter(problem.sheaf.edges))
+    where = list(range(0, problem.sheaf.vertices[vertex].dim, 7))
+    values = randn(8, 12, len(where))
+    found = ts.harmonic_extension(problem.pin(ts.Pin(vertex, values, where=where, weight=weight)))
+    assert float(found.stationarity.max()) <= 1.1e-8
+    if weight == math.inf:
+        assert torch.equal(found.cochain[vertex].flatten(1)[:, where], values)
+
+
 @pytest.mark.parametrize("name", ["mlp", "pre-activation", "relu, then pool", "tanh"])
 def test_hidden_pins_hard_and_soft_arrive_too(name):
     problem = held_output(name)

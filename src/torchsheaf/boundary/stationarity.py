@@ -127,7 +127,7 @@ def _one_sided(
                 for parent, g in maps[node.name].pull_into(operand, -step * taps[name]).items():
                     jumps[parent] = jumps[parent] + g if parent in jumps else g
     for together in pools.values():
-        _settle(together, upper, states)
+        _settle(together, upper, states, problem.held)
     jumps = {n: j for n, j in jumps.items() if n in free}
     for found in scalars:
         found.mark(states, upper, jumps)
@@ -193,7 +193,10 @@ class _Pool:
     block: str | None
 
 
-def _settle(pools: list[_Pool], upper: dict[str, Tensor], states: dict[str, Tensor]) -> None:
+def _settle(
+    pools: list[_Pool], upper: dict[str, Tensor], states: dict[str, Tensor],
+    held: Mapping[str, Tensor],
+) -> None:  # fmt: skip
     """Divide the pulls among tied inputs, in place of giving all of them to the selected ones.
 
     `pools` read one vertex, their `block`, or there is one and no vertex.
@@ -210,9 +213,12 @@ def _settle(pools: list[_Pool], upper: dict[str, Tensor], states: dict[str, Tens
     total = coordinates(values)
     last = maxima.choices - 1
     turns = range(1, int(last.max()) + 1) if bool(last.any()) else (0,)
-    found = [maxima.shares(total, turn=last.clamp_max(t)) for t in turns]
+    fixed = torch.zeros_like(total, dtype=torch.bool)
+    if first.block is not None and first.block in held:
+        fixed |= held[first.block].flatten()
+    found = [maxima.shares(total, fixed, turn=last.clamp_max(t)) for t in turns]
     changes = torch.stack([maxima.scatter(total, share - given) for share, given in found])
-    worst = (total + changes).norm(dim=2).argmax(0)
+    worst = (total + changes).masked_fill(fixed, 0).norm(dim=2).argmax(0)
     everyone = torch.arange(len(worst), device=worst.device)
     share = torch.stack([share for share, _ in found])[worst, everyone]
     change = changes[worst, everyone].reshape(values.shape)

@@ -100,10 +100,11 @@ class Maxima:
         turns = torch.zeros(batch, dtype=torch.long, device=members.device)
         while bool(waiting.any()):
             first = self.rank + 2**32 * waiting[:, self.inside].long()
-            takers.append(torch.where(members, first, -1).argmax(-1))
+            first = torch.where(members, first, -1)
+            takers.append(first.argmax(-1))
             turns += waiting.any(1)
-            left_out = members.scatter(2, takers[-1][..., None], False)
-            waiting = waiting & anywhere(left_out)
+            # the entry that ranks highest is left out nowhere, so every round ends some waiting
+            waiting = waiting & anywhere(members & (first < first.amax(-1, keepdim=True)))
         return torch.stack([torch.zeros_like(members[..., 0], dtype=torch.long), *takers]), turns
 
     def gather(self, block: Tensor) -> Tensor:
@@ -116,11 +117,12 @@ class Maxima:
         return torch.zeros_like(block).scatter_add(1, where, (self.sign * share).flatten(1))
 
     def shares(
-        self, total: Tensor, *, turn: Tensor | int = 0, tol: float | None = None
+        self, total: Tensor, fixed: Tensor, *, turn: Tensor | int = 0, tol: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """How tied entries share the pulls on their maxima: (shares, what they replace).
 
-        `total` (batch, N) is the derivative of E when the selected entries take all. Downward
+        `total` (batch, N) is the derivative of E when the selected entries take all; `fixed`
+        (batch, N) marks coordinates that cannot move, whose derivative does not count. Downward
         pulls are divided (`divide`). An upward one, a downward kink, goes as a whole to the entry
         that it brings nearest to rest, at `turn` t (per sample) to an entry whose turn it is; it is
         given away first, since the division must know it. Both are `(batch, W, K)`, 0 where
@@ -136,23 +138,25 @@ class Maxima:
         alone = torch.zeros_like(given).scatter(2, taker, 1) * pull
         alone = torch.where(several & (pull < 0), alone, 0)
         own = own + self.scatter(own, alone)
-        return alone + self.divide(own, several & (pull > 0), tol=tol), given
+        return alone + self.divide(own, fixed, several & (pull > 0), tol=tol), given
 
-    def divide(self, own: Tensor, which: Tensor, *, tol: float | None = None) -> Tensor:
-        """Shares λ_wk ≥ 0, Σ_k λ_wk = pull_w, that bring own + Σ_w λ_w nearest to 0.
+    def divide(
+        self, own: Tensor, fixed: Tensor, which: Tensor, *, tol: float | None = None
+    ) -> Tensor:
+        """Shares λ_wk ≥ 0, Σ_k λ_wk = pull_w, that bring own + Σ_w λ_w nearest to 0 off `fixed`.
 
         `own` (batch, N) are the derivatives without the pulls of the windows `which`
-        (batch, W, 1); returns λ `(batch, W, K)`. Where no two of them share a tied entry this is
-        one projection onto simplices; else projected gradients with momentum and restarts
-        (O'Donoghue & Candès 2015) until a step changes no λ by more than `tol` (default: 100 unit
-        roundoffs) of the largest pull.
+        (batch, W, 1); returns λ `(batch, W, K)`. Where no two of them share a tied entry, and none
+        is fixed, this is one projection onto simplices; else projected gradients with momentum and
+        restarts (O'Donoghue & Candès 2015) until a step changes no λ by more than `tol` (default:
+        100 unit roundoffs) of the largest pull.
         """
         share = torch.zeros_like(self.tied, dtype=own.dtype)
         sample, window = which[..., 0].nonzero(as_tuple=True)
         if not len(sample):
             return share
         rows = _Rows(
-            own.flatten(), self.inside[window] + own.shape[1] * sample[:, None],
+            own.flatten(), fixed.flatten(), self.inside[window] + own.shape[1] * sample[:, None],
             self.sign[window], self.tied[sample, window], self.pull[sample, window],
         )  # fmt: skip
         tol = 100 * torch.finfo(own.dtype).eps if tol is None else tol
@@ -165,6 +169,7 @@ class _Rows:
     """The tied windows alone: entries `where` (R, K) of the flattened derivatives `own`."""
 
     own: Tensor
+    fixed: Tensor
     where: Tensor
     sign: Tensor
     valid: Tensor
@@ -175,12 +180,14 @@ class _Rows:
         cover = float(torch.zeros_like(self.own).scatter_add(0, self.where.flatten(), count).max())
         zero = torch.zeros_like(self.own[self.where])
         rows = project_to_simplex(-self.slope(zero), self.valid, self.total)
-        return rows if cover == 1 else self.accelerate(rows, cover, tol * float(self.total.max()))
+        if cover == 1 and not bool((self.fixed[self.where] & self.valid).any()):
+            return rows
+        return self.accelerate(rows, cover, tol * float(self.total.max()))
 
     def slope(self, rows: Tensor) -> Tensor:
         """Derivatives at the entries when they carry `rows`."""
         carried = self.own.scatter_add(0, self.where.flatten(), (self.sign * rows).flatten())
-        return self.sign * carried[self.where]
+        return self.sign * carried.masked_fill(self.fixed, 0)[self.where]
 
     def accelerate(self, rows: Tensor, cover: float, small: float) -> Tensor:
         """Projected gradients from `rows`; at most `cover` windows share an entry."""

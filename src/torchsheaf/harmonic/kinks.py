@@ -138,7 +138,7 @@ class Kinks:
         leader = torch.arange(width, device=plain.device).repeat(n, 1)
         fixed = stuck if keep is None else stuck | (keep == 0)
         if self._maxima is not None and bool(self._maxima.several.any()):
-            share, _ = self._maxima.shares(plain, turn=turn, tol=SHARES)
+            share, _ = self._maxima.shares(plain, fixed.expand_as(plain), turn=turn, tol=SHARES)
             leader = join(leader, self._maxima.inside, share > 0, fixed)
             self._select(share, pattern)
         return Frozen(stuck, leader, pattern)
@@ -200,7 +200,8 @@ class Kinks:
         first = leader.gather(1, column)
         others = leader[:, maxima.inside]
         level = (maxima.sign[:, 0] * values.gather(1, column))[..., None]
-        movable = ~(fixed[:, maxima.inside] & fixed.gather(1, first)[..., None])
+        leads = fixed.gather(1, leader)  # a group with a fixed leader does not move
+        movable = ~(leads[:, maxima.inside] & leads.gather(1, first)[..., None])
         down = (maxima.pull > 0)[..., None] & maxima.valid
         return down & (maxima.gather(values) > level) & (others != first[..., None]) & movable
 

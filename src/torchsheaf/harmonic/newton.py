@@ -193,11 +193,10 @@ class _Iteration:
             return near
         plain = system.reverse(here.on_variables, here.on_values, substitute=False, scaled=False)
         self.passes += 1
-        keep = self.whole.holds.keep
-        if keep is not None:
-            plain = plain * keep
         if self.now.frozen is not None:
-            plain = system.fold(plain.masked_fill(self.now.frozen.stuck, 0))
+            plain = system.fold(plain).masked_fill(self.now.frozen.stuck, 0)
+        if self.whole.holds.keep is not None:
+            plain = plain * self.whole.holds.keep
         return near & (plain.norm(dim=1) <= self.tol)
 
     def _turn(self, rest: Tensor) -> Tensor:
