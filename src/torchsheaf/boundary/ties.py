@@ -131,11 +131,12 @@ class Maxima:
         several, pull = self.several, self.pull[..., None]
         given = torch.where(self.selected & several, pull, 0)
         own = total - self.scatter(total, given)
-        nearest = self.gather(own).masked_fill(~self.tied, -torch.inf).argmax(-1)
+        taker = self.gather(own).masked_fill(~self.tied, -torch.inf).argmax(-1)
         turns = torch.as_tensor(turn, device=total.device).expand(total.shape[0])
-        taker = self._turns[0][turns, torch.arange(len(turns), device=turns.device)]
-        taker = torch.where(turns[:, None] == 0, nearest, taker)[..., None]
-        alone = torch.zeros_like(given).scatter(2, taker, 1) * pull
+        if bool(turns.any()):
+            chosen = self._turns[0][turns, torch.arange(len(turns), device=turns.device)]
+            taker = torch.where(turns[:, None] == 0, taker, chosen)
+        alone = torch.zeros_like(given).scatter(2, taker[..., None], 1) * pull
         alone = torch.where(several & (pull < 0), alone, 0)
         own = own + self.scatter(own, alone)
         return alone + self.divide(own, fixed, several & (pull > 0), tol=tol), given

@@ -202,7 +202,7 @@ class _Iteration:
     def _turn(self, rest: Tensor) -> Tensor:
         """Samples at rest that have not yet tried every choice at tied windows pulled upwards."""
         now = self.now
-        several = self.kinks.choices if self.sites else None
+        several = self.kinks.choices if self.sites and bool(rest.any()) else None
         if several is None:
             return torch.zeros_like(rest)
         turn = torch.zeros_like(now.index) if now.turn is None else now.turn
