@@ -10,7 +10,7 @@ def join(leader: Tensor, columns: Tensor, chosen: Tensor, fixed: Tensor) -> Tens
     `leader` (batch, n): each column's leader, itself where it is alone. `columns` (W, K): the
     columns that a window reads; `chosen` (batch, W, K): which of them are united. A `fixed`
     (batch, n) column leads its group; further fixed columns of the group stay alone. Cost:
-    O(batch · (W K + n)) per round of label propagation, few rounds.
+    O(batch · n + united columns) per round of label propagation, few rounds.
 
     >>> own = torch.arange(4)[None]
     >>> pairs, chosen = torch.tensor([[0, 1], [1, 3]]), torch.ones(1, 2, 2, dtype=torch.bool)
@@ -21,12 +21,14 @@ def join(leader: Tensor, columns: Tensor, chosen: Tensor, fixed: Tensor) -> Tens
     own = torch.arange(n, device=leader.device).expand_as(leader)
     # labels are columns; fixed ones are n lower, so that the least label of a group is theirs
     label = torch.where(fixed, own - n, own)
-    where = columns.flatten().expand(leader.shape[0], -1)
+    sample, window = (chosen.sum(-1) > 1).nonzero(as_tuple=True)
+    where, others = columns[window] + n * sample[:, None], ~chosen[sample, window]
     while True:
         before = label
-        seen = label.gather(1, where).reshape(chosen.shape).masked_fill(~chosen, n)
-        least = torch.where(chosen, seen.amin(-1, keepdim=True), n).flatten(1)
-        label = label.scatter_reduce(1, where, least, "amin")
+        seen = label.flatten()[where].masked_fill(others, n)
+        least = seen.amin(-1, keepdim=True).expand_as(seen).masked_fill(others, n)
+        label = label.flatten().scatter_reduce(0, where.flatten(), least.flatten(), "amin")
+        label = label.reshape(leader.shape)
         label = label.scatter_reduce(1, leader, label, "amin")  # what joins one joins its group
         label = torch.minimum(label, label.gather(1, leader))
         label = torch.minimum(label, label.gather(1, label % n))
