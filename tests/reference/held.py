@@ -119,6 +119,26 @@ def held_pools(name: str, seed: int, batch: int = 12) -> ts.Problem:
     return problem.pin(ts.Pin("output", 3 * randn(seed + 2, batch, 2)))
 
 
+def falls(problem: ts.Problem, c: ts.Cochain, probes: int) -> Tensor:
+    """Samples whose energy falls from c along a random sparse direction, `(batch,)`.
+
+    At a rate above 1e-6 per unit length, over a step of 1e-7.
+    """
+    start, step = problem.energy(c), 1e-7
+    down = torch.zeros(problem.batch, dtype=torch.bool)
+    for trial in range(probes):
+        share = 0.05 * (1 + trial % 10)
+        draws = {
+            n: randn(trial, *c[n].shape) * (randn(1000 + trial, *c[n].shape).abs() < share)
+            for n in problem.free.shapes
+        }
+        d = problem.free.project(ts.Cochain(draws))
+        moved = {n: v + step * d[n] if n in d else v for n, v in c.items()}
+        rise = (problem.energy(ts.Cochain(moved)) - start) / step
+        down |= rise < -1e-6 * d.norm().clamp_min(1)
+    return down
+
+
 @cache
 def held_output(name: str, seed: int = 3, batch: int = 12) -> ts.Problem:
     """Input and output held at random values; read once, for reading takes longer than solving."""

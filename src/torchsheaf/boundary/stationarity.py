@@ -65,7 +65,8 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     choice that leaves the most counts. Every tied entry takes once all the upward pulls that it
     can; not every combination is tried.
 
-    Cost: one forward and one reverse pass.
+    Cost: one forward and one reverse pass; where maxima tie, divisions of the pulls (elementwise,
+    iterated where windows overlap, once per choice).
     """
     residual = problem.residual(c) if residual is None else residual
     force = problem.force(residual)

@@ -45,7 +45,7 @@ class Maxima:
         `force` is the derivative of E at the gate's output, `first` where the block begins.
         """
         inside = windows.inside if numbers is None else numbers[windows.inside]
-        sign = torch.full_like(windows.inside[:, :1], int(windows.sign)).to(force.dtype)
+        sign = force.new_full((len(inside), 1), windows.sign)
         tied, selected = windows.tied(z), windows.chosen(selection)
         pull = windows.sign * force.flatten(1)
         rank = inside * KNUTH % 2**32
@@ -58,17 +58,14 @@ class Maxima:
             return parts[0]
         width = max(p.inside.shape[1] for p in parts)
 
-        def wide(t: Tensor) -> Tensor:
-            return torch.nn.functional.pad(t, (0, width - t.shape[-1]))
-
         return cls(
-            torch.cat([wide(p.inside) for p in parts]),
-            torch.cat([wide(p.valid) for p in parts]),
+            torch.cat([widened(p.inside, width) for p in parts]),
+            torch.cat([widened(p.valid, width) for p in parts]),
             torch.cat([p.sign for p in parts]),
-            torch.cat([wide(p.tied) for p in parts], 1),
-            torch.cat([wide(p.selected) for p in parts], 1),
+            torch.cat([widened(p.tied, width) for p in parts], 1),
+            torch.cat([widened(p.selected, width) for p in parts], 1),
             torch.cat([p.pull for p in parts], 1),
-            torch.cat([wide(p.rank) for p in parts]),
+            torch.cat([widened(p.rank, width) for p in parts]),
         )
 
     @property
@@ -150,7 +147,7 @@ class Maxima:
         (batch, W, 1); returns λ `(batch, W, K)`. Where no two of them share a tied entry, and none
         is fixed, this is one projection onto simplices; else projected gradients with momentum and
         restarts (O'Donoghue & Candès 2015) until a step changes no λ by more than `tol` (default:
-        100 unit roundoffs) of the largest pull.
+        100 unit roundoffs) of the largest pull; after `MAX_SWEEPS` the shares reached so far.
         """
         share = torch.zeros_like(self.tied, dtype=own.dtype)
         sample, window = which[..., 0].nonzero(as_tuple=True)
@@ -204,6 +201,11 @@ class _Rows:
             ahead = fresh + (weight - 1) / nearer * (fresh - rows)
             rows, weight = fresh, nearer
         return rows
+
+
+def widened(entries: Tensor, width: int) -> Tensor:
+    """Windows with `width` entries each; the new ones are 0."""
+    return torch.nn.functional.pad(entries, (0, width - entries.shape[-1]))
 
 
 def project_to_simplex(wanted: Tensor, valid: Tensor, total: Tensor) -> Tensor:

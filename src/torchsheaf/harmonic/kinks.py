@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary.stationarity import gate_breaks, slope_step
-from torchsheaf.boundary.ties import Maxima, coordinates_read
+from torchsheaf.boundary.ties import Maxima, coordinates_read, widened
 from torchsheaf.boundary.windows import Windows
 from torchsheaf.harmonic.groups import join, level
 from torchsheaf.harmonic.reduction import Cell, Layout
@@ -46,6 +46,8 @@ class Frozen:
         return ((self.stuck == other.stuck) & (self.leader == other.leader)).all(1)
 
 
+Geometry = dict[str, tuple[Windows | None, tuple[str, Tensor] | None]]
+"""By gate operation, what is the same at every point: its windows and what they read."""
 SHARES = 1e-6
 """Error of the shares of a pull among tied entries, relative to the largest pull."""
 
@@ -79,6 +81,7 @@ class Kinks:
         point: Mapping[str, Tensor],
         maps: Mapping[str, Composition],
         on_values: Tensor,
+        geometry: Geometry,
     ) -> None:
         self._layout, self._maps = layout, maps
         self._scalars: list[tuple[_Site, Gate, Tensor, Tensor]] = []
@@ -91,17 +94,18 @@ class Kinks:
             gate, z = operands[node.name][site.operation]
             cotangent = on_values[:, site.cell.rows].reshape(-1, *layout.shapes[node.name])
             force = maps[node.name].pull_tapped(cotangent)[1][site.operation]
-            windows = Windows.of(gate, z)
+            if site.operation not in geometry:
+                movable = {n: layout.shapes[n] for n in layout.slots}
+                block = coordinates_read(maps[node.name], site.operand, z, movable)
+                geometry[site.operation] = Windows.of(gate, z), block
+            windows, block = geometry[site.operation]
             if windows is None:
                 self._scalars.append((site, gate, z, force))
-                continue
-            movable = {n: layout.shapes[n] for n in layout.slots}
-            block = coordinates_read(maps[node.name], site.operand, z, movable)
-            if block is not None:  # else the gate keeps the piece that it selects
+            elif block is not None:  # else the gate keeps the piece that it selects
                 parent, numbers = block
-                first = layout.slots[parent].start
-                maxima = Maxima.of(windows, z, gate.select(z), force, numbers, first)
-                self._pools.append(_Pool(site.operation, windows, gate.select(z), maxima))
+                first, selected = layout.slots[parent].start, gate.select(z)
+                maxima = Maxima.of(windows, z, selected, force, numbers, first)
+                self._pools.append(_Pool(site.operation, windows, selected, maxima))
         self._maxima = Maxima.beside([p.maxima for p in self._pools]) if self._pools else None
 
     @property
@@ -186,11 +190,9 @@ class Kinks:
         """The entry that each window's frozen piece takes, as a mask `(batch, W, K)`."""
         assert self._maxima is not None
         width = self._maxima.inside.shape[1]
-        parts = []
-        for pool in self._pools:
-            chosen = pool.windows.chosen(frozen.pattern.get(pool.operation, pool.selected))
-            parts.append(torch.nn.functional.pad(chosen, (0, width - chosen.shape[-1])))
-        return torch.cat(parts, 1)
+        pieces = [frozen.pattern.get(p.operation, p.selected) for p in self._pools]
+        taken = zip(self._pools, pieces, strict=True)
+        return torch.cat([widened(p.windows.chosen(piece), width) for p, piece in taken], 1)
 
     def _ahead(self, values: Tensor, chief: Tensor, leader: Tensor, fixed: Tensor) -> Tensor:
         """Entries (batch, W, K) above their window's chief where it is pulled down."""

@@ -12,7 +12,7 @@ from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.asynchronous import AsynchronousNewton
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
-from torchsheaf.harmonic.kinks import Frozen, Kinks, kink_sites
+from torchsheaf.harmonic.kinks import Frozen, Geometry, Kinks, kink_sites
 from torchsheaf.harmonic.line_search import line_search
 from torchsheaf.harmonic.reduced_energy import Forces, branch, forces
 from torchsheaf.harmonic.reduction import Reduction
@@ -61,10 +61,10 @@ class _Active:
     reduction: Reduction
     c: Tensor
     m: Tensor
+    turn: Tensor
     state: Tensor | None = None
     quiet: Tensor | None = None
     frozen: Frozen | None = None
-    turn: Tensor | None = None
 
     def samples(self, keep: Tensor) -> "_Active":
         return _Active(
@@ -72,10 +72,10 @@ class _Active:
             self.reduction.samples(keep),
             self.c[keep],
             self.m[keep],
+            self.turn[keep],
             None if self.state is None else self.state[keep],
             None if self.quiet is None else self.quiet[keep],
             None if self.frozen is None else self.frozen.samples(keep),
-            None if self.turn is None else self.turn[keep],
         )
 
 
@@ -98,8 +98,9 @@ class _Iteration:
         self.passes = 1
         self.trace: list[float] = []
         index = torch.arange(c.shape[0], device=c.device)
-        self.now = _Active(index, reduction, c, reduction.incoming(c))
+        self.now = _Active(index, reduction, c, reduction.incoming(c), torch.zeros_like(index))
         self._maps: Maps = {}
+        self._geometry: Geometry = {}
         self.kinks: Kinks
 
     def run(self) -> Solution:
@@ -159,15 +160,14 @@ class _Iteration:
         now, layout = self.now, self.now.reduction.layout
         network, maps = now.reduction.problem.sheaf.network, self._maps
         point = now.reduction.point(now.c)
-        self.kinks = Kinks(layout, network, point, maps, here.on_values)
+        self.kinks = Kinks(layout, network, point, maps, here.on_values, self._geometry)
         if frozen is None:
             system = FrozenSystem(layout, maps, branch(now.reduction, now.c, here.gates))
             plain = system.reverse(
                 here.on_variables, here.on_values, substitute=False, scaled=False
             )
             self.passes += 1
-            turn = torch.zeros_like(now.index) if now.turn is None else now.turn
-            frozen = self.kinks.freeze(plain, now.reduction.holds.keep, turn)
+            frozen = self.kinks.freeze(plain, now.reduction.holds.keep, now.turn)
             if now.frozen is not None and now.quiet is not None:
                 now.quiet = now.quiet & frozen.same(now.frozen)
         self._maps = self._linearise(frozen.pattern)
@@ -205,9 +205,8 @@ class _Iteration:
         several = self.kinks.choices if self.sites and bool(rest.any()) else None
         if several is None:
             return torch.zeros_like(rest)
-        turn = torch.zeros_like(now.index) if now.turn is None else now.turn
-        turned = rest & (turn + 1 < several)
-        now.turn = turn + turned
+        turned = rest & (now.turn + 1 < several)
+        now.turn = now.turn + turned
         return turned
 
     def _retire(self, done: Tensor) -> None:
@@ -248,8 +247,7 @@ class _Iteration:
         now.c = bent
         now.m = now.reduction.incoming(now.c)
         self.passes += 1
-        if now.turn is not None:
-            now.turn = torch.where(length > 0, 0, now.turn)
+        now.turn = torch.where(length > 0, 0, now.turn)
         return bool((turned | (length > 0)).any())
 
     def _unblock(
