@@ -77,6 +77,22 @@ def test_reverse_is_the_adjoint_of_forward(name, pins):
     torch.testing.assert_close((on_c * dc).sum(1) + (on_m * dm).sum(1), right)
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("pins", PINS)
+def test_given_work_space_changes_no_result(name, pins):
+    _, c, m, _, system = at_random(PINS[pins](held_output(name)), 6)
+    u, on_c, on_m = randn(8, *c.shape), randn(9, *c.shape), randn(10, *m.shape)
+    left = torch.full_like(c, torch.nan), torch.full_like(m, torch.nan)
+    plain = system.forward(u)
+    torch.testing.assert_close(system.forward(u, left), plain, rtol=0, atol=0)
+    left = torch.full_like(c, torch.nan), torch.full_like(m, torch.nan)
+    torch.testing.assert_close(system.pinned(*plain, left), system.pinned(*plain), rtol=0, atol=0)
+    expected = system.reverse(on_c, on_m)
+    assert torch.equal(on_c, randn(9, *c.shape))
+    overwritten = system.reverse(on_c.clone(), on_m, overwrite=True)
+    torch.testing.assert_close(overwritten, expected, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", ["mlp", "leaky", "hardtanh", "shared", "post-activation"])
 @pytest.mark.parametrize("pins", PINS)
 def test_product_is_the_second_derivative_and_at_least_the_identity(name, pins):

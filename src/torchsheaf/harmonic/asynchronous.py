@@ -1,7 +1,6 @@
 """Newton's method where every sample is at a stage of its own and no sample waits for another."""
 
-from dataclasses import dataclass, fields, replace
-from enum import IntEnum
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces
 from torchsheaf.harmonic.reduction import Reduction
 from torchsheaf.harmonic.segments import Segments
 from torchsheaf.harmonic.solver import Solution
+from torchsheaf.harmonic.stages import Rows, Stage
 from torchsheaf.outcome import Outcome
 
 FORCING = 0.7
@@ -30,62 +30,6 @@ FLOOR = 1e-12
 """Relative fall of the energy that counts as progress."""
 EXACT = 1e-6
 """Relative error of the predicted decrease below which a frozen model counts as exact."""
-
-
-class Stage(IntEnum):
-    """What a sample does with the next two sweeps."""
-
-    GRADIENT = 0
-    """The reverse sweep carries its forces: ∂E/∂u."""
-    DESCENT = 1
-    """One conjugate gradient step on the frozen model."""
-    READY = 2
-    """Its direction is good enough; it waits for a line search."""
-    CHECK = 3
-    """The reverse sweep carries its forces without substitution: ∂E/∂C, the test of arrival."""
-    OVER = 4
-    """Arrived, or unable to move."""
-
-
-@dataclass
-class _Rows:
-    """The samples in work, one row each.
-
-    Where they are: C, M, E and its forces; the gates' states and the model frozen at them; the
-    direction so far (`dc`, `dm`, with `slope` = φ′(0) along it) and its conjugate gradients.
-    """
-
-    index: Tensor
-    stage: Tensor
-    c: Tensor
-    m: Tensor
-    energy: Tensor
-    on_c: Tensor
-    on_m: Tensor
-    gate_slope: Tensor
-    gate_stuck: Tensor
-    model_slope: Tensor
-    model_scale: Tensor
-    model_omega: Tensor
-    dc: Tensor
-    dm: Tensor
-    r: Tensor
-    p: Tensor
-    rr: Tensor
-    goal: Tensor
-    slope: Tensor
-    steps: Tensor
-    quiet: Tensor
-    tested: Tensor
-    least: Tensor
-    lowest: Tensor
-    failed: Tensor
-
-    def take(self, keep: Tensor) -> "_Rows":
-        return _Rows(*(getattr(self, f.name)[keep] for f in fields(self)))
-
-    def at(self, stage: Stage) -> Tensor:
-        return self.stage == stage
 
 
 class AsynchronousNewton:
@@ -113,6 +57,12 @@ class AsynchronousNewton:
         self.passes, self.ticks = 1, 0
         self.reduction = reduction
         self.rows = self._fresh(c, m)
+        self.space = (
+            torch.empty_like(c),
+            torch.empty_like(m),
+            torch.empty_like(c),
+            torch.empty_like(m),
+        )
         self.energy = self.rows.energy.clone()
         self.trace = [float(self.energy.sum())]
 
@@ -122,16 +72,19 @@ class AsynchronousNewton:
         self.maps = self._linearise()
         if not is_finite(self.energy):
             return self._solution(Outcome.NONFINITE)
+        census = self.rows.census()
         while True:
-            self._tick()
+            self._tick(census)
             rows = self.rows
-            if not bool((rows.rr.isfinite() | rows.at(Stage.OVER)).all()):
+            if not is_finite(rows.rr):
                 outcome = Outcome.NONFINITE
                 break
-            waiting, busy = self._count(Stage.READY), self._count(Stage.DESCENT)
-            if waiting and (waiting * WAITING >= len(rows.index) or not busy):
-                self._search(rows.at(Stage.READY))
-            left = len(rows.index) - self._count(Stage.OVER)
+            census = rows.census()
+            waiting = census[Stage.READY]
+            if waiting and (waiting * WAITING >= len(rows.index) or not census[Stage.DESCENT]):
+                self._search()
+                census = rows.census()
+            left = len(rows.index) - census[Stage.OVER]
             if not left:
                 break
             if self.passes >= self.max_passes:
@@ -139,6 +92,7 @@ class AsynchronousNewton:
                 break
             if self.divisible and left <= 0.75 * len(rows.index):
                 self._compact()
+                census[Stage.OVER] = 0
             if self.ticks % FRESH_EVERY == 0:
                 self.rows.m = self.reduction.incoming(self.rows.c)
                 self.passes += 1
@@ -146,23 +100,20 @@ class AsynchronousNewton:
             outcome = Outcome.STALLED
         return self._solution(outcome)
 
-    def _count(self, stage: Stage) -> int:
-        return int(self.rows.at(stage).sum())
-
     def _linearise(self) -> Maps:
         problem, cells = self.reduction.problem, self.reduction.layout.cells
         point = self.reduction.point(self.rows.c)
         network = problem.sheaf.network
         return {c.node.name: network.linearise(c.node, point, {}) for c in cells}
 
-    def _fresh(self, c: Tensor, m: Tensor) -> _Rows:
+    def _fresh(self, c: Tensor, m: Tensor) -> Rows:
         """Every sample at the gradient stage."""
         here = forces(self.reduction, c, m)
         model = branch(self.reduction, c, here.gates)
         self.gamma, self.identity = model.gamma, model.identity
         n = c.shape[0]
         slope, stuck = _states(here.gates, c)
-        return _Rows(
+        return Rows(
             index=torch.arange(n, device=c.device),
             stage=torch.full((n,), Stage.GRADIENT, device=c.device),
             c=c, m=m, energy=here.energy, on_c=here.on_variables, on_m=here.on_values,
@@ -177,36 +128,39 @@ class AsynchronousNewton:
             failed=torch.zeros(n, dtype=torch.long, device=c.device),
         )  # fmt: skip
 
-    def _tick(self) -> None:
+    def _tick(self, census: list[int]) -> None:
         """One forward and one reverse sweep; no forward one when nobody descends."""
         rows, layout = self.rows, self.reduction.layout
-        descent, check = rows.at(Stage.DESCENT), rows.at(Stage.CHECK)
-        moving, checking = bool(descent.any()), bool(check.any())
-        slope, scale = rows.model_slope, rows.model_scale
-        on_c, on_m = rows.on_c, rows.on_m
-        model = Branch(slope, scale, rows.model_omega, self.gamma, self.identity)
+        model = Branch(
+            rows.model_slope, rows.model_scale, rows.model_omega, self.gamma, self.identity
+        )
         system = FrozenSystem(layout, self.maps, model)
-        if moving:
-            pc, pm = system.forward(rows.p)
-            along_c, along_m = system.pinned(pc, pm)
-            everyone = bool(descent.all())
-            on_c = along_c if everyone else torch.where(descent[:, None], along_c, on_c)
-            on_m = along_m if everyone else torch.where(descent[:, None], along_m, on_m)
-            self.passes += 1
-        if checking:
-            slope = slope.masked_fill(check[:, None], 0)
-            scale = scale.masked_fill(check[:, None], 1)
-            system = replace(system, branch=replace(model, slope=slope, scale=scale))
-        out = system.reverse(on_c, on_m)
-        self.passes += 1
-        self.ticks += 1
+        on_c, on_m, pc, pm = (t[: len(rows.index)] for t in self.space)
+        moving, new, checking = (
+            bool(census[s]) for s in (Stage.DESCENT, Stage.GRADIENT, Stage.CHECK)
+        )
         gradient = rows.at(Stage.GRADIENT)
+        descent, check = rows.at(Stage.DESCENT), rows.at(Stage.CHECK)
+        self.passes += 1 + moving
+        self.ticks += 1
         if moving:
-            self._descend(descent, pc, pm, out + system.identity(rows.p))
+            system.pinned(*system.forward(rows.p, (pc, pm)), (on_c, on_m))
+            if new or checking:
+                others = (gradient | check).nonzero().squeeze(1)
+                on_c[others], on_m[others] = rows.on_c[others], rows.on_m[others]
+        else:
+            on_c.copy_(rows.on_c), on_m.copy_(rows.on_m)
+        if checking:
+            slope = rows.model_slope.masked_fill(check[:, None], 0)
+            scale = rows.model_scale.masked_fill(check[:, None], 1)
+            system = replace(system, branch=replace(model, slope=slope, scale=scale))
+        out = system.reverse(on_c, on_m, overwrite=True)
         if checking:
             self._check(check, out)
-        if bool(gradient.any()):
+        if new:
             self._begin(gradient, out)
+        if moving:
+            self._descend(descent, pc, pm, out.add_(system.identity(rows.p)))
 
     def _descend(self, descent: Tensor, pc: Tensor, pm: Tensor, q: Tensor) -> None:
         """A conjugate gradient step: −g·u grows by α ‖r‖², and the model falls by half of that."""
@@ -214,27 +168,21 @@ class AsynchronousNewton:
         curvature = torch.linalg.vecdot(rows.p, q)
         bent = descent & (curvature > 1e-14 * torch.linalg.vecdot(rows.p, rows.p))
         # without curvature (free sources only) the first direction is steepest descent
-        flat = descent & ~bent
-        alpha = torch.where(bent, rows.rr / torch.where(bent, curvature, 1), 0)
-        alpha = torch.where(flat & (rows.steps == 0), 1, alpha)
-        rows.dc = torch.addcmul(rows.dc, alpha[:, None], pc)
-        rows.dm = torch.addcmul(rows.dm, alpha[:, None], pm)
-        rows.slope = rows.slope - alpha * rows.rr
-        alpha = torch.where(flat, 0, alpha)
-        rows.r = torch.addcmul(rows.r, alpha[:, None], q, value=-1)
+        flat = descent ^ bent
+        length = torch.where(bent, rows.rr / curvature, 0)
+        alpha = torch.where(flat & (rows.steps == 0), 1, length)
+        rows.dc.addcmul_(alpha[:, None], pc)
+        rows.dm.addcmul_(alpha[:, None], pm)
+        rows.slope.addcmul_(alpha, rows.rr, value=-1)
+        rows.r.addcmul_(length[:, None], q, value=-1)
         fresh = torch.linalg.vecdot(rows.r, rows.r)
-        beta = torch.where(bent, fresh / rows.rr.clamp_min(1e-300), 0)
         # p ← r + β p, and p as it was where there was no curvature or no descent
-        kept = torch.where(bent, beta, 1)
-        rows.p = torch.addcmul(kept[:, None] * rows.p, bent.to(rows.r.dtype)[:, None], rows.r)
+        kept = torch.where(bent, fresh / rows.rr.clamp_min(1e-300), 1)
+        rows.p.mul_(kept[:, None]).addcmul_(bent.to(fresh.dtype)[:, None], rows.r)
         rows.rr = torch.where(bent, fresh, rows.rr)
-        rows.steps = rows.steps + descent
-        ready = flat | (bent & ((rows.rr <= rows.goal) | (rows.steps >= MAX_STEPS)))
-        self._send(ready, Stage.READY)
-
-    def _send(self, which: Tensor, stage: Stage) -> None:
-        """Put the chosen samples at a stage; r and p stay valid as long as the model does."""
-        self.rows.stage = torch.where(which, int(stage), self.rows.stage)
+        rows.steps += descent
+        enough = (rows.rr <= rows.goal) | (rows.steps >= MAX_STEPS)
+        rows.send(flat | (bent & enough), Stage.READY)
 
     def _check(self, check: Tensor, out: Tensor) -> None:
         """Arrived where ‖∂E/∂C‖ ≤ tol; the others go on with a tenth of their residual as goal.
@@ -252,7 +200,7 @@ class AsynchronousNewton:
         arrived, onwards = check & small, check & ~small & ~hopeless
         rows.goal = torch.where(onwards, 0.01 * rows.rr, rows.goal)
         rows.steps = torch.where(onwards, 0, rows.steps)
-        self._send(onwards, Stage.DESCENT)
+        self.rows.send(onwards, Stage.DESCENT)
         self._retire(arrived, rows.quiet)
         self._give_up(hopeless)
 
@@ -262,16 +210,13 @@ class AsynchronousNewton:
         A sample whose energy has not fallen and whose gradient has not halved since its best, in
         `PATIENCE` gradients, is at the rounding floor.
         """
-        rows, pick = self.rows, gradient[:, None]
-        rows.r = torch.where(pick, -out, rows.r)
-        rows.p = torch.where(pick, -out, rows.p)
+        rows, chosen = self.rows, gradient.nonzero().squeeze(1)
+        rows.r[chosen] = -out[chosen]
+        rows.p[chosen] = rows.r[chosen]
         rows.rr = torch.where(gradient, torch.linalg.vecdot(out, out), rows.rr)
         size = rows.rr.sqrt()
         forcing = size.sqrt().clamp_max(FORCING)
         rows.goal = torch.where(gradient, (forcing * size).square(), rows.goal)
-        rows.dc = torch.where(pick, 0, rows.dc)
-        rows.dm = torch.where(pick, 0, rows.dm)
-        rows.slope = torch.where(gradient, 0, rows.slope)
         rows.steps = torch.where(gradient, 0, rows.steps)
         lower = rows.energy < rows.lowest - FLOOR * rows.lowest.abs()
         better = lower | (size <= 0.5 * rows.least) | ~rows.lowest.isfinite()
@@ -281,17 +226,17 @@ class AsynchronousNewton:
         hopeless = gradient & (rows.failed >= PATIENCE)
         gradient = gradient & ~hopeless
         near = size <= 10 * self.tol
-        self._send(gradient & near, Stage.CHECK)
-        self._send(gradient & ~near, Stage.DESCENT)
+        self.rows.send(gradient & near, Stage.CHECK)
+        self.rows.send(gradient & ~near, Stage.DESCENT)
         self._give_up(hopeless)
 
-    def _search(self, waiting: Tensor) -> None:
+    def _search(self) -> None:
         """The whole step where the model is exact up to there, else along the true energy."""
         rows = self.rows
+        every = torch.arange(len(rows.index), device=rows.index.device)
         line = Segments(
-            torch.arange(len(waiting), device=waiting.device), self.reduction, rows.c, rows.m,
-            rows.dc, rows.dm, rows.energy, rows.slope,
-        ).samples(waiting)  # fmt: skip
+            every, self.reduction, rows.c, rows.m, rows.dc, rows.dm, rows.energy, rows.slope
+        ).samples(rows.at(Stage.READY))
         ready = line.index
         there = line.at(1.0)
         whole = line.slopes(there)
@@ -362,11 +307,11 @@ class AsynchronousNewton:
         self.final_c[index], self.final_m[index] = rows.c[over], rows.m[over]
         self.settled[index] = quiet[over]
         rows.p = rows.p.masked_fill(over[:, None], 0)
-        self._send(over, Stage.OVER)
+        self.rows.send(over, Stage.OVER)
 
     def _compact(self) -> None:
         """Go on with the samples that are left."""
-        keep = ~self.rows.at(Stage.OVER)
+        keep = (self.rows.stage != Stage.OVER).nonzero().squeeze(1)
         self.rows = self.rows.take(keep)
         self.reduction = self.reduction.samples(keep)
         self.maps = self._linearise()

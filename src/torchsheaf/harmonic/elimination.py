@@ -94,15 +94,68 @@ def eliminate(
     """argmin_z  ½ w_in (z − m)² + ½ w_out (a − σ(z))² + ½ γ (z − p)², coordinate by coordinate.
 
     On each piece the cost is a parabola, so the global minimum is the best of the pieces'
-    minimisers clamped to their intervals; of equal ones the higher piece is taken. A clamped
-    minimiser can only win on a breakpoint that attracts from both sides: the sliding state.
+    minimisers clamped to their intervals. A clamped minimiser can only win on a breakpoint that
+    attracts from both sides: the sliding state. Of equal ones any may be taken.
 
     Cost: a few elementwise passes. Source: docs/notes/solver.md §1; the three ReLU states are T4.
     """
     goal, weight = (m, w_in) if pull is None else _merge(m, w_in, pull)
+    of = _of_two if len(pieces.pieces) == 2 else _of_many
+    found = of(pieces.pieces, goal, a, weight, w_out)
+    if held is None:
+        return found
+    return Eliminated(
+        torch.where(held.mask, held.value, found.z),
+        torch.where(held.mask, pieces.value(held.value), found.value),
+        found.slope * ~held.mask,
+        found.stuck | held.mask,
+    )
+
+
+def _of_two(
+    pieces: tuple[Piece, ...], m: Tensor, a: Tensor, weight: Weight, w_out: Weight
+) -> Eliminated:  # fmt: skip
+    """One breakpoint: three states, told apart by two linear forms in (m, a).
+
+    With the breakpoint at 0 and σ(0) = 0, the cost falls to the right at the rate
+    p₁ = w m + s₁ w_a a and, on the right piece alone, by ½ q₁² in all, q₁ = p₁ / √(w + s₁² w_a); to
+    the left by ½ q₀² with q₀ = −p₀ / √(w + s₀² w_a). So the larger of q₁, q₀ wins, and z is stuck
+    where neither is positive.
+    """
+    left, right = pieces
+    at, height = right.low, right.slope * right.low + right.offset
+    m = m - at if at else m
+    a = a - height if height else a
+    root, falls = [], []
+    for sign, s in ((-1, left.slope), (1, right.slope)):
+        stiffness = (weight + s * s * w_out) ** 0.5
+        fall = m * (sign * weight / stiffness)
+        if s:
+            share = sign * s * w_out / stiffness
+            fall = (
+                fall.add_(a, alpha=share) if isinstance(share, float) else fall.addcmul_(share, a)
+            )
+        root.append(stiffness)
+        falls.append(fall)
+    to_left = falls[0].clamp_min_(0)
+    # by arithmetic, 1 for yes: torch.where and a cast of truth values cost many additions, on CPU
+    chosen = torch.gt(falls[1], to_left, out=torch.empty_like(to_left))
+    stuck = torch.maximum(falls[1], to_left) <= 0
+    z = torch.lerp(to_left.mul_(-1 / root[0]), falls[1].mul_(1 / root[1]), chosen)
+    slope = right.slope * chosen
+    if left.slope:
+        slope = torch.lerp(torch.full_like(z, left.slope), slope, chosen) * ~stuck
+    value = slope * z
+    return Eliminated(z + at if at else z, value + height if height else value, slope, stuck)
+
+
+def _of_many(
+    pieces: tuple[Piece, ...], goal: Tensor, a: Tensor, weight: Weight, w_out: Weight
+) -> Eliminated:  # fmt: skip
+    """Any number of breakpoints: every piece's clamped minimiser in turn, the lowest one kept."""
     least: Tensor | None = None
     z = value = slope = stuck = goal
-    for piece in reversed(pieces.pieces):
+    for piece in reversed(pieces):
         s = piece.slope
         aim = a - piece.offset if piece.offset else a
         share = s * w_out / (weight + s * s * w_out)
@@ -115,17 +168,12 @@ def eliminate(
         if least is None:
             z, value, slope, stuck, least = here, out, steep.expand_as(here), clamped, cost
             continue
-        # by arithmetic: torch.where costs ten times an addition, on CPU
         lower = cost < least
         stuck = stuck ^ (lower & (stuck ^ clamped))
         chosen, least = lower.to(here.dtype), torch.minimum(cost, least)
         z, value = torch.lerp(z, here, chosen), torch.lerp(value, out, chosen)
         slope = torch.lerp(slope, steep, chosen)
-    if held is not None:
-        z = torch.where(held.mask, held.value, z)
-        value = torch.where(held.mask, pieces.value(held.value), value)
-        stuck = stuck | held.mask
-    return Eliminated(z, value, slope * (~stuck).to(z.dtype), stuck)
+    return Eliminated(z, value, slope * ~stuck, stuck)
 
 
 def _merge(m: Tensor, w_in: Weight, pull: Pull) -> tuple[Tensor, Weight]:

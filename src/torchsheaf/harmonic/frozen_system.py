@@ -29,17 +29,19 @@ class FrozenSystem:
     branch: Branch
     curvature: Curvature | None = None
 
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(dc, dm) of u: forward substitution. Cost: one sweep."""
+    def forward(self, u: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """(dc, dm) of u, written to `out` if given: forward substitution. Cost: one sweep."""
         layout, branch = self.layout, self.branch
-        dc = branch.scale * u
+        dc, dm = out or (torch.empty_like(u), u.new_empty(u.shape[0], layout.values))
+        torch.mul(branch.scale, u, out=dc)
         if layout.sources:
             self._follow(dc, slice(layout.heads, layout.variables))
-        dm = dc.new_zeros(dc.shape[0], layout.values)
         views = _Blocks(layout, dc)
         for cell in layout.cells:
             pushed = self._push(cell, views)
-            if pushed is not None:
+            if pushed is None:
+                dm[:, cell.rows] = 0
+            else:
                 dm[:, cell.rows] = pushed
                 if cell.head is not None:
                     dc[:, cell.rows].addcmul_(branch.slope[:, cell.rows], pushed)
@@ -72,15 +74,17 @@ class FrozenSystem:
         return coordinates(self.maps[cell.node.name].push(tangents))
 
     def reverse(
-        self, on_c: Tensor, on_m: Tensor, *, substitute: bool = True, scaled: bool = True
-    ) -> Tensor:
+        self, on_c: Tensor, on_m: Tensor, *, substitute: bool = True, scaled: bool = True,
+        overwrite: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Total derivative with respect to u of a function with partials (on_c, on_m).
 
         With `substitute=False`, `scaled=False` the derivative with respect to C alone, M a
-        function of C: one local vector–Jacobian product per map. Cost: one reverse sweep.
+        function of C: one local vector–Jacobian product per map. With `overwrite` both partials
+        serve as work space. Cost: one reverse sweep.
         """
         layout, branch = self.layout, self.branch
-        total = on_c.clone()
+        total = on_c if overwrite else on_c.clone()
         for cell in reversed(layout.cells):
             if substitute and cell.head is not None:
                 total = self.fold(total, cell.rows)
@@ -88,16 +92,17 @@ class FrozenSystem:
                 continue
             cotangent = on_m[:, cell.rows]
             if substitute and cell.head is not None:
-                cotangent = torch.addcmul(
-                    cotangent, branch.slope[:, cell.rows], total[:, cell.rows]
-                )
+                add = cotangent.addcmul_ if overwrite else cotangent.addcmul
+                cotangent = add(branch.slope[:, cell.rows], total[:, cell.rows])
             shaped = cotangent.reshape(-1, *layout.shapes[cell.node.name])
             for parent, g in self.maps[cell.node.name].pull(shaped).items():
                 if parent in layout.slots:
                     total[:, layout.slots[parent]] += coordinates(g)
         if substitute and layout.sources:
             total = self.fold(total, slice(layout.heads, layout.variables))
-        return branch.scale * total if scaled else total
+        if not scaled:
+            return total
+        return torch.mul(branch.scale, total, out=total) if overwrite else branch.scale * total
 
     def product(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(H u, dc, dm). Cost: two sweeps."""
@@ -109,11 +114,17 @@ class FrozenSystem:
         """The rows of u itself: none where a head is held or a source is free."""
         return u if self.branch.identity is None else self.branch.identity * u
 
-    def pinned(self, dc: Tensor, dm: Tensor) -> tuple[Tensor, Tensor]:
+    def pinned(
+        self, dc: Tensor, dm: Tensor, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Partials of ½‖G u‖², the rows that are left, in dc and dm. Cost: elementwise."""
         branch = self.branch
-        on_c = torch.zeros_like(dc) if branch.gamma is None else branch.gamma * dc
-        on_m = branch.omega * dm
+        on_c, on_m = out or (torch.empty_like(dc), torch.empty_like(dm))
+        if branch.gamma is None:
+            on_c.zero_()
+        else:
+            torch.mul(branch.gamma, dc, out=on_c)
+        torch.mul(branch.omega, dm, out=on_m)
         if branch.ties is not None:  # followers keep their rows √κ (dc − S dm)
             heads = branch.ties.slope.shape[1]
             row = dc[:, :heads] - branch.ties.slope * dm[:, :heads]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.harmonic.elimination import Eliminated, Held, Pull, eliminate
+from torchsheaf.harmonic.elimination import Eliminated, Held, Pull, Weight, eliminate
 from torchsheaf.harmonic.kinks import Frozen
 from torchsheaf.harmonic.reduction import Reduction
 
@@ -68,29 +68,34 @@ def forces(reduction: Reduction, c: Tensor, m: Tensor) -> Forces:
     gates = None
     if g:
         gates = _eliminate(reduction, c, m)
-        below, above = m[:, :g] - gates.z, c[:, :g] - gates.value
-        on_m[:, :g] = holds.w_in * below
-        on_c[:, :g] = holds.w_out * above
-        total = total + _dot(on_m[:, :g], below) + _dot(on_c[:, :g], above)
+        below = torch.sub(m[:, :g], gates.z, out=on_m[:, :g])
+        above = torch.sub(c[:, :g], gates.value, out=on_c[:, :g])
+        total += _pull(below, holds.w_in) + _pull(above, holds.w_out)
         if holds.gate_pull is not None:
             miss = gates.z - holds.gate_pull.target
-            total = total + _dot(holds.gate_pull.gamma * miss, miss)
+            total += _dot(holds.gate_pull.gamma * miss, miss)
     if h > g:
-        residual = c[:, g:h] - m[:, g:h]
-        on_c[:, g:h] = holds.w_plain * residual
-        on_m[:, g:h] = -on_c[:, g:h]
-        total = total + _dot(on_c[:, g:h], residual)
+        residual = torch.sub(c[:, g:h], m[:, g:h], out=on_c[:, g:h])
+        total += _pull(residual, holds.w_plain)
+        torch.neg(residual, out=on_m[:, g:h])
     if layout.leaves:
-        miss = m[:, h:] - holds.leaf_target
-        on_m[:, h:] = holds.leaf_weight * miss
-        total = total + _dot(on_m[:, h:], miss)
+        miss = torch.sub(m[:, h:], holds.leaf_target, out=on_m[:, h:])
+        total += _pull(miss, holds.leaf_weight)
     if layout.sources:
         on_c[:, h:] = 0
     if holds.pull is not None:
         miss = c - holds.pull.target
-        total = total + _dot(holds.pull.gamma * miss, miss)
-        on_c = on_c + holds.pull.gamma * miss
-    return Forces(0.5 * total, on_c, on_m, gates)
+        total += _dot(holds.pull.gamma * miss, miss)
+        on_c.addcmul_(holds.pull.gamma.expand_as(miss), miss)
+    return Forces(total.mul_(0.5), on_c, on_m, gates)
+
+
+def _pull(residual: Tensor, weight: Weight) -> Tensor:
+    """w ‖r‖² per sample; the residual becomes the force w r in its place."""
+    if not isinstance(weight, Tensor):
+        return _dot(residual, residual)  # of weight 1
+    plain = residual.clone()
+    return _dot(residual.mul_(weight), plain)
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from torchsheaf.harmonic.reduced_energy import Forces, forces
@@ -26,15 +27,19 @@ class Segments:
 
     def samples(self, keep: Tensor) -> "Segments":
         """The samples of a mask; no copy where it chooses all."""
-        if bool(keep.all()):
+        chosen = keep.nonzero().squeeze(1)
+        if len(chosen) == len(keep):
             return self
-        columns = (self.c, self.m, self.dc, self.dm, self.energy, self.slope)
-        part = replace(self.part, holds=self.part.holds.samples(keep))
-        return Segments(self.index[keep], part, *(t[keep] for t in columns))
+        columns = (self.index, self.c, self.m, self.dc, self.dm, self.energy, self.slope)
+        index, *rest = (t.index_select(0, chosen) for t in columns)
+        part = replace(self.part, holds=self.part.holds.samples(chosen))
+        return Segments(index, part, *rest)
 
     def point(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """C and M after t of the way."""
-        return self.c + t * self.dc, self.m + t * self.dm
+        if isinstance(t, float):
+            return torch.add(self.c, self.dc, alpha=t), torch.add(self.m, self.dm, alpha=t)
+        return torch.addcmul(self.c, t, self.dc), torch.addcmul(self.m, t, self.dm)
 
     def at(self, t: Tensor | float) -> Forces:
         """Energy and forces there. Cost: elementwise, no sweep."""
