@@ -93,6 +93,12 @@ def test_the_demo_writes_a_page_and_ends_with_its_findings(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_the_package_runs_as_a_module() -> None:
+    line = [sys.executable, "-m", "torchsheaf", "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "inspect" in done.stdout and "precision" in done.stdout
+
+
 def test_inspect_prints_every_cell(folder: Path) -> None:
     done = run("inspect", "nets:small", folder=folder)
     assert done.returncode == Exit.OK, done.stderr

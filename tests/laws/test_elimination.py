@@ -71,9 +71,10 @@ def test_the_eliminated_value_is_the_best_of_all_candidates(gate, anchor, w, u, 
             assert min(abs(float(found.slope[0, j]) - s) for s in sides) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("breaks", "slope"), [((0.0,), (0.0, 1.0)), ((-1.0, 1.0), (0.0, 1.0, 0.0))]
-)
+GATES = [((0.0,), (0.0, 1.0)), ((-1.0, 1.0), (0.0, 1.0, 0.0))]
+
+
+@pytest.mark.parametrize(("breaks", "slope"), GATES)
 def test_a_held_value_stays_where_it_is(breaks, slope):
     pieces = Pieces.of(breaks, slope, 0.0)
     m, a = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
@@ -85,3 +86,12 @@ def test_a_held_value_stays_where_it_is(breaks, slope):
     assert bool((held.slope[:, mask] == 0).all())
     assert torch.equal(held.value[:, mask], pieces.value(value)[:, mask])
     assert torch.equal(held.z[:, ~mask], free.z[:, ~mask])
+
+
+@pytest.mark.parametrize(("breaks", "slope"), GATES)
+def test_where_nothing_pulls_a_breakpoint_belongs_to_the_piece_above(breaks, slope):
+    at = torch.tensor([[breaks[0]]], dtype=torch.float64)
+    found = eliminate(Pieces.of(breaks, slope, 0.0), at, torch.zeros_like(at), 1.0, 1.0)
+    assert float(found.z) == breaks[0]
+    assert not bool(found.stuck)
+    assert float(found.slope) == slope[1]

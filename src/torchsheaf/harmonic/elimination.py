@@ -95,7 +95,7 @@ def eliminate(
 
     On each piece the cost is a parabola, so the global minimum is the best of the pieces'
     minimisers clamped to their intervals. A clamped minimiser can only win on a breakpoint that
-    attracts from both sides: the sliding state. Of equal ones any may be taken.
+    attracts from both sides: the sliding state. Of equal minima the higher piece's is taken.
 
     Cost: a few elementwise passes. Source: docs/notes/solver.md §1; the three ReLU states are T4.
     """
@@ -120,7 +120,7 @@ def _of_two(
     With the breakpoint at 0 and σ(0) = 0, the cost falls to the right at the rate
     p₁ = w m + s₁ w_a a and, on the right piece alone, by ½ q₁² in all, q₁ = p₁ / √(w + s₁² w_a); to
     the left by ½ q₀² with q₀ = −p₀ / √(w + s₀² w_a). So the larger of q₁, q₀ wins, and z is stuck
-    where neither is positive.
+    where both are negative.
     """
     left, right = pieces
     at, height = right.low, right.slope * right.low + right.offset
@@ -137,10 +137,10 @@ def _of_two(
             )
         root.append(stiffness)
         falls.append(fall)
+    stuck = torch.maximum(*falls) < 0
     to_left = falls[0].clamp_min_(0)
     # by arithmetic, 1 for yes: torch.where and a cast of truth values cost many additions, on CPU
-    chosen = torch.gt(falls[1], to_left, out=torch.empty_like(to_left))
-    stuck = torch.maximum(falls[1], to_left) <= 0
+    chosen = torch.ge(falls[1], to_left, out=torch.empty_like(to_left))
     z = torch.lerp(to_left.mul_(-1 / root[0]), falls[1].mul_(1 / root[1]), chosen)
     slope = right.slope * chosen
     if left.slope:
