@@ -96,7 +96,8 @@ def test_the_demo_writes_a_page_and_ends_with_its_findings(tmp_path: Path) -> No
 def test_the_package_runs_as_a_module() -> None:
     line = [sys.executable, "-m", "torchsheaf", "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert "inspect" in done.stdout and "precision" in done.stdout
+    assert "inspect" in done.stdout
+    assert "precision" in done.stdout
 
 
 def test_inspect_prints_every_cell(folder: Path) -> None:
