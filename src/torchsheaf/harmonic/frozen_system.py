@@ -9,7 +9,7 @@ from torch import Tensor
 from torchsheaf.cochain import coordinates
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.reduced_energy import Branch
-from torchsheaf.harmonic.reduction import Cell, Layout
+from torchsheaf.harmonic.reduction import Layout
 from torchsheaf.network import Composition
 
 Maps = Mapping[str, Composition]
@@ -36,17 +36,19 @@ class FrozenSystem:
         torch.mul(branch.scale, u, out=dc)
         if layout.sources:
             self._follow(dc, slice(layout.heads, layout.variables))
-        views = _Blocks(layout, dc)
-        for cell in layout.cells:
-            pushed = self._push(cell, views)
-            if pushed is None:
-                dm[:, cell.rows] = 0
+        blocks, values = layout.of_variables(dc), layout.of_values(dm)
+        slopes, tangents = layout.of_heads(branch.slope), layout.shaped(blocks)
+        for step in layout.steps:
+            value = values[step.place]
+            if step.parents:
+                pushed = self.maps[step.name].push({p: tangents[p] for p in step.parents})
+                value.copy_(coordinates(pushed))
+                if step.head:
+                    blocks[step.place].addcmul_(slopes[step.place], value)
             else:
-                dm[:, cell.rows] = pushed
-                if cell.head is not None:
-                    dc[:, cell.rows].addcmul_(branch.slope[:, cell.rows], pushed)
-            if cell.head is not None:
-                self._follow(dc, cell.rows)
+                value.zero_()
+            if step.head:
+                self._follow(dc, step.rows)
         return dc, dm
 
     def _follow(self, dc: Tensor, rows: slice) -> None:
@@ -55,23 +57,16 @@ class FrozenSystem:
             dc[:, rows] = dc.gather(1, self.branch.ties.leader[:, rows])
 
     def fold(self, total: Tensor, rows: slice | None = None) -> Tensor:
-        """Derivatives with respect to leaders: what their followers feel is theirs."""
+        """Derivatives with respect to leaders, in place: what their followers feel is theirs."""
         ties = self.branch.ties
         if ties is None:
             return total
         rows = slice(0, total.shape[1]) if rows is None else rows
-        leader = ties.leader[:, rows]
-        follows = leader != torch.arange(rows.start, rows.stop, device=leader.device)
-        moved = torch.where(follows, total[:, rows], 0)
-        out = total.clone()
-        out[:, rows] = total[:, rows] - moved
-        return out.scatter_add(1, leader, moved)
-
-    def _push(self, cell: Cell, views: "_Blocks") -> Tensor | None:
-        tangents = {p: views[p] for p in cell.node.parents if p in self.layout.slots}
-        if not tangents:
-            return None
-        return coordinates(self.maps[cell.node.name].push(tangents))
+        leader, part = ties.leader[:, rows] - rows.start, total[:, rows]
+        follows = leader != torch.arange(part.shape[1], device=leader.device)
+        moved = torch.where(follows, part, 0)
+        part.sub_(moved).scatter_add_(1, leader, moved)
+        return total
 
     def reverse(
         self, on_c: Tensor, on_m: Tensor, *, substitute: bool = True, scaled: bool = True,
@@ -85,21 +80,26 @@ class FrozenSystem:
         """
         layout, branch = self.layout, self.branch
         total = on_c if overwrite else on_c.clone()
-        for cell in reversed(layout.cells):
-            if substitute and cell.head is not None:
-                total = self.fold(total, cell.rows)
-            if not any(p in layout.slots for p in cell.node.parents):
+        blocks, values = layout.of_variables(total), layout.of_values(on_m)
+        slopes = layout.of_heads(branch.slope)
+        place = {name: i for i, name in enumerate(layout.slots)}
+        for step in reversed(layout.steps):
+            through = substitute and step.head
+            if through:
+                self.fold(total, step.rows)
+            if not step.parents:
                 continue
-            cotangent = on_m[:, cell.rows]
-            if substitute and cell.head is not None:
+            cotangent = values[step.place]
+            if through:
                 add = cotangent.addcmul_ if overwrite else cotangent.addcmul
-                cotangent = add(branch.slope[:, cell.rows], total[:, cell.rows])
-            shaped = cotangent.reshape(-1, *layout.shapes[cell.node.name])
-            for parent, g in self.maps[cell.node.name].pull(shaped).items():
-                if parent in layout.slots:
-                    total[:, layout.slots[parent]] += coordinates(g)
+                cotangent = add(slopes[step.place], blocks[step.place])
+            if len(step.shape) != 1:
+                cotangent = cotangent.reshape(-1, *step.shape)
+            for parent, g in self.maps[step.name].pull(cotangent).items():
+                if parent in place:
+                    blocks[place[parent]].add_(coordinates(g))
         if substitute and layout.sources:
-            total = self.fold(total, slice(layout.heads, layout.variables))
+            self.fold(total, slice(layout.heads, layout.variables))
         if not scaled:
             return total
         return torch.mul(branch.scale, total, out=total) if overwrite else branch.scale * total
@@ -134,20 +134,6 @@ class FrozenSystem:
         if self.curvature is not None:
             on_c = self.curvature.add(on_c, dc)
         return on_c, on_m
-
-
-class _Blocks:
-    """Shaped views into the columns, made once per vertex."""
-
-    def __init__(self, layout: Layout, columns: Tensor) -> None:
-        self._layout, self._columns = layout, columns
-        self._made: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._made:
-            block = self._columns[:, self._layout.slots[name]]
-            self._made[name] = block.reshape(block.shape[0], *self._layout.shapes[name])
-        return self._made[name]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A cell's turn in a sweep: its block among those of M (and of C, if it has a head there), and
+    which of its parents are variables."""
+
+    name: str
+    rows: slice
+    place: int
+    head: bool
+    parents: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Layout:
     """Columns of the variables C = [gated heads | plain heads | sources] and of the incoming
     values M = [gated | plain | leaves]; heads and their incoming values share columns.
@@ -107,9 +120,47 @@ class Layout:
         ordered = sorted(found.items(), key=lambda item: item[1].start)
         return tuple((rows, pieces) for pieces, rows in ordered)
 
-    def view(self, columns: Tensor, name: str) -> Tensor:
-        """A variable's block, `(batch, *shape)`."""
-        return columns[:, self.slots[name]].unflatten(1, self.shapes[name] or (1,))
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The cells in topological order."""
+        places = sorted(c.rows.start for c in self.cells)
+        return tuple(
+            Step(
+                cell.node.name, cell.rows, places.index(cell.rows.start), cell.head is not None,
+                tuple(p for p in cell.node.parents if p in self.slots),
+                self.shapes[cell.node.name],
+            )
+            for cell in self.cells
+        )  # fmt: skip
+
+    @cached_property
+    def _widths(self) -> tuple[list[int], list[int], list[int]]:
+        """Of the blocks of C, of M, and of the heads that begin both."""
+        c = [s.stop - s.start for s in self.slots.values()]
+        rows = sorted((c.rows for c in self.cells), key=lambda r: (r.start, r.stop))
+        m = [r.stop - r.start for r in rows]
+        return c, m, m[: sum(cell.head is not None for cell in self.cells)]
+
+    def of_variables(self, columns: Tensor) -> tuple[Tensor, ...]:
+        """Views of the blocks of C, one per variable."""
+        return columns.split_with_sizes(self._widths[0], 1)
+
+    def of_values(self, columns: Tensor) -> tuple[Tensor, ...]:
+        """Views of the blocks of M, one per cell; its heads' blocks are those of C."""
+        return columns.split_with_sizes(self._widths[1], 1)
+
+    def of_heads(self, columns: Tensor) -> tuple[Tensor, ...]:
+        """Views of the blocks of the heads alone."""
+        return columns.split_with_sizes(self._widths[2], 1)
+
+    def shaped(self, blocks: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The variables' blocks by name, `(batch, *shape)`."""
+        return {
+            name: block
+            if len(self.shapes[name]) == 1
+            else block.reshape(len(block), *self.shapes[name])
+            for name, block in zip(self.slots, blocks, strict=True)
+        }
 
     def gather(self, c: Mapping[str, Tensor]) -> Tensor:
         """C of a cochain."""
