@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference.networks import fill, randn, relu_mlp, residual_block
-from torchsheaf import Cochain, Pin, Problem, encode, harmonic_extension, hold
+from torchsheaf import (
+    Cochain,
+    Pin,
+    Problem,
+    encode,
+    harmonic_extension,
+    hold,
+    nearest_consistent,
+)
 from torchsheaf.sheaf import Sheaf
 
 
@@ -87,7 +95,7 @@ def test_the_number_of_inputs(sheaf: Sheaf) -> None:
     x = randn(3, 4, 3)
     with pytest.raises(ValueError, match=r"2 input\(s\) came; this network has 1: input"):
         hold(sheaf, (x, x))
-    with pytest.raises(ValueError, match=r"no vertex named 'picture'; write one of"):
+    with pytest.raises(ValueError, match=r"no input named 'picture'; write one of"):
         hold(sheaf, {"picture": x})
     with pytest.raises(ValueError, match=r"'1'|input"):
         hold(sheaf, {"1": randn(3, 4, 5)})
@@ -196,8 +204,17 @@ def test_partial_input_holds(sheaf: Sheaf) -> None:
     with pytest.raises(ValueError, match="out of range"):
         hold(sheaf, randn(1, 2, 3), where=[3])
     two = encode(fill(Two(), 5), (randn(6, 3, 2), randn(7, 3, 4)))
-    with pytest.raises(ValueError, match="one input"):
-        hold(two, (randn(6, 3, 2), randn(7, 3, 4)), where=[0])
+    values = (randn(6, 3, 2), randn(7, 3, 4))
+    with pytest.raises(ValueError, match=r"a dict by input here; the inputs are input\.\w+, "):
+        hold(two, values, where=[0])
+    with pytest.raises(ValueError, match="no input named 'z'; write one of"):
+        hold(two, values, where={"z": [0]})
+    for mask in (torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"the mask has shape \(2, 3\); the stalk's is \(3,\)"):
+            hold(sheaf, randn(1, 2, 3), where=mask)
+    missing = torch.tensor([[1.0, math.nan, 2.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="NaN or infinity where it is held"):
+        hold(sheaf, missing, where=[0, 1])
 
 
 def test_starts(problem: Problem) -> None:
@@ -238,3 +255,81 @@ def test_different_cochains_do_not_add(problem: Problem) -> None:
     whole = problem.start("zeros")
     with pytest.raises(ValueError, match="different cells.*'0'"):
         _ = whole + whole.select(["1", "2", "input"])
+
+
+def test_what_is_not_a_pin_or_a_start(problem: Problem) -> None:
+    pin = Pin("output", 1.0)
+    with pytest.raises(TypeError, match=r"a list came for a pin; write \.pin\("):
+        problem.pin([pin])  # type: ignore[arg-type]
+    held = problem.pin(pin)
+    with pytest.raises(TypeError, match='start is a dict; write a Cochain, "auto"'):
+        harmonic_extension(held, start={"input": randn(1, 2)})  # type: ignore[arg-type]
+    single = Cochain({n: t.float() for n, t in held.start("forward").items()})
+    with pytest.raises(ValueError, match=r"cell .* is torch\.float32, the problem torch\.float64"):
+        harmonic_extension(held, start=single)
+    with pytest.raises(ValueError, match=r"starts is 2\.5; write a whole number"):
+        harmonic_extension(held, starts=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_passes is 0; write 1 or more"):
+        harmonic_extension(held, max_passes=0)
+
+
+def test_messages_do_not_print_whole_tensors(problem: Problem) -> None:
+    with pytest.raises(ValueError, match=r"<float64 of shape \(4, 5\)>") as caught:
+        problem.pin(Pin("0", randn(1, 4, 5)), Pin("0", randn(2, 4, 5)))
+    assert len(str(caught.value)) < 300
+    found = harmonic_extension(problem.pin(Pin("0", randn(1, 4, 5))))
+    assert len(repr(found)) < 200
+    assert len(repr(found.problem)) < 200
+
+
+@pytest.mark.parametrize("weights", [[1.0], {"0": "a"}, {"0": True}, {"0": -1.0}])
+def test_edge_weights_that_are_none(sheaf: Sheaf, weights) -> None:
+    with pytest.raises((TypeError, ValueError), match="write a"):
+        hold(sheaf, randn(2, 4, 3), weights=weights)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4, dtype=torch.float64)
+        self.head = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.table(ids).mean(1)))
+
+
+def test_integer_inputs_are_held_whole() -> None:
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    tokens = encode(Tokens(), ids)
+    with pytest.raises(ValueError, match="holds integers: no coordinate of it can be free"):
+        hold(tokens, ids, where=[0])
+    with pytest.raises(ValueError, match="'input' holds integers"):
+        hold(tokens, ids).pin(Pin("input", 2.0, where=[1]))
+    with pytest.raises(ValueError, match="this input takes integers"):
+        hold(tokens, ids.double())
+    with pytest.raises(ValueError, match="holds integers"):
+        nearest_consistent(tokens, ids, 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [(2, "the classes are 0 … 1"), (-1, "the classes are"), (1.0, "whole numbers"),
+     (torch.zeros(3, dtype=torch.long), "wanted has shape")],
+)  # fmt: skip
+def test_classes_that_there_are_not(sheaf: Sheaf, wanted, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest_consistent(sheaf, randn(1, 4, 3), wanted)
+
+
+def test_the_output_of_a_model_with_several() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.a(x), self.b(x)
+
+    x = randn(1, 4, 3).float()
+    with pytest.raises(ValueError, match="this model has 2 outputs; write one of: a, b"):
+        hold(encode(Pair(), x), x).pin(Pin("output", 1.0))

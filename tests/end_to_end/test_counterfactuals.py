@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import torchsheaf as ts
 from tests.reference.networks import randn, relu_mlp
-from torchsheaf.cli import main
+from torchsheaf.cli import Exit, main
 from torchsheaf.figures import nearest_figure, pin_figure
 
 
@@ -140,3 +140,26 @@ def test_the_report_shows_what_would_have_to_change_when_asked():
     assert "What would have to change" in page
     assert "Red must rise" in page
     assert "What would have to change" not in report(square, y)
+
+
+def test_pin_refuses_what_it_cannot_do_before_it_solves(tmp_path) -> None:
+    line = ["pin", "paraboloid", "--vertex", "hidden", "--index", "1", "--value", "0.5"]
+    for more, code, message in (
+        (["--vertex", "output"], Exit.USAGE, "one --vertex at a time"),
+        (["--figure", str(tmp_path / "a.xyz")], Exit.USAGE, "ends in .png or .svg"),
+        (["--figure", str(tmp_path / "none" / "a.svg")], Exit.CANNOT_WRITE, "does not exist"),
+    ):
+        run = CliRunner().invoke(main, line + more)
+        assert run.exit_code == code, run.output
+        assert message in " ".join(run.output.split())
+        assert "price" not in run.output
+
+
+def test_pin_gives_up_when_told_to() -> None:
+    line = ["pin", "digits-mlp", "--vertex", "hidden2", "--index", "3", "--value", "2"]
+    run = CliRunner().invoke(main, [*line, "--max-passes", "2"])
+    assert run.exit_code == Exit.NOT_CONVERGED
+    assert "samples above tol" in run.output
+    loose = CliRunner().invoke(main, [*line, "--tol", "0.1", "--json"])
+    tight = CliRunner().invoke(main, [*line, "--json"])
+    assert json.loads(loose.stdout)["sweeps"] < json.loads(tight.stdout)["sweeps"]

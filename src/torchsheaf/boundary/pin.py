@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ class Pin:
     `weight=inf` (hard) moves the coordinates to the boundary; a finite weight γ (soft) adds an
     edge to a held vertex, with energy γ/2 ‖c_v[where] − value‖². `where` counts into the flattened
     stalk (an index, several, or a boolean mask of the stalk's shape); None means all of it.
-    `value` is a scalar, one stalk (or one value per chosen coordinate), or one per sample, batch
-    first.
+    `value` is a scalar; one stalk, or one number per chosen coordinate; or one of these per sample,
+    batch first; `(batch, 1)` gives all chosen coordinates of a sample one value.
 
     Source: Bosca & Ghrist 2026, section 5.1 (Fig. 3).
     """
@@ -31,11 +32,17 @@ class Pin:
     weight: float = math.inf
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weight, int | float) or not self.weight > 0:
+        if not is_number(self.weight) or not self.weight > 0:
             raise ValueError(
                 f"pin on {self.vertex!r}: weight is {self.weight!r}; write a positive number, or "
                 "math.inf for a hard pin"
             )
+
+    def __repr__(self) -> str:
+        value, where = (_short(given) for given in (self.value, self.where))
+        soft = "" if self.is_hard else f", weight={self.weight:g}"
+        place = "" if self.where is None else f", where={where}"
+        return f"Pin({self.vertex!r}, {value}{place}{soft})"
 
     @property
     def is_hard(self) -> bool:
@@ -48,6 +55,8 @@ class Pin:
         if self.where is None:
             return torch.arange(dim)
         where = self.where
+        if type(where).__module__ == "numpy":
+            where = torch.as_tensor(where)
         if isinstance(where, Tensor) and where.dtype == torch.bool:
             if tuple(where.shape) not in (shape, (dim,)):
                 raise ValueError(
@@ -76,18 +85,19 @@ class Pin:
             index = torch.tensor([0.5])
         if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
             raise TypeError(
-                f"pin on {self.vertex!r}: `where` is {where!r}; write coordinates (integers) or "
-                "a boolean mask of the stalk's shape"
+                f"pin on {self.vertex!r}: `where` is {_short(where)}; write coordinates "
+                "(integers) or a boolean mask of the stalk's shape"
             )
         return index.to(torch.int64)
 
     def values(self, index: Tensor, shape: tuple[int, ...], batch: int, like: Tensor) -> Tensor:
         """The value at the chosen coordinates, `(batch, len(index))`."""
         try:
-            value = torch.as_tensor(self.value, dtype=like.dtype, device=like.device)
+            value = torch.as_tensor(self.value, dtype=like.dtype, device=like.device).detach()
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
-                f"pin on {self.vertex!r}: the value is {self.value!r}; write a number or a tensor"
+                f"pin on {self.vertex!r}: the value is {_short(self.value)}; write a number or a "
+                "tensor"
             ) from None
         if not is_finite(value):
             raise ValueError(f"pin on {self.vertex!r}: the value contains NaN or infinity")
@@ -102,9 +112,24 @@ class Pin:
             return value.expand(batch, k)
         if tuple(value.shape) in ((batch, k), (batch, 1)):
             return value.expand(batch, k)
+        if k == 1 and tuple(value.shape) == (batch,):
+            return value[:, None]
         wanted = f"a scalar, ({k},) or ({batch}, {k})"
         if self.where is None:
             wanted = f"a scalar, {shape} or ({batch}, {', '.join(map(str, shape))})"
         raise ValueError(
             f"pin on {self.vertex!r}: the value has shape {tuple(value.shape)}; write {wanted}"
         )
+
+
+def is_number(given: object) -> bool:
+    """Whether this is a real number, of Python or NumPy; truth values are not."""
+    return isinstance(given, Real) and not isinstance(given, bool)
+
+
+def _short(given: object) -> str:
+    """As in a message: tensors by their shape."""
+    if isinstance(given, Tensor) and given.numel() > 8:
+        return f"<{given.dtype} of shape {tuple(given.shape)}>".replace("torch.", "")
+    text = repr(given.tolist() if isinstance(given, Tensor) else given)
+    return text if len(text) <= 80 else f"{text[:77]}..."

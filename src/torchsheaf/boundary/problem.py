@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary.pin import Coordinates, Pin
-from torchsheaf.cochain import Cochain, Space, coordinates
+from torchsheaf.boundary.pin import Coordinates, Pin, is_number
+from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
 
 
@@ -23,12 +23,13 @@ class SoftPin:
     weight: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Problem:
     """Minimise E(c) = ½ Σ_e w_e ‖r_e‖² + ½ Σ_pins γ ‖c_v[S] − p‖² over the free coordinates.
 
     `held[v]` is the stalk's boolean mask of held coordinates, `values[v]` (batch, *shape) their
-    values (zero elsewhere). Made by `hold`, refined by `pin`.
+    values (zero elsewhere); `given[v]` what free input coordinates start from. Made by `hold`,
+    refined by `pin`.
     """
 
     sheaf: Sheaf
@@ -37,6 +38,11 @@ class Problem:
     soft: tuple[SoftPin, ...] = ()
     weights: Mapping[str, float] | None = None
     pins: tuple[Pin, ...] = ()
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{n}[{int(m.sum())} of {m.numel()}]" for n, m in self.held.items())
+        return f"Problem({self.batch} samples; held: {held}; {len(self.soft)} soft pin(s))"
 
     @property
     def like(self) -> Tensor:
@@ -105,19 +111,23 @@ class Problem:
         """
         problem = self
         for p in pins:
+            if not isinstance(p, Pin):
+                raise TypeError(f"a {type(p).__name__} came for a pin; write .pin(Pin(…), Pin(…))")
             problem = problem._pin(p)
         return problem
 
     def _pin(self, pin: Pin) -> "Problem":
         name = self.sheaf.vertex(pin.vertex)
         shape = self.sheaf.vertices[name].shape
+        if name in self.sheaf.network.integral:
+            raise ValueError(f"{pin}: {name!r} holds integers, which have no energy between them")
         index = pin.index(shape)
         target = pin.values(index, shape, self.batch, self.like)
         device = self.like.device
         index = index.to(device)
         self._refuse_conflict(pin, name, set(index.tolist()))
         if not pin.is_hard:
-            soft = SoftPin(name, index, target, float(pin.weight))
+            soft = SoftPin(name, index, target.clone(), float(pin.weight))
             return replace(self, soft=(*self.soft, soft), pins=(*self.pins, pin))
         mask = self.held.get(name)
         held, values = dict(self.held), dict(self.values)
@@ -144,9 +154,10 @@ class Problem:
     def samples(self, index: Tensor) -> "Problem":
         """The problem of the chosen samples only."""
         values = {n: t[index] for n, t in self.values.items()}
+        given = {n: t[index] for n, t in self.given.items()}
         soft = tuple(replace(p, target=p.target[index]) for p in self.soft)
         sheaf = self.sheaf.at_batch(len(next(iter(values.values()))), values)
-        return replace(self, sheaf=sheaf, values=values, soft=soft)
+        return replace(self, sheaf=sheaf, values=values, given=given, soft=soft)
 
     def clamp(self, c: Mapping[str, Tensor]) -> Cochain:
         """The cochain with every held coordinate set to its held value."""
@@ -165,7 +176,12 @@ class Problem:
     def start(self, kind: str, generator: torch.Generator | None = None) -> Cochain:
         """A first cochain: "forward" (substitution through the pins), "zeros" or "random"."""
         if kind == "forward":
-            values: dict[str, Tensor] = {n: self.values[n] for n in self.sheaf.inputs}
+            values: dict[str, Tensor] = {
+                n: torch.where(self.held[n], self.values[n], self.given[n])
+                if n in self.given
+                else self.values[n]
+                for n in self.sheaf.inputs
+            }
             for node in self.sheaf.network.nodes:
                 value = self.sheaf.network.evaluate(node, values)
                 mask = self.held.get(node.name)
@@ -238,14 +254,16 @@ def hold(
     sheaf: Sheaf,
     x: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
     *,
-    where: Coordinates = None,
+    where: "Coordinates | Mapping[str, Coordinates]" = None,
     weights: Mapping[str, float] | None = None,
 ) -> Problem:
     """Hold the input at x; everything else is free.
 
-    `where` holds only some coordinates of a single input (its others are then free; an empty list
-    holds none of them: pull on them with soft pins, or ask what input an output has); `weights`
-    sets edge weights w_e by edge name (1 where absent).
+    `where` holds only some coordinates of the input (its others are then free; an empty list
+    holds none of them: pull on them with soft pins, or ask what input an output has). Free ones
+    start from x, or from 0 where x is NaN (missing). With several inputs write a dict of such
+    choices by input; what it does not name is held. `weights` sets edge weights w_e by edge name
+    (1 where absent).
 
     Raises ValueError naming a wrong shape, NaN, or an unknown edge.
 
@@ -256,30 +274,51 @@ def hold(
     >>> hold(encode(net, x), x).holds_input_only
     True
     """
-    given = sheaf.read_inputs(x)
-    batch = next(iter(given.values())).shape[0]
-    sheaf = sheaf.at_batch(batch, given)
+    values = sheaf.read_inputs(x, missing=where is not None)
+    values = {n: t.clone() for n, t in values.items()}
+    held = {
+        n: torch.ones(t.shape[1:], dtype=torch.bool, device=t.device) for n, t in values.items()
+    }
+    given: dict[str, Tensor] = {}
+    if where is not None:
+        if not isinstance(where, Mapping) and len(values) > 1:
+            names = ", ".join(values)
+            raise ValueError(f"`where` needs a dict by input here; the inputs are {names}")
+        choices = where if isinstance(where, Mapping) else {next(iter(values)): where}
+        for key, chosen in choices.items():
+            name = sheaf.input(key)
+            held[name] = _mask(sheaf, name, chosen).to(values[name].device)
+            given[name] = values[name].nan_to_num(nan=0.0)
+            values[name] = torch.where(held[name], values[name], 0)
+        for name, value in values.items():
+            if value.is_floating_point() and not is_finite(value):
+                raise ValueError(f"{name} contains NaN or infinity where it is held")
+    batch = next(iter(values.values())).shape[0]
+    sheaf = sheaf.at_batch(batch, values)
+    if not isinstance(weights, Mapping | None):
+        raise TypeError(f"weights is a {type(weights).__name__}; write a dict by edge name")
     for name, w in (weights or {}).items():
         if name not in sheaf.edges:
             raise ValueError(f"no edge named {name!r}; write one of: {', '.join(sheaf.edges)}")
-        if not (w > 0 and math.isfinite(w)):
-            raise ValueError(f"weight of edge {name!r} is {w}; write a positive finite number")
-    held = {n: torch.ones(t.shape[1:], dtype=torch.bool, device=t.device) for n, t in given.items()}
-    if where is not None:
-        if len(given) != 1:
-            raise ValueError("`where` needs a network with one input; pin coordinates instead")
-        (name,) = given
-        shape = sheaf.vertices[name].shape
-        mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=given[name].device)
-        if not holds_nothing(where):
-            mask[Pin(name, 0.0, where).index(shape).to(mask.device)] = True
-        held[name] = mask.reshape(shape)
-        given[name] = given[name] * held[name]
-    return Problem(sheaf, held, given, weights=weights)
+        if not is_number(w) or not (w > 0 and math.isfinite(w)):
+            raise ValueError(f"weight of edge {name!r} is {w!r}; write a positive finite number")
+    return Problem(sheaf, held, values, weights=weights, given=given)
 
 
-def holds_nothing(where: Coordinates) -> bool:
-    """Whether a choice of coordinates is an empty list."""
-    if isinstance(where, Tensor):
-        return where.numel() == 0 or (where.dtype == torch.bool and not bool(where.any()))
-    return isinstance(where, Sequence) and len(where) == 0
+def _mask(sheaf: Sheaf, name: str, where: Coordinates) -> Tensor:
+    """Which coordinates of an input are held; an empty choice holds none."""
+    shape = sheaf.vertices[name].shape
+    if name in sheaf.network.integral:
+        raise ValueError(f"{name} holds integers: no coordinate of it can be free")
+    if not isinstance(where, Tensor) and where is not None:
+        where = torch.as_tensor(where)
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool)
+    nothing = where is not None and (where.numel() == 0 or _is_empty_mask(where, shape))
+    if not nothing:
+        mask[Pin(name, 0.0, where).index(shape)] = True
+    return mask.reshape(shape)
+
+
+def _is_empty_mask(where: Tensor, shape: tuple[int, ...]) -> bool:
+    right = tuple(where.shape) in (shape, (math.prod(shape),))
+    return where.dtype == torch.bool and right and not bool(where.any())

@@ -83,7 +83,9 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
         nearest = torch.where(low.abs() < up.abs(), low, up)
         blocks[name] = torch.where(jump >= 0, inside, nearest)
     least = problem.free.project(blocks)
-    return Stationarity(least.norm(), least, GateStates(states))
+    # nothing is free: any state is an equilibrium
+    distance = least.norm() if blocks else problem.like.new_zeros(problem.batch)
+    return Stationarity(distance, least, GateStates(states))
 
 
 def _one_sided(

@@ -6,7 +6,8 @@ from rich.text import Text
 
 from torchsheaf import examples
 from torchsheaf.cli.loading import one_thread, progress_bar, seed_option
-from torchsheaf.cli.report import publish, stages, writable
+from torchsheaf.cli.report import publish, stages
+from torchsheaf.cli.writing import writable
 from torchsheaf.report import analyse, render
 
 NAME = "digits-mlp"

@@ -13,45 +13,64 @@ from rich.text import Text
 from torch import Tensor
 
 from torchsheaf.boundary import Pin
+from torchsheaf.cli.exits import Exit
+from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, target_argument
+from torchsheaf.cli.writing import writable
 from torchsheaf.harmonic import Counterfactual, counterfactual
 from torchsheaf.sheaf import encode
 
 
 @click.command(epilog=TARGET_HELP)
 @target_argument
-@click.option("--vertex", required=True, help="Vertex to pin; `torchsheaf inspect` lists them.")
+@click.option(
+    "--vertex",
+    required=True,
+    multiple=True,
+    help="Vertex to pin; `torchsheaf inspect` lists them.",
+)
 @click.option("--index", type=int, multiple=True, help="Coordinate; repeat for several. [all]")
 @click.option("--value", type=float, required=True, help="The value to hold it at.")
+@click.option("--tol", type=float, help="dist(0, ∂E) to reach. [1e-8 in float64, 1e-4 in float32]")
+@click.option("--max-passes", type=int, default=20_000, show_default=True, help="Give up then.")
 @click.option("--weight", type=float, default=math.inf, help="Soft pin of this weight. [hard]")
 @click.option("--sample", type=int, help="Report one sample instead of the mean over all.")
 @click.option("--figure", type=click.Path(dir_okay=False), help="Save a picture here (.png, .svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def pin(
-    target: str, weights: str | None, vertex: str, index: tuple[int, ...], value: float,
-    weight: float, sample: int | None, figure: str | None, as_json: bool,
+    target: str, weights: str | None, vertex: tuple[str, ...], index: tuple[int, ...],
+    value: float, tol: float | None, max_passes: int, weight: float, sample: int | None,
+    figure: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold coordinates of one vertex and print how far every vertex moves, beside patching.
 
     "pinned" lets the rest settle around the pin (upstream too); "patched" overwrites the value in
     a forward pass, as a hook does.
     """
+    if len(vertex) > 1:
+        raise click.UsageError("one --vertex at a time; several pins: ts.counterfactual in Python")
+    if figure is not None and writable(figure, "--figure").suffix not in (".png", ".svg"):
+        raise click.UsageError(f"--figure is {figure}; write a name that ends in .png or .svg")
     model, inputs, _ = load(target, weights)
     batch = inputs[0].shape[0]
     if sample is not None and not -batch <= sample < batch:
         raise ValueError(f"--sample is {sample}; the example batch has {batch} samples")
     with one_thread():
         sheaf = encode(model, inputs)
-        chosen = Pin(vertex, value, list(index) or None, weight)
-        found = counterfactual(sheaf, inputs, chosen)
-    if figure is not None:
-        from torchsheaf.figures.pin import pin_figure
-
-        pin_figure(found, sample=sample).savefig(figure)
+        chosen = Pin(vertex[0], value, list(index) or None, weight)
+        found = counterfactual(sheaf, inputs, chosen, tol=tol, max_passes=max_passes)
     if as_json:
         click.echo(json.dumps(describe(found, sample), indent=2))
     else:
         print_changes(found, sample)
+    if figure is not None:
+        from torchsheaf.figures.pin import pin_figure
+
+        try:
+            pin_figure(found, sample=sample).savefig(figure)
+        except OSError as error:
+            message = f"cannot write {figure}: {error.strerror}"
+            raise CommandFailed(message, Exit.CANNOT_WRITE) from error
 
 
 def describe(found: Counterfactual, sample: int | None) -> dict[str, Any]:

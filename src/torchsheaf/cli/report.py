@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, progress_bar, seed_option, target_argument
+from torchsheaf.cli.writing import writable
 from torchsheaf.network.target import Target
 from torchsheaf.precision import plan
 from torchsheaf.report import Analysis, analyse, beside, headlines, render, write_page
@@ -82,15 +83,6 @@ def in_dtype(target: Target, dtype: str) -> Target:
         return t.to(torch.float64) if t.is_floating_point() else t
 
     return Target(target.model.double(), tuple(map(wide, target.inputs)), target.labels)
-
-
-def writable(out: str) -> Path:
-    """The page's path; a folder that is not there is noticed before the work begins."""
-    path = Path(out).absolute()
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which does not exist"
-        raise CommandFailed(f"--out: {path} {what}; write a file name", Exit.CANNOT_WRITE)
-    return path
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import load, seed_option
+from torchsheaf.cli.writing import writable
 from torchsheaf.examples.paper_tasks import PAPER_TASKS
 from torchsheaf.examples.shipped import digits
 from torchsheaf.network.parameters import learns
@@ -70,7 +71,8 @@ class Job(NamedTuple):
 def train(ctx: click.Context, **options: Any) -> None:
     """Train a model by local rules: no autograd runs through the network."""
     for key in ("checkpoint", "save"):
-        _writable(key, options[key])
+        if options[key] is not None:
+            writable(options[key], f"--{key}")
     job = _job(options["target"], options["weights"], options["data"], options["seed"])
     loss, rule = options["loss"] or job.loss, options["rule"]
     trainer = SheafTrainer(job.model, loss=loss, rule=rule)
@@ -178,12 +180,6 @@ def _ending(outcome: Outcome) -> str:
 
 def _is_default(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.DEFAULT
-
-
-def _writable(key: str, file: str | None) -> None:
-    if file is not None and not Path(file).absolute().parent.is_dir():
-        folder = Path(file).absolute().parent
-        raise CommandFailed(f"--{key}: the folder {folder} does not exist", Exit.CANNOT_WRITE)
 
 
 def _save(model: nn.Module, path: Path) -> None:

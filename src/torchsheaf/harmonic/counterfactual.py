@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Pin, Problem, hold
@@ -86,7 +87,8 @@ class Counterfactual:
         return self.pinned[name] - self.forward[name], self.patched[name] - self.forward[name]
 
     def _moved(self, c: Cochain, name: str) -> Tensor:
-        return coordinates(c[name] - self.forward[name]).norm(dim=1)
+        moved = coordinates(c[name] - self.forward[name])
+        return moved.to(self.price.dtype).norm(dim=1)  # token numbers are integers
 
 
 def counterfactual(
@@ -96,6 +98,8 @@ def counterfactual(
     *,
     tol: float | None = None,
     starts: int = 1,
+    max_passes: int = 20_000,
+    throw: bool = True,
 ) -> Counterfactual:
     """Hold the input at x, pin, let the rest settle; beside it plain activation patching.
 
@@ -105,8 +109,8 @@ def counterfactual(
     layers as they give way, so that the downstream effects differ; patching leaves them where
     they were. Soft pins patch their target as if they were hard.
 
-    Raises ValueError for pins that conflict or name no vertex; `ConvergenceError` as
-    `harmonic_extension` does.
+    `tol`, `starts`, `max_passes` and `throw` are those of `harmonic_extension`. Raises ValueError
+    for pins that conflict or name no vertex; `ConvergenceError` unless `throw=False`.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
@@ -122,18 +126,26 @@ def counterfactual(
         raise ValueError("`pins` is empty; write at least one Pin")
     problem = hold(sheaf, x)
     forward = problem.start("forward")
-    hard = tuple(Pin(p.vertex, p.value, p.where) for p in given)
-    patched = _without_conflict(problem, hard).start("forward")
-    extension = harmonic_extension(problem.pin(*given), tol=tol, starts=starts)
-    return Counterfactual(forward, patched, extension, given)
+    pinned = problem.pin(*given)
+    extension = harmonic_extension(
+        pinned, tol=tol, starts=starts, max_passes=max_passes, throw=throw
+    )
+    return Counterfactual(forward, _patched(problem, given), extension, given)
 
 
-def _without_conflict(problem: Problem, hard: Sequence[Pin]) -> Problem:
-    """Patching lets the last word win, as a stack of hooks would."""
-    for pin in hard:
-        try:
-            problem = problem.pin(pin)
-        except ValueError as error:
-            if "conflicts" not in str(error):
-                raise
-    return problem
+@torch.no_grad()
+def _patched(problem: Problem, pins: Sequence[Pin]) -> Cochain:
+    """The forward pass with every pin's values written over; the last word wins, as of hooks."""
+    network, shapes = problem.sheaf.network, problem.sheaf.vertices
+    values: dict[str, Tensor] = {n: problem.values[n] for n in problem.sheaf.inputs}
+    for node in network.nodes:
+        value = network.evaluate(node, values)
+        for pin in pins:
+            if problem.sheaf.vertex(pin.vertex) == node.name:
+                shape = shapes[node.name].shape
+                index = pin.index(shape)
+                target = pin.values(index, shape, problem.batch, problem.like)
+                flat = coordinates(value).index_copy(1, index.to(value.device), target)
+                value = flat.reshape(value.shape)
+        values[node.name] = value
+    return Cochain(values)

@@ -9,9 +9,6 @@ from torch import Tensor
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain, per_sample
 
-SAME = 1e-6
-"""Relative distance below which two equilibria count as one."""
-
 
 @dataclass(frozen=True)
 class Equilibria:
@@ -35,7 +32,10 @@ class Equilibria:
 
     def distinct(self, sample: int) -> list[tuple[float, Cochain]]:
         """The distinct equilibria of one sample, lowest energy first."""
-        found = {}
+        batch = self.label.shape[1]
+        if not -batch <= sample < batch:
+            raise IndexError(f"sample {sample} is out of range; there are {batch}")
+        found, sample = {}, sample % batch
         for i, label in enumerate(self.label[:, sample].tolist()):
             if label >= 0 and label not in found:
                 one = self.cochains[i].samples(slice(sample, sample + 1))
@@ -54,7 +54,7 @@ class Equilibria:
 
 
 def starting_cochains(
-    problem: Problem, first: Cochain, count: int, generator: torch.Generator | None
+    problem: Problem, first: tuple[str, Cochain], count: int, generator: torch.Generator | None
 ) -> list[tuple[str, Cochain]]:
     """`count` starts: the given one, the forward pass, zeros, then random ones.
 
@@ -62,7 +62,7 @@ def starting_cochains(
     """
     generator = generator or torch.Generator().manual_seed(0)
     forward = problem.start("forward")
-    named = [("auto", first), ("forward", forward), ("zeros", problem.start("zeros"))][:count]
+    named = [first, ("forward", forward), ("zeros", problem.start("zeros"))][:count]
     while len(named) < count:
         noise = problem.free.random(problem.batch, problem.like, generator)
         scale = (1.0, 2.0, 0.5)[len(named) % 3]
@@ -80,10 +80,12 @@ def gather_equilibria(
     problem: Problem,
     starts: list[tuple[str, Cochain]],
     solve: Callable[[Problem, Cochain], tuple[Cochain, Tensor, Tensor]],
+    same: float,
 ) -> Equilibria:
     """Solve from every start, all of them in one batch unless the network fixes its batch size.
 
-    `solve` returns the cochain, its energy and whether it arrived, per sample.
+    `solve` returns the cochain, its energy and whether it arrived, per sample. Ends whose relative
+    distance is at most `same` count as one equilibrium.
     """
     n, batch = len(starts), problem.batch
     if problem.sheaf.network.fixed_batch is None:
@@ -98,11 +100,13 @@ def gather_equilibria(
         parts = [s[0] for s in solved]
         energies = torch.stack([s[1] for s in solved])
         good = torch.stack([s[2] for s in solved])
-    label = _labels(problem, parts, energies, good)
+    label = _labels(problem, parts, energies, good, same)
     return Equilibria(energies, good, label, tuple(parts), tuple(s for s, _ in starts))
 
 
-def _labels(problem: Problem, parts: list[Cochain], energies: Tensor, arrived: Tensor) -> Tensor:
+def _labels(
+    problem: Problem, parts: list[Cochain], energies: Tensor, arrived: Tensor, near: float
+) -> Tensor:  # fmt: skip
     """−1 where a start did not arrive; otherwise the rank of its equilibrium by energy."""
     flat = torch.stack([problem.free.flatten(c) for c in parts])
     order = torch.where(arrived, energies, torch.inf).sort(stable=True, dim=0).indices
@@ -116,7 +120,7 @@ def _labels(problem: Problem, parts: list[Cochain], energies: Tensor, arrived: T
         for earlier in range(position):
             other = order[earlier]
             gap = (flat[other, everyone] - here).norm(dim=1)
-            same = (gap <= SAME * (1 + here.norm(dim=1))) & (given < 0)
+            same = (gap <= near * (1 + here.norm(dim=1))) & (given < 0)
             given = torch.where(same, label[other, everyone], given)
         fresh = (given < 0) & arrived[mine, everyone]
         given = torch.where(fresh, count, given)

@@ -24,7 +24,7 @@ FALL_BACK = 400
 """Passes of block descent before a stalled solver is given a second try."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Extension:
     """An equilibrium of a held problem and how it was reached.
 
@@ -46,6 +46,13 @@ class Extension:
     start: str
     energies: tuple[float, ...] = ()
     equilibria: Equilibria | None = None
+
+    def __repr__(self) -> str:
+        total = float(self.energy.sum())
+        return (
+            f"Extension({self.solver} from {self.start}: {self.outcome.name.lower()} after "
+            f"{self.passes} passes; {self.problem.batch} samples, energy {total:.6g} in all)"
+        )
 
     @property
     def output(self) -> Tensor:
@@ -104,23 +111,29 @@ def harmonic_extension(
     >>> bool(torch.equal(harmonic_extension(hold(encode(net, x), x)).output, net(x)))
     True
     """
-    if starts < 1:
-        raise ValueError(f"starts is {starts}; write 1 or more")
+    if not isinstance(starts, int) or starts < 1:
+        raise ValueError(f"starts is {starts!r}; write a whole number, 1 or more")
     chosen = _choose(solver, problem)
     tol = _tolerance(problem) if tol is None else tol
     if not tol > 0:
         raise ValueError(f"tol is {tol}; write a positive number")
+    if max_passes < 1:
+        raise ValueError(f"max_passes is {max_passes}; write 1 or more")
     # substitution needs no start: computing one would cost as much as the answer
     direct = isinstance(chosen, Substitution) and starts == 1 and start in ("auto", "forward")
-    first, named = (Cochain({}), "forward") if direct else first_cochain(problem, start)
+    if direct:
+        first, named = Cochain({}), "forward"
+    else:
+        first, named = first_cochain(problem, start, generator)
     equilibria = None
     if direct:
         found = chosen.solve(problem, first, tol, max_passes)
     elif starts == 1:
         found = _relax(chosen, problem, first, tol, max_passes, fall_back=solver == "auto")
     else:
-        cochains = starting_cochains(problem, problem.clamp(first), starts, generator)
+        cochains = starting_cochains(problem, (named, problem.clamp(first)), starts, generator)
         equilibria, found = _from_all(chosen, problem, cochains, tol, max_passes)
+        named = f"the best of {starts}, per sample"
     residual = problem.residual(found.cochain)
     energy = problem.energy(found.cochain, residual)
     outcome = Outcome.NONFINITE if not is_finite(energy) else found.outcome
@@ -177,7 +190,7 @@ def _from_all(
         arrived = stationarity(p, found.cochain, residual).distance <= 10 * tol
         return found.cochain, p.energy(found.cochain, residual), arrived
 
-    equilibria = gather_equilibria(problem, starts, solve)
+    equilibria = gather_equilibria(problem, starts, solve, same=min(100 * tol, 0.05))
     everyone = bool(equilibria.arrived.any(0).all())
     outcome = Outcome.SETTLED if everyone else runs[-1].outcome
     if not everyone and outcome is Outcome.SETTLED:
@@ -187,17 +200,28 @@ def _from_all(
     return equilibria, Solution(best, settled, sum(r.passes for r in runs), outcome)
 
 
-def first_cochain(problem: Problem, start: str | Cochain) -> tuple[Cochain, str]:
+def first_cochain(
+    problem: Problem, start: str | Cochain, generator: torch.Generator | None = None
+) -> tuple[Cochain, str]:  # fmt: skip
     """The cochain that a start names, and what it is called in the result."""
+    _check_kind(start)
     if isinstance(start, Cochain):
         _check_start(problem, start)
         return start, "given"
     if start != "auto":
-        return problem.start(start), start
+        return problem.start(start, generator), start
     forward = problem.start("forward")
     if problem.holds_input_only or BlockDescent().refuses(problem) is not None:
         return forward, "forward"
     return over_relaxed(problem, forward), "forward, one block step"
+
+
+def _check_kind(start: object) -> None:
+    if not isinstance(start, str | Cochain):
+        raise TypeError(
+            f"start is a {type(start).__name__}; write a Cochain, "
+            '"auto", "forward", "zeros" or "random"'
+        )
 
 
 def _check_start(problem: Problem, start: Cochain) -> None:
@@ -210,6 +234,10 @@ def _check_start(problem: Problem, start: Cochain) -> None:
         if tuple(start[name].shape) != wanted:
             raise ValueError(
                 f"start: cell {name!r} has shape {tuple(start[name].shape)}; write {wanted}"
+            )
+        if start[name].dtype != problem.like.dtype:
+            raise ValueError(
+                f"start: cell {name!r} is {start[name].dtype}, the problem {problem.like.dtype}"
             )
     if (bad := start.first_nonfinite()) is not None:
         raise ValueError(f"start: cell {bad!r} contains NaN or infinity")

@@ -55,7 +55,8 @@ def nearest_consistent(
     the next one's start, until the forward pass of the changed input says `wanted`: at large γ
     the disagreement stays inside the network, at small γ all of it has moved into the input.
 
-    This is a local minimum from the forward pass, not the closest adversarial example.
+    This is a local minimum from the forward pass, not the closest adversarial example. Raises
+    ValueError for several inputs, integer inputs and classes that there are not.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> from torchsheaf.sheaf import encode
@@ -64,20 +65,23 @@ def nearest_consistent(
     >>> bool((found.prediction[found.reached] == 1).all())
     True
     """
+    if len(sheaf.inputs) != 1:
+        raise ValueError(f"one input is needed; this network has {', '.join(sheaf.inputs)}")
     (source,) = sheaf.inputs
     output, batch = sheaf.outputs[0], x.shape[0]
     forward = sheaf.forward(x)
-    classes = torch.as_tensor(wanted, device=x.device).expand(batch)
-    target = _exchanged(forward[output], classes)
     dim = sheaf.vertices[source].dim
     free = torch.arange(dim) if where is None else Pin(source, 0.0, where).index(x.shape[1:])
     rest = torch.ones(dim, dtype=torch.bool)
     rest[free] = False
+    held = hold(sheaf, x, where=rest.nonzero().flatten())
+    classes = _classes(wanted, forward[output])
+    target = _exchanged(forward[output], classes)
     changed, price = x.clone(), x.new_zeros(batch)
     reached = forward[output].argmax(1) == classes
     prediction, at = forward[output].argmax(1), x.new_full((batch,), torch.inf)
     state: Cochain = forward
-    held = hold(sheaf, x, where=rest.nonzero().flatten()).pin(Pin(output, target))
+    held = held.pin(Pin(output, target))
     for weight in weights:
         if bool(reached.all()):
             break
@@ -91,6 +95,19 @@ def nearest_consistent(
         prediction = torch.where(fresh, answer, prediction)
         reached = reached | (answer == classes)
     return Nearest(x, changed, target, classes, prediction, reached, at, price)
+
+
+def _classes(wanted: Tensor | int, logits: Tensor) -> Tensor:
+    """One class per sample."""
+    given = torch.as_tensor(wanted, device=logits.device)
+    batch, classes = logits.shape
+    if given.is_floating_point() or given.dtype == torch.bool:
+        raise ValueError(f"wanted is of type {given.dtype}; write whole numbers")
+    if given.ndim and tuple(given.shape) != (batch,):
+        raise ValueError(f"wanted has shape {tuple(given.shape)}; write one number or ({batch},)")
+    if int(given.min()) < 0 or int(given.max()) >= classes:
+        raise ValueError(f"wanted is {given.tolist()}; the classes are 0 … {classes - 1}")
+    return given.expand(batch)
 
 
 def _exchanged(logits: Tensor, wanted: Tensor) -> Tensor:

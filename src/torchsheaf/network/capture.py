@@ -131,6 +131,8 @@ def _export_failure(error: Exception) -> UnsupportedModel:
     hint = ""
     if "data-dependent" in text or "DataDependent" in type(error).__name__ or "guard on" in text:
         hint = " (control flow that depends on the data has no fixed computation graph)"
+    elif "DynamicCache" in text:
+        hint = " (set model.config.use_cache = False; a cache is not a tensor)"
     return UnsupportedModel(
         "torch.export could not trace this model" + hint,
         [Offender(type(error).__name__, "", source, first)],

@@ -1,8 +1,10 @@
 """What vertices are called: module path, with the operation appended where a module has several."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any
 
 from torch.fx import Node as FxNode
@@ -30,20 +32,33 @@ def source_line(node: FxNode) -> str:
 def name_vertices(
     nodes: Sequence[Node], outputs: tuple[str, ...], inputs: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Node, ...], tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Rename vertices by module path, with the op appended where a module has several."""
-    per_module: dict[str, int] = {}
-    for node in nodes:
-        per_module[node.module] = per_module.get(node.module, 0) + 1
+    """Rename vertices by module path, with the op appended where a module has several.
+
+    Names are unique. Inputs come first, then modules that are one vertex: they keep their path;
+    what else would have such a name gets a number. "output" is kept for the model's only output.
+    """
+    per_module = Counter(node.module for node in nodes)
     names = {n: "input" if len(inputs) == 1 else f"input.{n}" for n in inputs}
-    taken: dict[str, int] = {}
+    taken = set(names.values())
+    only = outputs[0] if len(outputs) == 1 else None
+
+    def name(node: Node, wanted: str) -> None:
+        reserved = {"output"} if only is not None and node.name != only else set()
+        names[node.name] = next(
+            n for n in chain([wanted], (f"{wanted}_{i}" for i in count(1)))
+            if n not in taken and n not in reserved
+        )  # fmt: skip
+        taken.add(names[node.name])
+
+    paths = {n.name for n in nodes if n.module and per_module[n.module] == 1}
     for node in nodes:
-        op = node.op.removeprefix("aten.").split(".")[0]
-        single = node.module and per_module[node.module] == 1
-        wanted = node.module if single else ".".join(filter(None, (node.module, op)))
-        wanted = node.name if node.op == "identity" else wanted
-        count = taken.get(wanted, 0)
-        taken[wanted] = count + 1
-        names[node.name] = wanted if count == 0 else f"{wanted}_{count}"
+        if node.name in paths and node.op != "identity":
+            name(node, node.module)
+    for node in nodes:
+        if node.name not in names:
+            op = node.op.removeprefix("aten.").split(".")[0]
+            plain = node.op == "identity"
+            name(node, node.name if plain else ".".join(filter(None, (node.module, op))))
     renamed = []
     for node in nodes:
         operations = tuple(_rename(op, names) for op in node.operations)

@@ -88,7 +88,17 @@ class Sheaf:
             return name
         if name == "output" and len(self.outputs) == 1:
             return self.outputs[0]
+        if name == "output":
+            several = ", ".join(self.outputs)
+            raise ValueError(f"this model has {len(self.outputs)} outputs; write one of: {several}")
         raise ValueError(f"no vertex named {name!r}; write one of: {', '.join(self.vertices)}")
+
+    def input(self, name: str) -> str:
+        """An input vertex by its name, or by its argument's: "x" for "input.x"."""
+        found = name if name in self.inputs else f"input.{name}"
+        if found not in self.inputs:
+            raise ValueError(f"no input named {name!r}; write one of: {', '.join(self.inputs)}")
+        return found
 
     def at_batch(self, batch: int, inputs: Mapping[str, Tensor] | None = None) -> "Sheaf":
         """This sheaf for another batch size: itself, unless the model fixes its batch.
@@ -110,15 +120,15 @@ class Sheaf:
         )
         return replace(self, network=network)
 
-    def read_inputs(self, x: "Inputs") -> dict[str, Tensor]:
-        """Check and name the inputs.
+    def read_inputs(self, x: "Inputs", *, missing: bool = False) -> dict[str, Tensor]:
+        """Check and name the inputs; with `missing` they may contain NaN.
 
         Raises ValueError naming the input whose count, shape, dtype or values are wrong.
         """
         if not isinstance(x, Tensor | Sequence | Mapping):
             raise TypeError(f"input is a {type(x).__name__}; pass a tensor (batch, *shape)")
         if isinstance(x, Mapping):
-            given = {self.vertex(n): t for n, t in x.items()}
+            given = {self.input(n): t for n, t in x.items()}
             if set(given) != set(self.inputs):
                 raise ValueError(
                     f"values came for {', '.join(given) or 'no input'}; this network has "
@@ -133,13 +143,13 @@ class Sheaf:
                 )
             given = dict(zip(self.inputs, tensors, strict=True))
         for name, tensor in given.items():
-            self._check_input(name, tensor)
+            self._check_input(name, tensor, missing=missing)
         batches = {n: t.shape[0] for n, t in given.items()}
         if len(set(batches.values())) > 1:
             raise ValueError(f"batch sizes must be equal; got {batches}")
         return given
 
-    def _check_input(self, name: str, tensor: Tensor) -> None:
+    def _check_input(self, name: str, tensor: Tensor, *, missing: bool) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; pass a tensor (batch, *shape)")
         shape = self.vertices[name].shape
@@ -148,8 +158,10 @@ class Sheaf:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; write ({wanted})")
         if tensor.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}: the batch is empty")
-        if tensor.is_floating_point() and not is_finite(tensor):
+        if tensor.is_floating_point() and not missing and not is_finite(tensor):
             raise ValueError(f"{name} contains NaN or infinity; pass finite numbers")
+        if tensor.is_floating_point() and name in self.network.integral:
+            raise ValueError(f"{name} has dtype {tensor.dtype}; this input takes integers")
         types = {t.dtype for t in self.network.parameters().values() if t.is_floating_point()}
         needs_floats = name not in self.network.integral
         if len(types) == 1 and needs_floats and tensor.dtype not in types:

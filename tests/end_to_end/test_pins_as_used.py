@@ -1,0 +1,153 @@
+"""Pins, free inputs and starts as a new user meets them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchsheaf as ts
+from tests.reference.networks import fill, randn, relu_mlp
+
+
+class Sum(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Linear(3, 4, dtype=torch.float64) for _ in "ab")
+        self.head = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(torch.relu(self.a(x) + self.b(y)))
+
+
+@pytest.fixture(scope="module")
+def sheaf() -> ts.Sheaf:
+    return ts.encode(relu_mlp([4, 10, 7, 3], 1), randn(1, 6, 4))
+
+
+def test_free_input_coordinates_start_where_x_is(sheaf: ts.Sheaf) -> None:
+    x = randn(2, 6, 4)
+    answer = sheaf.forward(x)[sheaf.outputs[0]]
+    found = ts.harmonic_extension(ts.hold(sheaf, x, where=[0]))
+    assert torch.equal(found.cochain["input"], x)
+    assert torch.equal(found.output, answer)
+    # asked for its own answer, x is the answer
+    whole = ts.hold(sheaf, x, where=[]).pin(ts.Pin("output", answer))
+    found = ts.harmonic_extension(whole, start="forward")
+    assert torch.equal(found.cochain["input"], x)
+    assert float(found.energy.max()) < 1e-25
+
+
+def test_missing_features_start_at_zero(sheaf: ts.Sheaf) -> None:
+    x = randn(2, 6, 4)
+    x[:, 2] = math.nan
+    problem = ts.hold(sheaf, x, where=[0, 1, 3])
+    assert bool((problem.start("forward")["input"][:, 2] == 0).all())
+    found = ts.harmonic_extension(problem.pin(ts.Pin("output", 0.5)))
+    assert torch.equal(found.cochain["input"][:, [0, 1, 3]], x[:, [0, 1, 3]])
+    assert float(found.stationarity.max()) <= 1e-8
+    one = ts.harmonic_extension(problem.samples(torch.tensor([4])).pin(ts.Pin("output", 0.5)))
+    torch.testing.assert_close(one.energy, found.energy[4:5], rtol=1e-6, atol=1e-9)
+
+
+def test_one_of_two_inputs_is_free() -> None:
+    model, x, y = fill(Sum(), 3), randn(1, 5, 3), randn(2, 5, 3)
+    sheaf = ts.encode(model, (x, y))
+    problem = ts.hold(sheaf, {"x": x, "y": y}, where={"y": [0]})
+    found = ts.harmonic_extension(problem.pin(ts.Pin("output", 1.0)))
+    assert torch.equal(found.cochain["input.x"], x)
+    assert torch.equal(found.cochain["input.y"][:, 0], y[:, 0])
+    assert not torch.equal(found.cochain["input.y"], y)
+    assert float(found.stationarity.max()) <= 1e-8
+
+
+def test_float32_counts_an_equilibrium_once(sheaf: ts.Sheaf) -> None:
+    net = relu_mlp([4, 10, 7, 3], 1)
+    counts = []
+    for dtype in (torch.float64, torch.float32):
+        x = randn(2, 20, 4).to(dtype)
+        problem = ts.hold(ts.encode(net.to(dtype), x), x).pin(ts.Pin("output", 1.0))
+        several = ts.harmonic_extension(problem, starts=16).equilibria
+        assert several is not None
+        for sample in range(20):
+            energies = [e for e, _ in several.distinct(sample)]
+            assert energies == sorted(energies)
+        counts.append(several.count)
+    assert float((counts[0] - counts[1]).abs().double().mean()) <= 0.5
+    assert int(counts[1].max()) <= 5
+
+
+def test_samples_of_equilibria_are_counted_from_either_end(sheaf: ts.Sheaf) -> None:
+    problem = ts.hold(sheaf, randn(2, 6, 4)).pin(ts.Pin("output", 1.0))
+    several = ts.harmonic_extension(problem, starts=3, start="zeros").equilibria
+    assert several is not None
+    assert several.starts[0] == "zeros"
+    (energy, last), *_ = several.distinct(-1)
+    assert last["input"].shape[0] == 1
+    assert energy == several.distinct(5)[0][0]
+    with pytest.raises(IndexError, match="sample 6 is out of range; there are 6"):
+        several.distinct(6)
+
+
+def test_a_random_start_follows_its_generator(sheaf: ts.Sheaf) -> None:
+    problem = ts.hold(sheaf, randn(2, 6, 4)).pin(ts.Pin("output", 1.0))
+
+    def first(seed: int) -> float:
+        source = torch.Generator().manual_seed(seed)
+        found = ts.harmonic_extension(problem, start="random", generator=source)
+        return found.energies[0]
+
+    assert first(0) == first(0)
+    assert first(0) != first(1)
+
+
+def test_nothing_free_is_an_equilibrium() -> None:
+    net = nn.Linear(3, 2, dtype=torch.float64)
+    x = randn(1, 4, 3)
+    found = ts.harmonic_extension(ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", 1.0)))
+    assert torch.equal(found.stationarity, torch.zeros(4, dtype=torch.float64))
+    expected = 0.5 * (1 - net(x)).square().sum(1)
+    torch.testing.assert_close(found.energy, expected.detach())
+
+
+def test_later_patches_win_one_coordinate_at_a_time(sheaf: ts.Sheaf) -> None:
+    x = randn(2, 6, 4)
+    pins = [ts.Pin("0", 1.0, [0], 2.0), ts.Pin("0", 3.0, [0, 1], 2.0)]
+    patched = ts.counterfactual(sheaf, x, pins).patched["0"]
+    assert bool((patched[:, :2] == 3).all())
+    assert torch.equal(patched[:, 2:], sheaf.forward(x)["0"][:, 2:])
+
+
+def test_a_counterfactual_of_token_numbers_and_one_that_is_cut_short() -> None:
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    net = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 2)).double()
+    sheaf = ts.encode(net, ids)
+    answer = ts.counterfactual(sheaf, ids, ts.Pin("0", 0.5, where=[0]))
+    assert float(answer.changes[0].pinned.max()) == 0  # the input, which is held
+    hard = ts.encode(relu_mlp([4, 10, 7, 3], 1), randn(1, 6, 4))
+    pins = [ts.Pin("2", 0.5, where=[0]), ts.Pin("output", 1.0)]
+    short = ts.counterfactual(hard, randn(2, 6, 4), pins, max_passes=2, throw=False)
+    assert not short.extension.outcome.ok
+
+
+def test_values_and_choices_of_numpy_and_of_each_sample(sheaf: ts.Sheaf) -> None:
+    problem, each = ts.hold(sheaf, randn(2, 6, 4)), torch.arange(6.0, dtype=torch.float64)
+    mask = np.zeros(10, dtype=bool)
+    mask[3] = True
+    pinned = problem.pin(ts.Pin("0", each, where=mask, weight=np.float32(2)))
+    assert torch.equal(pinned.soft[0].target[:, 0], each)
+    each += 1  # the pin has its own copy
+    assert torch.equal(pinned.soft[0].target[:, 0], each - 1)
+    learnt = torch.ones(6, 1, dtype=torch.float64, requires_grad=True)
+    found = ts.harmonic_extension(problem.pin(ts.Pin("0", learnt, where=[3])))
+    assert not found.output.requires_grad
+
+
+def test_what_is_found_shares_no_memory_with_the_input(sheaf: ts.Sheaf) -> None:
+    x = randn(2, 6, 4)
+    problem = ts.hold(sheaf, x)
+    x.zero_()
+    assert torch.equal(problem.values["input"], randn(2, 6, 4))

@@ -1,0 +1,66 @@
+"""Vertices have names of their own, whatever the modules are called."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchsheaf as ts
+from tests.reference.networks import randn
+
+
+class Chain(nn.Module):
+    """Three linear layers with ReLUs between them; the modules have any names."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        widths = [3, 4, 5, 2]
+        self.order = names
+        for name, m, n in zip(names, widths, widths[1:], strict=False):
+            self.add_module(name, nn.Linear(m, n, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, name in enumerate(self.order):
+            x = getattr(self, name)(torch.relu(x) if i else x)
+        return x
+
+
+NAMES = [
+    ("input", "head", "last"), ("a", "b", "relu_1"), ("relu", "relu_1", "linear"),
+    ("output", "hidden", "end"), ("linear", "input_1", "input"), ("a", "output", "relu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["unfused", "fused"])
+@pytest.mark.parametrize("names", NAMES)
+def test_names_change_nothing(names: tuple[str, ...], form: str) -> None:
+    torch.manual_seed(0)
+    plain, named = Chain("one", "two", "three"), Chain(*names)
+    for p, q in zip(plain.parameters(), named.parameters(), strict=True):
+        q.data.copy_(p.data)
+    x, found = randn(1, 6, 3), []
+    for model in (plain, named):
+        sheaf = ts.encode(model, x, form=form)
+        assert len(sheaf.vertices) == (6 if form == "unfused" else 4)
+        problem = ts.hold(sheaf, x)
+        assert torch.equal(ts.harmonic_extension(problem).output, model(x))
+        found.append(ts.harmonic_extension(problem.pin(ts.Pin("output", 1.0))))
+    torch.testing.assert_close(found[0].energy, found[1].energy, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[0].output, torch.ones(6, 2, dtype=torch.float64))
+    # modules keep their path, unless it is the input's or means the model's output
+    kept = [n for n in names if n not in ("input", "output")]
+    assert set(kept) <= set(found[1].problem.sheaf.vertices)
+
+
+def test_an_input_whose_name_a_module_has_too() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.input = nn.ModuleDict({"x": nn.Linear(3, 3, dtype=torch.float64)})
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.relu(self.input["x"](x) + y)
+
+    model, x, y = Two(), randn(1, 4, 3), randn(2, 4, 3)
+    sheaf = ts.encode(model, (x, y))
+    assert list(sheaf.vertices)[:3] == ["input.x", "input.y", "input.x_1"]
+    assert torch.equal(ts.harmonic_extension(ts.hold(sheaf, (x, y))).output, model(x, y))
