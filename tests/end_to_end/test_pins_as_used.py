@@ -151,3 +151,17 @@ def test_what_is_found_shares_no_memory_with_the_input(sheaf: ts.Sheaf) -> None:
     problem = ts.hold(sheaf, x)
     x.zero_()
     assert torch.equal(problem.values["input"], randn(2, 6, 4))
+
+
+def test_printed_objects_fit_a_line_or_two(sheaf: ts.Sheaf) -> None:
+    net, x = relu_mlp([4, 10, 7, 3], 1), randn(2, 6, 4)
+    problem = ts.hold(sheaf, x).pin(ts.Pin("output", 1.0))
+    found = ts.harmonic_extension(problem)
+    printed = [
+        sheaf, problem, found, found.cochain, problem.laplacian(found.cochain),
+        problem.coboundary(found.cochain), ts.spectrum(problem), ts.discord(found),
+        ts.heat_flow(ts.hold(sheaf, x)), ts.precision.plan(net.float(), x.float(), budget=1e-2),
+    ]  # fmt: skip
+    for thing in printed:
+        assert type(thing).__name__ in repr(thing)
+        assert len(repr(thing)) < 240, repr(thing)

@@ -33,7 +33,7 @@ class DiscordEdge:
     dim: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Discord:
     """‖r_e‖² per edge and sample: no ½, no division by the edge's dimension, no edge weight.
 
@@ -42,6 +42,13 @@ class Discord:
 
     edges: tuple[DiscordEdge, ...]
     values: Tensor
+
+    def __repr__(self) -> str:
+        worst = max(
+            zip(self.mean.tolist(), (e.name for e in self.edges), strict=True), default=None
+        )
+        most = "" if worst is None else f"; most at {worst[1]!r}: {worst[0]:.4g}"
+        return f"Discord({len(self.values)} samples, {len(self.edges)} edges{most})"
 
     @property
     def mean(self) -> Tensor:

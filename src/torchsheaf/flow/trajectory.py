@@ -12,7 +12,7 @@ from torchsheaf.flow.events import Events
 from torchsheaf.outcome import Outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectory:
     """A relaxation of a held problem, T recorded times of a batch.
 
@@ -39,6 +39,14 @@ class Trajectory:
     steps: int
     outcome: Outcome
     where: str = ""
+
+    def __repr__(self) -> str:
+        begin, end = (float(self.energy[i].sum()) for i in (0, -1))
+        return (
+            f"Trajectory({self.method}: {self.outcome.name.lower()} after {self.steps} steps; "
+            f"{len(self.times)} times up to {float(self.times[-1]):.4g}, "
+            f"energy {begin:.6g} to {end:.6g})"
+        )
 
     @property
     def output(self) -> Tensor:

@@ -12,7 +12,7 @@ from torchsheaf.linalg import lanczos, three_term_lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum:
     """k extreme eigenpairs of L per sample.
 
@@ -30,6 +30,11 @@ class Spectrum:
     passes: int
     which: str
     space: Space
+
+    def __repr__(self) -> str:
+        least, most = (float(v) for v in self.values.aminmax())
+        batch, k = self.values.shape
+        return f"Spectrum({k} {self.which} of {batch} samples: {least:.6g} … {most:.6g})"
 
     def cochain(self, i: int = 0) -> Cochain:
         """The i-th eigenvector as a cochain on the free coordinates."""

@@ -22,6 +22,10 @@ class LinearMap(ABC):
     domain: Space
     codomain: Space
 
+    def __repr__(self) -> str:
+        size = f"{self.codomain.dim} × {self.domain.dim}"
+        return f"{type(self).__name__}({size}, {self.like.shape[0]} samples)"
+
     @property
     @abstractmethod
     def like(self) -> Tensor:

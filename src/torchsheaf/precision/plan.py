@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class Headroom:
     refused: Mapping[str, str]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """A format per operation, what was predicted, what was measured, and why.
 
@@ -90,6 +91,14 @@ class Plan:
     range_margin: float
     holdout: Measurement | None = None
     statement: Statement | None = None
+
+    def __repr__(self) -> str:
+        used = ", ".join(f"{n} {f}" for f, n in Counter(self.assignment.values()).items())
+        flags = f"; {len(self.flags)} flag(s)" if self.flags else ""
+        return (
+            f"Plan({used}; predicted error {self.predicted.value:.3g}, budget {self.budget:.3g} "
+            f"({self.norm}){flags})"
+        )
 
     @property
     def by_call(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The sheaf of a network: cells, restriction maps at a state, residual."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sheaf:
     """A cellular sheaf over a computation graph.
 
@@ -30,6 +31,12 @@ class Sheaf:
 
     network: Network
     form: str
+
+    def __repr__(self) -> str:
+        kinds = Counter(str(e.kind) for e in self.edges.values())
+        edges = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        size = f"{len(self.vertices)} vertices, {self.space.dim} coordinates"
+        return f"Sheaf({self.form}: {size}; {edges})"
 
     @cached_property
     def vertices(self) -> dict[str, Vertex]:
