@@ -286,3 +286,16 @@ def test_a_function_is_no_model() -> None:
 def test_form_is_named() -> None:
     with pytest.raises(ValueError, match=r"form is 'both'; write one of 'unfused', 'fused'"):
         encode(relu_mlp([3, 2], 0), randn(1, 2, 3), form="both")
+
+
+def test_a_language_model_that_returns_its_cache() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=1, n_head=2, n_embd=16, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.randint(20, (4, 5), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedModel, match=r"set model\.config\.use_cache = False"):
+        encode(model, ids)
+    model.config.use_cache = False
+    assert encode(model, ids).outputs == ("lm_head",)

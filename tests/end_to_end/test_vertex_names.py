@@ -64,3 +64,20 @@ def test_an_input_whose_name_a_module_has_too() -> None:
     sheaf = ts.encode(model, (x, y))
     assert list(sheaf.vertices)[:3] == ["input.x", "input.y", "input.x_1"]
     assert torch.equal(ts.harmonic_extension(ts.hold(sheaf, (x, y))).output, model(x, y))
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_star_arguments_are_inputs_of_their_own(extra: int) -> None:
+    class Starred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2, dtype=torch.float64)
+
+        def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+            return self.head(torch.relu(sum(more, x)))
+
+    model, given = Starred(), tuple(randn(i, 4, 3) for i in range(extra + 1))
+    sheaf = ts.encode(model, given)
+    assert len(sheaf.inputs) == extra + 1
+    other = tuple(randn(10 + i, 7, 3) for i in range(extra + 1))  # another batch size
+    assert torch.equal(ts.harmonic_extension(ts.hold(sheaf, other)).output, model(*other))

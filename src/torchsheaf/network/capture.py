@@ -1,5 +1,6 @@
 """nn.Module + example input → Network, through torch.export."""
 
+import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ def _export(
     batch = inputs[0].shape[0]
     # torch.export specialises an axis of length 1, so a single sample is traced as two.
     example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
-    dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    dynamic = _batch_axes(model, len(inputs))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -120,6 +121,16 @@ def _export(
             run(model, inputs)
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None
+
+
+def _batch_axes(model: nn.Module, count: int) -> tuple[Any, ...]:
+    """The first axis of every input may vary; those that `*args` takes are one nested tuple."""
+    axes: list[Any] = [{0: torch.export.Dim.AUTO} for _ in range(count)]
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        plain = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        axes = [*axes[:plain], tuple(axes[plain:])] if count > plain else axes
+    return tuple(axes)
 
 
 def _export_failure(error: Exception) -> UnsupportedModel:
