@@ -143,7 +143,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 def coordinates(values: Tensor) -> Tensor:
     """`(batch, *shape)` → `(batch, dim)`; a scalar stalk, of shape (), has one coordinate."""
-    return values.reshape(values.shape[0], -1)
+    return values if values.ndim == 2 else values.reshape(values.shape[0], -1)
 
 
 @dataclass(frozen=True)

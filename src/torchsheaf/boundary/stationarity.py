@@ -174,10 +174,11 @@ class _OnBreak:
         self, states: dict[str, Tensor], upper: Mapping[str, Tensor], jumps: Mapping[str, Tensor]
     ) -> None:
         """Mark those that the energy pulls there from both sides as sliding."""
-        attracting = {
-            n: ((upper[n] - j < 0) & (upper[n] > 0)).to(j.dtype) for n, j in jumps.items()
+        tangents = {
+            n: ((upper[n] - jumps[n] < 0) & (upper[n] > 0)).to(jumps[n].dtype)
+            for n in self.maps.parents
+            if n in jumps
         }
-        tangents = {p: attracting[p] for p in self.maps.parents if p in attracting}
         if not tangents:
             return
         seen = self.maps.push_into(self.operand, tangents) > 0

@@ -166,11 +166,12 @@ class AsynchronousNewton:
         """A conjugate gradient step: −g·u grows by α ‖r‖², and the model falls by half of that."""
         rows = self.rows
         curvature = torch.linalg.vecdot(rows.p, q)
-        bent = descent & (curvature > 1e-14 * torch.linalg.vecdot(rows.p, rows.p))
-        # without curvature (free sources only) the first direction is steepest descent
-        flat = descent ^ bent
-        length = torch.where(bent, rows.rr / curvature, 0)
-        alpha = torch.where(flat & (rows.steps == 0), 1, length)
+        bent = descent
+        if self.reduction.layout.sources:  # elsewhere H ≥ 1
+            bent = descent & (curvature > 1e-14 * torch.linalg.vecdot(rows.p, rows.p))
+        alpha = length = torch.where(bent, rows.rr / curvature.clamp_min(1e-300), 0)
+        if bent is not descent:  # without curvature the first direction is steepest descent
+            alpha = torch.where((descent ^ bent) & (rows.steps == 0), 1, length)
         rows.dc.addcmul_(alpha[:, None], pc)
         rows.dm.addcmul_(alpha[:, None], pm)
         rows.slope.addcmul_(alpha, rows.rr, value=-1)
@@ -182,7 +183,9 @@ class AsynchronousNewton:
         rows.rr = torch.where(bent, fresh, rows.rr)
         rows.steps += descent
         enough = (rows.rr <= rows.goal) | (rows.steps >= MAX_STEPS)
-        rows.send(flat | (bent & enough), Stage.READY)
+        if bent is not descent:
+            enough |= ~bent
+        rows.send(descent & enough, Stage.READY)
 
     def _check(self, check: Tensor, out: Tensor) -> None:
         """Arrived where ‖∂E/∂C‖ ≤ tol; the others go on with a tenth of their residual as goal.
@@ -193,13 +196,14 @@ class AsynchronousNewton:
         rows, keep = self.rows, self.reduction.holds.keep
         plain = out if keep is None else out * keep
         norm = torch.linalg.vector_norm(plain, dim=1)
-        small = norm <= self.tol
-        rows.failed = rows.failed + (check & ~(norm <= 0.5 * rows.tested))
+        arrived = check & (norm <= self.tol)
+        left = check ^ arrived
+        rows.failed += check & ~(norm <= 0.5 * rows.tested)
         rows.tested = torch.where(check, torch.minimum(norm, rows.tested), rows.tested)
-        hopeless = check & ~small & (rows.failed >= PATIENCE)
-        arrived, onwards = check & small, check & ~small & ~hopeless
+        hopeless = left & (rows.failed >= PATIENCE)
+        onwards = left ^ hopeless
         rows.goal = torch.where(onwards, 0.01 * rows.rr, rows.goal)
-        rows.steps = torch.where(onwards, 0, rows.steps)
+        rows.steps.masked_fill_(onwards, 0)
         self.rows.send(onwards, Stage.DESCENT)
         self._retire(arrived, rows.quiet)
         self._give_up(hopeless)
@@ -217,10 +221,10 @@ class AsynchronousNewton:
         size = rows.rr.sqrt()
         forcing = size.sqrt().clamp_max(FORCING)
         rows.goal = torch.where(gradient, (forcing * size).square(), rows.goal)
-        rows.steps = torch.where(gradient, 0, rows.steps)
-        lower = rows.energy < rows.lowest - FLOOR * rows.lowest.abs()
-        better = lower | (size <= 0.5 * rows.least) | ~rows.lowest.isfinite()
-        rows.failed = torch.where(gradient, torch.where(better, 0, rows.failed + 1), rows.failed)
+        rows.steps.masked_fill_(gradient, 0)
+        better = (rows.energy < (1 - FLOOR) * rows.lowest) | (size <= 0.5 * rows.least)
+        failed = (rows.failed + 1).masked_fill_(better, 0)
+        rows.failed = torch.where(gradient, failed, rows.failed)
         rows.least = torch.where(gradient, torch.minimum(size, rows.least), rows.least)
         rows.lowest = torch.where(gradient, torch.minimum(rows.energy, rows.lowest), rows.lowest)
         hopeless = gradient & (rows.failed >= PATIENCE)

@@ -37,39 +37,40 @@ def line_search(
     t = torch.ones_like(energy)
     value, derivative = along(t) if whole is None else whole
     trials = int(whole is None)
-    for _ in range(max_halvings):
-        failed = ~(value <= energy + SUFFICIENT * t * slope + noise)
-        if not bool(failed.any()):
-            break
+
+    def too_high() -> Tensor:
+        return ~(value <= energy + SUFFICIENT * t * slope + noise)
+
+    failed = too_high()
+    while bool(failed.any()) and max_halvings:
         curvature = value - energy - t * slope
         guess = -slope * t * t / (2 * curvature)
         guess = torch.where(guess.isfinite(), guess, 0.1 * t)
         t = torch.where(failed, guess.clamp(0.1 * t, 0.5 * t), t)
         fresh, fresh_derivative = along(t)
         trials += 1
+        max_halvings -= 1
         value = torch.where(failed, fresh, value)
         derivative = torch.where(failed, fresh_derivative, derivative)
-    failed = ~(value <= energy + SUFFICIENT * t * slope + noise)
-    t = torch.where(failed, 0, t)
-    value = torch.where(failed, energy, value)
+        failed = too_high()
+    if not max_halvings:  # those that are still too high stay where they are
+        t, value = torch.where(failed, 0, t), torch.where(failed, energy, value)
     low, high = 0.1 * t, 3 * t
     before, slope_before = torch.zeros_like(t), slope
     for _ in range(refine):
         gap = derivative - slope_before
-        guess = t - derivative * (t - before) / torch.where(gap == 0, 1, gap)
-        guess = torch.where((gap == 0) | failed | ~guess.isfinite(), t, guess).clamp(low, high)
-        worth = (guess - t).abs() > 1e-2 * t
+        guess = t - derivative * (t - before) / gap
+        guess = torch.where(gap == 0, t, guess).clamp(low, high)
+        worth = (guess - t).abs() > 1e-2 * t  # not where t is 0, nor where the guess is none
         if not bool(worth.any()):
             break
         fresh, fresh_derivative = along(guess)
         trials += 1
         lower = worth & (fresh < value)
-        before, slope_before = (
-            torch.where(lower, t, before),
-            torch.where(lower, derivative, slope_before),
-        )
-        t, value = torch.where(lower, guess, t), torch.where(lower, fresh, value)
-        derivative = torch.where(lower, fresh_derivative, derivative)
         if not bool(lower.any()):
             break
+        before = torch.where(lower, t, before)
+        slope_before = torch.where(lower, derivative, slope_before)
+        t, value = torch.where(lower, guess, t), torch.where(lower, fresh, value)
+        derivative = torch.where(lower, fresh_derivative, derivative)
     return Step(t, value, trials)

@@ -337,9 +337,7 @@ class Reduction:
         """Values by vertex name of everything that a map reads: held inputs and variables."""
         layout, problem = self.layout, self.problem
         held = {n: problem.values[n] for n in problem.sheaf.inputs if n not in layout.slots}
-        batch = columns.shape[0]
-        read = {n: columns[:, s].reshape(batch, *layout.shapes[n]) for n, s in layout.slots.items()}
-        return held | read
+        return held | layout.shaped(layout.of_variables(columns))
 
     @torch.no_grad()
     def incoming(self, columns: Tensor) -> Tensor:
