@@ -253,6 +253,20 @@ def test_failures_have_a_message_and_a_code(
     assert out == ""
 
 
+@pytest.mark.parametrize("body", ["raise KeyError('lost')", "raise SystemExit(7)", "def f(: pass"])
+def test_a_target_that_fails_is_a_bad_target(folder: Path, body: str) -> None:
+    (folder / "failing.py").write_text(body)
+    (folder / "made.py").write_text(f"def f(needed):\n    pass\n\ndef g():\n    {body}\n")
+    names = ["failing:f", "made:f", "made:g"] if "def f(:" not in body else ["failing:f"]
+    for target in names:
+        run = subprocess.run(
+            [sys.executable, "-m", "torchsheaf", "inspect", target], cwd=folder,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == Exit.BAD_TARGET, run.stderr
+        assert "failed: " in run.stderr
+
+
 def test_debug_adds_the_traceback(folder: Path) -> None:
     code, _, error = invoke("--debug", "inspect", "nets:unsupported")
     assert code == Exit.UNSUPPORTED_MODEL

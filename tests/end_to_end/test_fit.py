@@ -316,3 +316,86 @@ def test_models_with_two_outputs_and_unknown_rules_are_refused() -> None:
         SheafTrainer(Two(), loss="l2").local_gradients(x, torch.zeros(4, 1))
     with pytest.raises(ValueError, match="rule is 'backprop'"):
         SheafTrainer(nn.Linear(2, 1), rule="backprop")
+
+
+def test_a_checkpoint_of_another_rate_is_refused(tmp_path: Path) -> None:
+    file, net = tmp_path / "run.pt", relu_mlp([2, 8, 2], 1)
+    trainer = SheafTrainer(net, rule="first-order")
+
+    def run(rate: float, epochs: int) -> None:
+        step = torch.optim.SGD(net.parameters(), lr=rate)
+        fit(trainer, rings(), step, epochs=epochs, checkpoint=file, progress=False)
+
+    run(0.1, 1)
+    with pytest.raises(ValueError, match=r"written with lr=0\.1, and this run has lr=0\.01"):
+        run(0.01, 2)
+    run(0.1, 2)
+
+
+def test_a_replaced_module_and_a_changed_mode_are_noticed() -> None:
+    net = (
+        nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)).double().eval()
+    )
+    trainer, (x, y) = SheafTrainer(net, rule="first-order"), rings()
+    trainer.local_gradients(x, y)
+    first = trainer.sheaf(x)
+    net[3] = nn.Linear(4, 2, dtype=torch.float64)
+    loss = trainer.local_gradients(x, y)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(net(x), y).detach())
+    assert net[3].weight.grad is not None
+    net.train()
+    with pytest.raises(ValueError, match=r"(?i)dropout"):
+        trainer.local_gradients(x, y)
+    net.eval()
+    assert trainer.sheaf(x) is trainer.sheaf(x)
+    assert trainer.sheaf(x) is not first
+
+
+def test_a_validation_loss_that_is_not_finite_is_an_error() -> None:
+    net = relu_mlp([2, 8, 2], 1)
+    before = [p.detach().clone() for p in net.parameters()]
+    trainer, step = (
+        SheafTrainer(net, rule="first-order"),
+        torch.optim.SGD(net.parameters(), lr=1e200),
+    )
+    with pytest.raises(ConvergenceError, match="the validation loss is"):
+        fit(trainer, rings(), step, epochs=1, validation=rings(), progress=False)
+    for p, old in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p, old)
+
+
+def test_arguments_of_fit_that_make_no_sense() -> None:
+    net, other = relu_mlp([2, 8, 2], 1), relu_mlp([2, 8, 2], 2)
+    trainer = SheafTrainer(net, rule="first-order")
+    step = torch.optim.SGD(net.parameters(), lr=0.1)
+    for options, message in (
+        ({"epochs": 1.5}, "epochs is 1.5"), ({"epochs": 1, "patience": 0}, "patience is 0"),
+        ({"epochs": 1, "clip": -1.0}, "clip is -1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            fit(trainer, rings(), step, progress=False, **options)  # type: ignore[arg-type]
+    foreign = torch.optim.SGD(other.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="no parameter of this model"):
+        fit(trainer, rings(), foreign, epochs=1, progress=False)
+
+
+def test_several_inputs_come_as_a_tuple() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Linear(2, 4, dtype=torch.float64) for _ in "ab")
+            self.head = nn.Linear(4, 2, dtype=torch.float64)
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return self.head(torch.relu(self.a(x) + self.b(z)))
+
+    torch.manual_seed(0)
+    net, (x, y) = Two(), rings()
+    data = ((x, x.square()), y)
+    step = torch.optim.Adam(net.parameters(), lr=0.05)
+    history = fit(
+        SheafTrainer(net, rule="first-order"), data, step, epochs=20, batch_size=32,
+        validation=data, progress=False,
+    )  # fmt: skip
+    assert history.losses[-1] < 0.5 * history.losses[0]
+    assert history.records[-1]["accuracy"] > 0.8

@@ -144,7 +144,7 @@ class _Run:
         ended = resting | ((crossing.row < 0) & (crossing.time >= left))
         # How far the next piece will want to see: twice as far as this one went, four times if
         # it could not see its end.
-        growth = torch.where(crossing.row >= 0, 2.0, 4.0)
+        growth = torch.where(crossing.row >= 0, 2.0, 4.0).to(crossing.time.dtype)
         self.hint[at] = (growth * crossing.time).clamp_min(0.25 / task.alpha)
         self._record(problem, region, piece, crossing.time, ended)
         self._move(region, piece, crossing.time, crossing.row)

@@ -101,13 +101,23 @@ def _from_factory(text: str) -> Target:
         raise TargetError(
             f"importing {module_name!r} failed: it needs the module {missing!r}"
         ) from error
+    except (Exception, SystemExit) as error:
+        raise TargetError(f"importing {module_name!r} failed: {_named(error)}") from error
     for name in path.split("."):
         if not hasattr(found, name):
             raise TargetError(f"target is {text!r}, but {module_name!r} has no {path!r}")
         found = getattr(found, name)
     if not callable(found) or isinstance(found, nn.Module):
         raise TargetError(f"{text} is a {type(found).__name__}; name a function without arguments")
-    return _check_made(text, found())
+    try:
+        made = found()
+    except (Exception, SystemExit) as error:
+        raise TargetError(f"{text}() failed: {_named(error)}") from error
+    return _check_made(text, made)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _check_made(text: str, made: Any) -> Target:

@@ -1,6 +1,7 @@
 """The training loop: progress, validation on the forward pass, early stop, exact resume."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
 from torchsheaf.train.trainer import SheafTrainer
 
-Data = DataLoader[Any] | tuple[Tensor, Tensor]
+Input = Tensor | tuple[Tensor, ...]
+Data = DataLoader[Any] | tuple[Input, Tensor]
 Callback = Callable[["Progressed"], None]
 
 
@@ -54,7 +56,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Input, Tensor] | None = None,
     scheduler: LRScheduler | None = None,
     clip: float | None = None,
     patience: int | None = None,
@@ -67,15 +69,17 @@ def fit(
 ) -> History:
     """Train by local gradients with any torch optimiser.
 
-    `data` is a DataLoader, or tensors (x, y) cut into shuffled batches of `batch_size` with
-    `generator`. Validation is always on the forward pass, in the mode that the model is in.
-    `patience` stops when the validation (else training) loss has not improved for so many epochs.
+    `data` is a DataLoader, or tensors (x, y), x a tuple where the model has several inputs, cut
+    into shuffled batches of `batch_size` with `generator`. Validation is always on the forward
+    pass, in the mode that the model is in. `patience` stops when the validation (else training)
+    loss has not improved for so many epochs.
     With `checkpoint`, every epoch ends in an atomic write of weights, optimiser, scheduler, rule
     memory, random state and history; a run that finds such a file resumes after its last epoch
     with the same numbers as an uninterrupted one. Under data parallelism every process passes its
     own shard, of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
 
-    Raises ValueError for an empty loader, wrong targets, or a checkpoint of another run;
+    Raises ValueError for an empty loader, wrong targets, an optimiser of other parameters, or a
+    checkpoint of another run (rule, loss, optimiser or, without a scheduler, its settings);
     `ConvergenceError` for a loss or weights that are not finite and for a rule that fails (with
     `throw=False` the history is returned with that outcome). After any error the weights, the
     optimiser and the rule's memory are those at the end of the last whole epoch.
@@ -89,8 +93,14 @@ def fit(
     >>> history.losses[-1] < history.losses[0]
     True
     """
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}; write a number ≥ 1")
+    for name, count in (("epochs", epochs), ("patience", patience)):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"{name} is {count!r}; write a whole number, 1 or more")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip is {clip}; write a positive number")
+    mine = {id(p) for p in trainer.learnable.values()}
+    if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("the optimizer has no parameter of this model; write model.parameters()")
     generator = generator or torch.Generator().manual_seed(0)
     batches = _batches(data, batch_size, generator)
     history = History()
@@ -108,6 +118,8 @@ def fit(
             try:
                 record = _epoch(trainer, batches(), optimizer, clip)
                 _require_finite(trainer)
+                if validation is not None:
+                    record |= _validated(trainer, *validation)
             except Exception as error:
                 loop.load(good)
                 if isinstance(error, ConvergenceError):
@@ -115,8 +127,6 @@ def fit(
                     if not throw:
                         break
                 raise
-            if validation is not None:
-                record |= evaluate(trainer, *validation)
             if scheduler is not None:
                 _advance(scheduler, record)
             history.records.append(record)
@@ -130,14 +140,24 @@ def fit(
     return history
 
 
+def _validated(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
+    found = evaluate(trainer, x, y)
+    if not math.isfinite(found["validation_loss"]):
+        raise ConvergenceError(
+            Outcome.NONFINITE,
+            f"the validation loss is {found['validation_loss']}; lower the learning rate",
+        )
+    return found
+
+
 @torch.no_grad()
-def evaluate(trainer: SheafTrainer, x: Tensor, y: Tensor) -> dict[str, float]:
+def evaluate(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
     """Loss, and accuracy where it makes sense, of the plain forward pass.
 
     The model's mode is left alone: the sheaf was read in that mode, and dropout and batch
     statistics were refused then.
     """
-    z = trainer.model(x)
+    z = trainer.model(*(x if isinstance(x, tuple) else (x,)))
     target = trainer.loss.target(z, y)
     out = {"validation_loss": float(trainer.loss.potential(z, target).mean())}
     if trainer.loss.name == "cross_entropy":
@@ -149,14 +169,14 @@ def evaluate(trainer: SheafTrainer, x: Tensor, y: Tensor) -> dict[str, float]:
 
 def _epoch(
     trainer: SheafTrainer,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[tuple[Input, Tensor]],
     optimizer: Optimizer,
     clip: float | None,
 ) -> dict[str, float]:
     total, count = 0.0, 0
     for x, y in batches:
 
-        def gradients(x: Tensor = x, y: Tensor = y) -> Tensor:
+        def gradients(x: Input = x, y: Tensor = y) -> Tensor:
             optimizer.zero_grad(set_to_none=True)
             loss = trainer.local_gradients(x, y)
             if clip is not None:
@@ -196,23 +216,27 @@ def _own_file(path: Path) -> Path:
 
 def _batches(
     data: Data, size: int | None, generator: torch.Generator
-) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+) -> Callable[[], Iterator[tuple[Input, Tensor]]]:
     if isinstance(data, DataLoader):
         return lambda: iter(data)
-    x, y = data
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(f"{x.shape[0]} inputs came with {y.shape[0]} targets")
-    if x.shape[0] == 0:
+    given, y = data
+    xs = given if isinstance(given, tuple) else (given,)
+    samples = y.shape[0]
+    for x in xs:
+        if x.shape[0] != samples:
+            raise ValueError(f"{x.shape[0]} inputs came with {samples} targets")
+    if samples == 0:
         raise ValueError("the loader is empty: x has no sample")
-    size = x.shape[0] if size is None else size
+    size = samples if size is None else size
     if size < 1:
         raise ValueError(f"batch_size is {size}; write a number ≥ 1")
 
-    def shuffled() -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(x.shape[0], generator=generator).to(x.device)
-        for start in range(0, x.shape[0], size):
+    def shuffled() -> Iterator[tuple[Input, Tensor]]:
+        order = torch.randperm(samples, generator=generator).to(y.device)
+        for start in range(0, samples, size):
             index = order[start : start + size]
-            yield x[index], y[index]
+            cut = tuple(x[index] for x in xs)
+            yield (cut if isinstance(given, tuple) else cut[0]), y[index]
 
     return shuffled
 
@@ -259,8 +283,10 @@ class _Loop:
             if (its := state[f"name of {key}"]) != mine:
                 raise ValueError(
                     f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
-                    "pass resume=False or another file"
+                    "pass resume=False (--restart) or another file"
                 )
+        if self.scheduler is None:
+            self._refuse_other_settings(state["optimizer"]["param_groups"])
         try:
             self.trainer.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
@@ -274,6 +300,15 @@ class _Loop:
         torch.set_rng_state(state["global_random"])
         self.history.records[:] = copy.deepcopy(state["records"])
         self.history.epochs = len(state["records"])
+
+    def _refuse_other_settings(self, groups: list[dict[str, Any]]) -> None:
+        for saved, now in zip(groups, self.optimizer.param_groups, strict=False):
+            for key, its in saved.items():
+                if key != "params" and key in now and now[key] != its:
+                    raise ValueError(
+                        f"the checkpoint was written with {key}={its!r}, and this run has "
+                        f"{key}={now[key]!r}; pass resume=False (--restart) or another file"
+                    )
 
     def _names(self) -> dict[str, str]:
         return {

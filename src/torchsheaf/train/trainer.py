@@ -54,7 +54,7 @@ class SheafTrainer:
         self.loss = loss_named(loss)
         self.rule = self._rule(rule)
         self.reluctance = reluctance
-        self._sheaves: dict[int, Sheaf] = {}
+        self._sheaves: dict[tuple[tuple[int, bool], ...], dict[int, Sheaf]] = {}
 
     @staticmethod
     def _rule(rule: str | LocalRule) -> LocalRule:
@@ -73,20 +73,25 @@ class SheafTrainer:
         return found
 
     def sheaf(self, x: Tensor | Sequence[Tensor]) -> Sheaf:
-        """The sheaf of the model, read once (once per batch size where the model fixes that)."""
+        """The sheaf of the model, read once per batch size where the model fixes that, else once.
+
+        It is read anew when a module was replaced or has changed its mode.
+        """
         inputs = (x,) if isinstance(x, Tensor) else tuple(x)
         batch = inputs[0].shape[0] if inputs[0].ndim else 0
-        if not self._sheaves:
+        modules = tuple((id(m), m.training) for m in self.model.modules())
+        sheaves = self._sheaves.setdefault(modules, {})
+        if not sheaves:
             first = encode(self.model, inputs)
             if len(first.outputs) != 1:
                 raise ValueError(
                     f"the model returns {len(first.outputs)} outputs ({', '.join(first.outputs)}); "
                     "a loss needs exactly one"
                 )
-            self._sheaves[batch] = first
-        if batch not in self._sheaves:
-            self._sheaves[batch] = next(iter(self._sheaves.values())).at_batch(batch)
-        return self._sheaves[batch]
+            sheaves[batch] = first
+        if batch not in sheaves:
+            sheaves[batch] = next(iter(sheaves.values())).at_batch(batch)
+        return sheaves[batch]
 
     @torch.no_grad()
     def local_gradients(self, x: Tensor | Sequence[Tensor], y: Tensor) -> Tensor:
@@ -103,8 +108,7 @@ class SheafTrainer:
         if not math.isfinite(loss.item()):
             raise ConvergenceError(
                 Outcome.NONFINITE,
-                f"the loss is {float(loss)}: lower the learning rate or check the data; the "
-                "weights are as the last step left them",
+                f"the loss is {float(loss)}: lower the learning rate or check the data",
             )
         if not self.rule.parallel and is_parallel():
             raise ValueError(
