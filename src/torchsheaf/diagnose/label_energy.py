@@ -78,7 +78,10 @@ def _checked(labels: Tensor, output: Tensor) -> Tensor:
         )
     classes = max(2, output.shape[1])
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(f"labels reach {int(labels.max())}; write class numbers 0 … {classes - 1}")
+        raise ValueError(
+            f"labels reach from {int(labels.min())} to {int(labels.max())}; write class numbers "
+            f"0 … {classes - 1}"
+        )
     return labels.to(output.device)
 
 
