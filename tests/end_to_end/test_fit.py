@@ -327,6 +327,12 @@ def test_a_checkpoint_of_another_rate_is_refused(tmp_path: Path) -> None:
         fit(trainer, rings(), step, epochs=epochs, checkpoint=file, progress=False)
 
     run(0.1, 1)
+    loader = DataLoader(TensorDataset(*rings()), shuffle=True, generator=torch.Generator())
+    with pytest.raises(ValueError, match="written with other data"):
+        fit(
+            trainer, loader, torch.optim.SGD(net.parameters(), lr=0.1), epochs=2, checkpoint=file,
+            progress=False,
+        )  # fmt: skip
     with pytest.raises(ValueError, match=r"written with lr=0\.1, and this run has lr=0\.01"):
         run(0.01, 2)
     run(0.1, 2)

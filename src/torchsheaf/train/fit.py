@@ -285,6 +285,11 @@ class _Loop:
                     f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
                     "pass resume=False (--restart) or another file"
                 )
+        if len(state["random"]) != len(self._generators()):
+            raise ValueError(
+                "the checkpoint was written with other data (tensors, or a loader with generators "
+                "of its own); pass resume=False (--restart) or another file"
+            )
         if self.scheduler is None:
             self._refuse_other_settings(state["optimizer"]["param_groups"])
         try:
