@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.reference.networks import randn, relu_mlp
+from tests.reference.networks import TwoInputs, fill, randn, relu_mlp
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train import EquilibriumRule, RecursiveRule, Reluctance, SheafTrainer, fit
 from torchsheaf.train.fit import Progressed
@@ -386,17 +386,7 @@ def test_arguments_of_fit_that_make_no_sense() -> None:
 
 
 def test_several_inputs_come_as_a_tuple() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = (nn.Linear(2, 4, dtype=torch.float64) for _ in "ab")
-            self.head = nn.Linear(4, 2, dtype=torch.float64)
-
-        def forward(self, x: Tensor, z: Tensor) -> Tensor:
-            return self.head(torch.relu(self.a(x) + self.b(z)))
-
-    torch.manual_seed(0)
-    net, (x, y) = Two(), rings()
+    net, (x, y) = fill(TwoInputs(2), 0), rings()
     data = ((x, x.square()), y)
     step = torch.optim.Adam(net.parameters(), lr=0.05)
     history = fit(

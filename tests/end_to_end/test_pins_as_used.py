@@ -5,22 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import torchsheaf as ts
-from tests.reference.networks import fill, randn, relu_mlp
-
-
-class Sum(nn.Module):
-    """Two inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = (nn.Linear(3, 4, dtype=torch.float64) for _ in "ab")
-        self.head = nn.Linear(4, 2, dtype=torch.float64)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.head(torch.relu(self.a(x) + self.b(y)))
+from tests.reference.networks import TwoInputs, fill, randn, relu_mlp
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +42,7 @@ def test_missing_features_start_at_zero(sheaf: ts.Sheaf) -> None:
 
 
 def test_one_of_two_inputs_is_free() -> None:
-    model, x, y = fill(Sum(), 3), randn(1, 5, 3), randn(2, 5, 3)
+    model, x, y = fill(TwoInputs(3), 3), randn(1, 5, 3), randn(2, 5, 3)
     sheaf = ts.encode(model, (x, y))
     problem = ts.hold(sheaf, {"x": x, "y": y}, where={"y": [0]})
     found = ts.harmonic_extension(problem.pin(ts.Pin("output", 1.0)))
@@ -64,7 +52,7 @@ def test_one_of_two_inputs_is_free() -> None:
     assert float(found.stationarity.max()) <= 1e-8
 
 
-def test_float32_counts_an_equilibrium_once(sheaf: ts.Sheaf) -> None:
+def test_float32_counts_an_equilibrium_once() -> None:
     net = relu_mlp([4, 10, 7, 3], 1)
     counts = []
     for dtype in (torch.float64, torch.float32):

@@ -105,3 +105,15 @@ class ResidualBlock(nn.Module):
 
 def residual_block(seed: int, dtype: torch.dtype = torch.float64) -> nn.Module:
     return fill(ResidualBlock(), seed, dtype)
+
+
+class TwoInputs(nn.Module):
+    """(x, y) ↦ head(relu(a(x) + b(y))), both of `width` features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Linear(width, 4, dtype=torch.float64) for _ in "ab")
+        self.head = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(torch.relu(self.a(x) + self.b(y)))

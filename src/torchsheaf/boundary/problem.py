@@ -161,34 +161,25 @@ class Problem:
 
     def clamp(self, c: Mapping[str, Tensor]) -> Cochain:
         """The cochain with every held coordinate set to its held value."""
-        out = {}
-        for name in self.sheaf.vertices:
-            mask = self.held.get(name)
-            if mask is None:
-                out[name] = c[name]
-            elif name not in c or bool(mask.all()):
-                out[name] = self.values[name]
-            else:
-                out[name] = torch.where(mask, self.values[name], c[name])
-        return Cochain(out)
+        return Cochain({n: self._held_in(n, c[n] if n in c else None) for n in self.sheaf.vertices})
+
+    def _held_in(self, name: str, value: Tensor | None) -> Tensor:
+        """A vertex's value with its held coordinates written over; None where all are held."""
+        mask = self.held.get(name)
+        if mask is None:
+            if value is None:
+                raise KeyError(name)
+            return value
+        if value is None or bool(mask.all()):
+            return self.values[name]
+        return torch.where(mask, self.values[name], value)
 
     @torch.no_grad()
     def start(self, kind: str, generator: torch.Generator | None = None) -> Cochain:
         """A first cochain: "forward" (substitution through the pins), "zeros" or "random"."""
         if kind == "forward":
-            values: dict[str, Tensor] = {
-                n: torch.where(self.held[n], self.values[n], self.given[n])
-                if n in self.given
-                else self.values[n]
-                for n in self.sheaf.inputs
-            }
-            for node in self.sheaf.network.nodes:
-                value = self.sheaf.network.evaluate(node, values)
-                mask = self.held.get(node.name)
-                values[node.name] = (
-                    value if mask is None else torch.where(mask, self.values[node.name], value)
-                )
-            return Cochain(values)
+            inputs = {n: self._held_in(n, self.given.get(n)) for n in self.sheaf.inputs}
+            return self.sheaf.substitute(inputs, self._held_in)
         if kind == "zeros":
             return self.clamp(self.free.zeros(self.batch, self.like))
         if kind == "random":

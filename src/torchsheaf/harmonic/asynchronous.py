@@ -57,12 +57,7 @@ class AsynchronousNewton:
         self.passes, self.ticks = 1, 0
         self.reduction = reduction
         self.rows = self._fresh(c, m)
-        self.space = (
-            torch.empty_like(c),
-            torch.empty_like(m),
-            torch.empty_like(c),
-            torch.empty_like(m),
-        )
+        self.space = tuple(torch.empty_like(t) for t in (c, m, c, m))
         self.energy = self.rows.energy.clone()
         self.trace = [float(self.energy.sum())]
 
@@ -149,7 +144,8 @@ class AsynchronousNewton:
                 others = (gradient | check).nonzero().squeeze(1)
                 on_c[others], on_m[others] = rows.on_c[others], rows.on_m[others]
         else:
-            on_c.copy_(rows.on_c), on_m.copy_(rows.on_m)
+            on_c.copy_(rows.on_c)
+            on_m.copy_(rows.on_m)
         if checking:
             slope = rows.model_slope.masked_fill(check[:, None], 0)
             scale = rows.model_scale.masked_fill(check[:, None], 1)

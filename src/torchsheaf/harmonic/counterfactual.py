@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Pin, Problem, hold
@@ -133,19 +132,18 @@ def counterfactual(
     return Counterfactual(forward, _patched(problem, given), extension, given)
 
 
-@torch.no_grad()
 def _patched(problem: Problem, pins: Sequence[Pin]) -> Cochain:
     """The forward pass with every pin's values written over; the last word wins, as of hooks."""
-    network, shapes = problem.sheaf.network, problem.sheaf.vertices
-    values: dict[str, Tensor] = {n: problem.values[n] for n in problem.sheaf.inputs}
-    for node in network.nodes:
-        value = network.evaluate(node, values)
+    sheaf = problem.sheaf
+
+    def overwrite(name: str, value: Tensor) -> Tensor:
         for pin in pins:
-            if problem.sheaf.vertex(pin.vertex) == node.name:
-                shape = shapes[node.name].shape
+            if sheaf.vertex(pin.vertex) == name:
+                shape = sheaf.vertices[name].shape
                 index = pin.index(shape)
                 target = pin.values(index, shape, problem.batch, problem.like)
                 flat = coordinates(value).index_copy(1, index.to(value.device), target)
                 value = flat.reshape(value.shape)
-        values[node.name] = value
-    return Cochain(values)
+        return value
+
+    return sheaf.substitute({n: problem.values[n] for n in sheaf.inputs}, overwrite)

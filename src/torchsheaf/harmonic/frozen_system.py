@@ -82,7 +82,6 @@ class FrozenSystem:
         total = on_c if overwrite else on_c.clone()
         blocks, values = layout.of_variables(total), layout.of_values(on_m)
         slopes = layout.of_heads(branch.slope)
-        place = {name: i for i, name in enumerate(layout.slots)}
         for step in reversed(layout.steps):
             through = substitute and step.head
             if through:
@@ -96,8 +95,8 @@ class FrozenSystem:
             if len(step.shape) != 1:
                 cotangent = cotangent.reshape(-1, *step.shape)
             for parent, g in self.maps[step.name].pull(cotangent).items():
-                if parent in place:
-                    blocks[place[parent]].add_(coordinates(g))
+                if parent in layout.places:
+                    blocks[layout.places[parent]].add_(coordinates(g))
         if substitute and layout.sources:
             self.fold(total, slice(layout.heads, layout.variables))
         if not scaled:

@@ -134,6 +134,11 @@ class Layout:
         )  # fmt: skip
 
     @cached_property
+    def places(self) -> dict[str, int]:
+        """Number of each variable's block among those of C."""
+        return {name: i for i, name in enumerate(self.slots)}
+
+    @cached_property
     def _widths(self) -> tuple[list[int], list[int], list[int]]:
         """Of the blocks of C, of M, and of the heads that begin both."""
         c = [s.stop - s.start for s in self.slots.values()]

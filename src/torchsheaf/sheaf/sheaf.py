@@ -1,7 +1,7 @@
 """The sheaf of a network: cells, restriction maps at a state, residual."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -180,9 +180,21 @@ class Sheaf:
     @torch.no_grad()
     def forward(self, x: "Inputs") -> Cochain:
         """Substitution in topological order: every vertex's value in the forward pass."""
-        values = self._checked(x)
+        return self.substitute(self._checked(x))
+
+    @torch.no_grad()
+    def substitute(
+        self, inputs: Mapping[str, Tensor], revise: Callable[[str, Tensor], Tensor] | None = None
+    ) -> Cochain:
+        """Every vertex's value from the inputs' values, in topological order.
+
+        `revise(name, value)` may write over a computed value before later vertices use it, as a
+        forward hook does: this is activation patching.
+        """
+        values = dict(inputs)
         for node in self.network.nodes:
-            values[node.name] = self.network.evaluate(node, values)
+            value = self.network.evaluate(node, values)
+            values[node.name] = value if revise is None else revise(node.name, value)
         return Cochain(values)
 
     @torch.no_grad()
