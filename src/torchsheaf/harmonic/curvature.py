@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchsheaf.harmonic.reduction import Layout
 from torchsheaf.network import Network, Node
@@ -54,7 +55,8 @@ def _hessian(
     rest = {p: point[p] for p in node.parents if p not in parents}
 
     def value(*given: Tensor) -> Tensor:
-        return network.evaluate(node, rest | dict(zip(parents, given, strict=True)))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
+            return network.evaluate(node, rest | dict(zip(parents, given, strict=True)))
 
     def gradient(*given: Tensor) -> tuple[Tensor, ...]:
         return torch.func.vjp(value, *given)[1](force)

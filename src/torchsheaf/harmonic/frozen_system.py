@@ -137,22 +137,31 @@ class FrozenSystem:
 
 @dataclass(frozen=True)
 class Direction:
-    """A step: du, and the (dc, dm) that it causes; `steps` conjugate gradient steps were taken."""
+    """A step: du, and the (dc, dm) that it causes; `steps` conjugate gradient steps were taken.
+
+    `model` (batch,) is what the frozen model changes by along it, g·u + ½ u·Hu; `edge` says which
+    samples were stopped by the trust region; `norm` is ‖u‖.
+    """
 
     u: Tensor
     dc: Tensor
     dm: Tensor
     steps: int
+    model: Tensor
+    edge: Tensor
+    norm: Tensor
 
 
 def newton_direction(
-    system: FrozenSystem, gradient: Tensor, forcing: Tensor, *, max_steps: int = 400
-) -> Direction:
+    system: FrozenSystem, gradient: Tensor, forcing: Tensor, *, radius: Tensor | None = None,
+    max_steps: int = 400,
+) -> Direction:  # fmt: skip
     """Conjugate gradients on H u = −g per sample, until ‖residual‖ ≤ forcing · ‖g‖.
 
     Truncated from 0, so u is a descent direction of the true energy at every step count. A sample
-    that is done takes steps of length 0; (dc, dm) accumulate with u at no further sweep. A
-    direction without curvature (free sources only) stops its sample.
+    that is done takes steps of length 0; (dc, dm) accumulate with u at no further sweep. With a
+    `radius` (batch,) a sample ends where it leaves ‖u‖ ≤ radius, and a direction without curvature
+    is followed up to there (Steihaug 1983); without one, such a direction stops its sample.
     """
     u = torch.zeros_like(gradient)
     dc, dm = torch.zeros_like(gradient), gradient.new_zeros(gradient.shape[0], system.layout.values)
@@ -161,18 +170,31 @@ def newton_direction(
     rr = torch.linalg.vecdot(r, r)
     goal = forcing.square() * rr
     active = rr > goal
-    for step in range(max_steps):
-        if not bool(active.any()):
-            return Direction(u, dc, dm, step)
+    model, edge, squared = torch.zeros_like(rr), torch.zeros_like(active), torch.zeros_like(rr)
+    step = 0
+    while step < max_steps and bool(active.any()):
         q, pc, pm = system.product(p)
-        curvature = torch.linalg.vecdot(p, q)
-        active = active & (curvature > 1e-14 * torch.linalg.vecdot(p, p))
-        alpha = torch.where(active, rr / torch.where(active, curvature, 1), 0)[:, None]
-        u, dc, dm = u + alpha * p, dc + alpha * pc, dm + alpha * pm
-        r = r - alpha * q
+        curvature, pp = torch.linalg.vecdot(p, q), torch.linalg.vecdot(p, p)
+        bent = curvature > 1e-14 * pp
+        alpha = torch.where(bent, rr / torch.where(bent, curvature, 1), torch.inf)
+        if radius is None:
+            active = active & bent
+        else:  # the root of ‖u + αp‖ = radius
+            along = torch.linalg.vecdot(u, p)
+            room = (radius.square() - squared).clamp_min(0)
+            farthest = ((along.square() + pp * room).sqrt() - along) / pp
+            beyond = active & (alpha >= farthest)
+            alpha, edge = torch.where(beyond, farthest, alpha), edge | beyond
+        alpha = torch.where(active, alpha, 0)
+        model = model + alpha * (0.5 * alpha * curvature - rr)
+        by = alpha[:, None]
+        u, dc, dm = u + by * p, dc + by * pc, dm + by * pm
+        r = r - by * q
+        squared = torch.linalg.vecdot(u, u)
         fresh = torch.linalg.vecdot(r, r)
         beta = torch.where(active, fresh / rr.clamp_min(1e-300), 0)[:, None]
         p = r + beta * p
         rr = torch.where(active, fresh, rr)
-        active = active & (rr > goal)
-    return Direction(u, dc, dm, max_steps)
+        active = active & (rr > goal) & ~edge
+        step += 1
+    return Direction(u, dc, dm, step, model, edge, squared.sqrt())

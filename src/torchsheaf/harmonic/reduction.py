@@ -1,6 +1,5 @@
 """What is eliminated and what stays: the columns of a held problem's reduced variables."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -353,9 +352,24 @@ class Reduction:
             out[:, cell.rows] = coordinates(network.evaluate(cell.node, point))
         return out
 
-    def width_of(self, name: str) -> int:
-        """Number of coordinates of a vertex."""
-        return math.prod(self.layout.shapes[name])
+    @torch.no_grad()
+    def substituted(
+        self, columns: Tensor, incoming: Tensor, move: Tensor, slope: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(C', M') with C' = C + move + S (M' − M) on the heads, M' the maps at C'.
+
+        The curve on which a step keeps residuals, not values, on a straight line: at first order
+        dC = move + S dM, with affine maps the same at any length. Cost: one forward pass.
+        """
+        network, layout = self.problem.sheaf.network, self.layout
+        c, m = columns + move, torch.empty_like(incoming)
+        point = self.point(c)  # views of c
+        for cell in layout.cells:
+            rows = cell.rows
+            m[:, rows] = coordinates(network.evaluate(cell.node, point))
+            if cell.head is not None:
+                c[:, rows].addcmul_(slope[:, rows], m[:, rows] - incoming[:, rows])
+        return c, m
 
     def restore(self, columns: Tensor, incoming: Tensor, z: Tensor) -> Cochain:
         """The whole cochain: variables, eliminated z, eliminated leaves."""

@@ -1,0 +1,377 @@
+"""Newton's method step by step for the whole batch: smooth edges, and kinks that stay."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torchsheaf.cochain import Cochain, is_finite
+from torchsheaf.harmonic.curvature import Curvature
+from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
+from torchsheaf.harmonic.kinks import Frozen, Geometry, Kinks, kink_sites
+from torchsheaf.harmonic.line_search import Step, line_search
+from torchsheaf.harmonic.reduced_energy import Forces, branch, forces
+from torchsheaf.harmonic.reduction import Reduction
+from torchsheaf.harmonic.solver import Solution
+from torchsheaf.network import Composition
+from torchsheaf.outcome import Outcome
+
+FORCING = 0.1
+Path = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""t (batch,) ↦ (C, M) after t of a step."""
+BLOCKINGS = 4
+"""How often a direction that runs into a kink at once is solved for again."""
+
+
+@dataclass
+class _Active:
+    """The samples still moving: who they are, where they are."""
+
+    index: Tensor
+    reduction: Reduction
+    c: Tensor
+    m: Tensor
+    turn: Tensor
+    radius: Tensor
+    curved: Tensor
+    state: Tensor | None = None
+    quiet: Tensor | None = None
+    frozen: Frozen | None = None
+
+    def samples(self, keep: Tensor) -> "_Active":
+        return _Active(
+            self.index[keep],
+            self.reduction.samples(keep),
+            self.c[keep],
+            self.m[keep],
+            self.turn[keep],
+            self.radius[keep],
+            self.curved[keep],
+            None if self.state is None else self.state[keep],
+            None if self.quiet is None else self.quiet[keep],
+            None if self.frozen is None else self.frozen.samples(keep),
+        )
+
+
+class SynchronousNewton:
+    """One run of inexact Newton for networks with smooth edges or with kinks that stay.
+
+    The maps are linearised anew at every step, and every outer step waits for the slowest sample's
+    conjugate gradients. Smooth edges: second derivatives in the model, a trust region per sample
+    (Steihaug 1983), steps along the better of two paths. Kinks that stay: an active set.
+
+    Source: docs/notes/solver.md §3 and §4.
+    """
+
+    def __init__(
+        self, reduction: Reduction, start: Cochain, tol: float, max_passes: int
+    ) -> None:  # fmt: skip
+        self.whole, self.tol, self.max_passes = reduction, tol, max_passes
+        layout, nodes = reduction.layout, [c.node for c in reduction.layout.cells]
+        self.smooth = any(not n.piecewise_affine for n in nodes)
+        self.sites = bool(kink_sites(layout))
+        self.divisible = reduction.problem.sheaf.network.fixed_batch is None
+        c = layout.gather(start)
+        self.final = c.clone()
+        self.settled = torch.zeros(c.shape[0], dtype=torch.bool, device=c.device)
+        self.left = torch.ones_like(self.settled)
+        self.energy = c.new_zeros(c.shape[0])
+        self.passes = 1
+        self.trace: list[float] = []
+        index = torch.arange(c.shape[0], device=c.device)
+        self.now = _Active(
+            index, reduction, c, reduction.incoming(c), torch.zeros_like(index),
+            torch.full_like(self.energy, torch.inf), torch.zeros_like(self.settled),
+        )  # fmt: skip
+        self._maps: Maps = {}
+        self._geometry: Geometry = {}
+        self.kinks: Kinks
+
+    def run(self) -> Solution:
+        outcome = Outcome.SETTLED
+        while True:
+            now = self.now
+            here = forces(now.reduction, now.c, now.m)
+            self.energy[now.index] = here.energy
+            self.trace.append(float(self.energy.sum()))
+            if not is_finite(here.energy):
+                outcome = Outcome.NONFINITE
+                break
+            self._note_states(here)
+            system = self._system(here)
+            self.pull = here.on_values.clone()
+            gradient = system.reverse(here.on_variables.clone(), self.pull, overwrite=True)
+            self.passes += 1
+            done = self._arrived(system, here, gradient)
+            turned = self._turn(done)
+            done &= ~turned
+            self._retire(done)
+            if not bool(self.left.any()):
+                break
+            if self.passes >= self.max_passes:
+                outcome = Outcome.STEP_LIMIT
+                break
+            if bool(done.any()) and self.divisible:
+                keep = ~done
+                self.now = self.now.samples(keep)
+                here, gradient, turned = here.samples(keep), gradient[keep], turned[keep]
+                self.pull = self.pull[keep]
+                system = self._system(here, self.now.frozen)
+            if not self._advance(system, here, gradient, turned):
+                outcome = Outcome.STALLED
+                break
+        return self._solution(outcome)
+
+    def _system(self, here: Forces, frozen: Frozen | None = None) -> FrozenSystem:
+        now, layout = self.now, self.now.reduction.layout
+        self._maps = self._linearise({})
+        if self.sites:
+            frozen = self._active_set(here, frozen)
+        now.frozen = frozen
+        model = branch(now.reduction, now.c, here.gates, frozen)
+        return FrozenSystem(layout, self._maps, model)
+
+    def _linearise(self, pattern: Mapping[str, Tensor]) -> dict[str, Composition]:
+        now = self.now
+        point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
+        cells = now.reduction.layout.cells
+        return {c.node.name: network.linearise(c.node, point, pattern) for c in cells}
+
+    def _active_set(self, here: Forces, frozen: Frozen | None) -> Frozen:
+        """Gates that were not eliminated: which sit on attracting kinks. Cost: one sweep."""
+        now, layout = self.now, self.now.reduction.layout
+        network, maps = now.reduction.problem.sheaf.network, self._maps
+        point = now.reduction.point(now.c)
+        self.kinks = Kinks(layout, network, point, maps, here.on_values, self._geometry)
+        if frozen is None:
+            system = FrozenSystem(layout, maps, branch(now.reduction, now.c, here.gates))
+            plain = system.reverse(
+                here.on_variables, here.on_values, substitute=False, scaled=False
+            )
+            self.passes += 1
+            frozen = self.kinks.freeze(plain, now.reduction.holds.keep, now.turn)
+            if now.frozen is not None and now.quiet is not None:
+                now.quiet = now.quiet & frozen.same(now.frozen)
+        self._maps = self._linearise(frozen.pattern)
+        return frozen
+
+    def _note_states(self, here: Forces) -> None:
+        now = self.now
+        if here.gates is None:
+            now.quiet = torch.ones_like(now.index, dtype=torch.bool)
+            return
+        state = torch.where(here.gates.stuck, torch.nan, here.gates.slope)
+        if now.state is None:
+            now.quiet = torch.ones_like(now.index, dtype=torch.bool)
+        else:
+            same = (state == now.state) | (state.isnan() & now.state.isnan())
+            now.quiet = same.all(1)
+        now.state = state
+
+    def _arrived(self, system: FrozenSystem, here: Forces, gradient: Tensor) -> Tensor:
+        """Which samples are stationary: ‖∂E/∂C‖ ≤ tol, tested where ‖g_u‖ comes near."""
+        near = gradient.norm(dim=1) <= 10 * self.tol
+        if not bool(near.any()):
+            return near
+        plain = system.reverse(here.on_variables, here.on_values, substitute=False, scaled=False)
+        self.passes += 1
+        if self.now.frozen is not None:
+            plain = system.fold(plain).masked_fill(self.now.frozen.stuck, 0)
+        if self.whole.holds.keep is not None:
+            plain = plain * self.whole.holds.keep
+        return near & (plain.norm(dim=1) <= self.tol)
+
+    def _turn(self, rest: Tensor) -> Tensor:
+        """Samples at rest that have not yet tried every choice at tied windows pulled upwards."""
+        now = self.now
+        several = self.kinks.choices if self.sites and bool(rest.any()) else None
+        if several is None:
+            return torch.zeros_like(rest)
+        turned = rest & (now.turn + 1 < several)
+        now.turn = now.turn + turned
+        return turned
+
+    def _retire(self, done: Tensor) -> None:
+        now = self.now
+        index = now.index[done]
+        self.final[index] = now.c[done]
+        assert now.quiet is not None
+        self.settled[index] = now.quiet[done]
+        self.left[index] = False
+
+    def _advance(
+        self, system: FrozenSystem, here: Forces, gradient: Tensor, turned: Tensor
+    ) -> bool:  # fmt: skip
+        """One Newton step for every active sample; False when none of them can move.
+
+        Those that have `turned` stay where they are: their next active set is another one.
+        """
+        now = self.now
+        forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
+        radius = None if self.sites else self._radius(here)
+        if self.smooth:
+            system = self._with_curvature(system, here)
+        direction = newton_direction(system, gradient, forcing, radius=radius)
+        # a product with the curvature of smooth edges is one more local reverse pass
+        self.passes += (2 if system.curvature is None else 3) * direction.steps
+        if self.sites:
+            system, gradient, direction = self._unblock(system, here, gradient, direction)
+        slope = torch.linalg.vecdot(gradient, direction.u)
+        uphill = ~(slope < 0)
+        if bool(uphill.any()):  # rounding only: fall back to steepest descent in u
+            direction, slope = self._steepest(system, gradient, direction, slope, uphill)
+        moving = self.left[now.index] & ~turned
+        slope = torch.where(moving, slope, 0)
+        path = self._bent(direction) if self.sites else self._mixed(system, direction)
+        step, (c, m) = self._search(path, direction, here, slope)
+        length = step.length * moving
+        if self.sites and bool((moving & (length == 0)).any()):
+            stopped = length == 0
+            straight, (c_straight, m_straight) = self._search(
+                self._straight(direction), direction, here, slope
+            )
+            length = torch.where(stopped, straight.length * moving, length)
+            c = torch.where(stopped[:, None], c_straight, c)
+            m = torch.where(stopped[:, None], m_straight, m)
+        moved = (length > 0)[:, None]
+        now.c, now.m = torch.where(moved, c, now.c), torch.where(moved, m, now.m)
+        if not self.sites:
+            self._trust(direction, step.energy - here.energy, length)
+        now.turn = torch.where(length > 0, 0, now.turn)
+        return bool((turned | (length > 0)).any())
+
+    def _with_curvature(self, system: FrozenSystem, here: Forces) -> FrozenSystem:
+        """Add the second derivatives of smooth edges, each weighted with the pull on its value.
+
+        Where values move on a straight line that is the force of its own edge; where residuals do,
+        the derivative that has come back through the network. Both agree at equilibria.
+        """
+        now = self.now
+        point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
+        pull = torch.where(now.curved[:, None], self.pull, here.on_values)
+        curvature = Curvature(now.reduction.layout, network, point, pull)
+        return replace(system, curvature=curvature or None)
+
+    def _radius(self, here: Forces) -> Tensor:
+        """Of the trust regions; at first the norm of all residuals, which no u need exceed."""
+        now = self.now
+        now.radius = torch.minimum(now.radius, (2 * here.energy).sqrt())
+        return now.radius
+
+    def _trust(self, direction: Direction, change: Tensor, length: Tensor) -> None:
+        """New radii: the part of the step that was taken, where it had to be shortened; half of it
+        where the model foretold less than a quarter; twice as far where the edge was good.
+        """
+        radius, norm = self.now.radius, direction.norm
+        share = change / direction.model.clamp_max(-torch.finfo(change.dtype).tiny)
+        radius = torch.where((share > 0.75) & direction.edge, 2 * radius, radius)
+        radius = torch.where(share < 0.25, 0.5 * norm, radius)
+        radius = torch.where(length < 1, length.clamp_min(0.1) * norm, radius)
+        self.now.radius = radius
+
+    def _unblock(
+        self, system: FrozenSystem, here: Forces, gradient: Tensor, direction: Direction
+    ) -> tuple[FrozenSystem, Tensor, Direction]:
+        """Solve again while the direction runs into kinks that it starts on."""
+        now = self.now
+        for _ in range(BLOCKINGS):
+            assert now.frozen is not None
+            larger = self.kinks.block(direction.dc, now.frozen, now.reduction.holds.keep)
+            if larger is None:
+                break
+            now.frozen = larger
+            model = branch(now.reduction, now.c, here.gates, larger)
+            system = replace(system, branch=model)
+            gradient = system.reverse(here.on_variables, here.on_values)
+            forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
+            direction = newton_direction(system, gradient, forcing)
+            self.passes += 1 + 2 * direction.steps
+        return system, gradient, direction
+
+    def _straight(self, direction: Direction) -> Path:
+        """Values move evenly."""
+        now = self.now
+
+        def path(t: Tensor) -> tuple[Tensor, Tensor]:
+            c = now.c + t[:, None] * direction.dc
+            self.passes += 1
+            return c, now.reduction.incoming(c)
+
+        return path
+
+    def _bent(self, direction: Direction) -> Path:
+        """Straight, but stopped on the attracting kinks in its way."""
+        now = self.now
+        assert (frozen := now.frozen) is not None
+
+        def path(t: Tensor) -> tuple[Tensor, Tensor]:
+            end = now.c + t[:, None] * direction.dc
+            c = self.kinks.project(end, frozen, now.reduction.holds.keep)
+            self.passes += 1
+            return c, now.reduction.incoming(c)
+
+        return path
+
+    def _mixed(self, system: FrozenSystem, direction: Direction) -> Path:
+        """Per sample straight, or curved so that residuals move evenly: the lower one at t = 1."""
+        now, move = self.now, system.branch.scale * direction.u
+        slope, straight = system.branch.slope, self._straight(direction)
+
+        def curved(t: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+            pick, t = chosen[:, None], t[:, None]
+            by = t * torch.where(pick, move, direction.dc)
+            self.passes += 1
+            return now.reduction.substituted(now.c, now.m, by, slope * pick)
+
+        whole = torch.ones_like(direction.norm)
+        ends = [straight(whole), curved(whole, torch.ones_like(now.curved))]
+        energies = [forces(now.reduction, c, m).energy for c, m in ends]
+        now.curved = energies[1] < energies[0]
+        pick = now.curved[:, None]
+        c, m = (torch.where(pick, b, a) for a, b in zip(*ends, strict=True))
+
+        def path(t: Tensor) -> tuple[Tensor, Tensor]:
+            return (c, m) if bool((t == 1).all()) else curved(t, now.curved)
+
+        return path
+
+    def _steepest(
+        self, system: FrozenSystem, gradient: Tensor, direction: Direction, slope: Tensor,
+        uphill: Tensor,
+    ) -> tuple[Direction, Tensor]:  # fmt: skip
+        dc, dm = system.forward(-gradient)
+        self.passes += 1
+        pick = uphill[:, None]
+        mixed = Direction(
+            torch.where(pick, -gradient, direction.u),
+            torch.where(pick, dc, direction.dc),
+            torch.where(pick, dm, direction.dm),
+            direction.steps, direction.model, direction.edge, direction.norm,
+        )  # fmt: skip
+        return mixed, torch.where(uphill, -gradient.square().sum(1), slope)
+
+    def _search(
+        self, path: Path, direction: Direction, here: Forces, slope: Tensor
+    ) -> tuple[Step, tuple[Tensor, Tensor]]:
+        """How far along the path, and (C, M) there: the last trial is where every sample ends."""
+        end = (self.now.c, self.now.m)
+
+        def along(t: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal end
+            end = path(t)
+            there = forces(self.now.reduction, *end)
+            return there.energy, there.slope(direction.dc, direction.dm)
+
+        return line_search(along, here.energy, slope, refine=0), end
+
+    def _solution(self, outcome: Outcome) -> Solution:
+        now, whole = self.now, self.whole
+        unfinished = self.left[now.index]
+        self.final[now.index[unfinished]] = now.c[unfinished]
+        m = whole.incoming(self.final)
+        self.passes += 1
+        last = forces(whole, self.final, m)
+        z = m if last.gates is None else last.gates.z
+        cochain = whole.restore(self.final, m, z)
+        return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
