@@ -76,6 +76,41 @@ def test_a_budget_that_no_format_meets_says_what_was_measured(
     assert check(caught.value.certificate)[0].startswith("PROVED infeasible")
 
 
+@pytest.mark.parametrize("budget", [1e-8, 1e-11, 1e-18, 1e-155, 1e-162, 1e-300])
+def test_a_budget_out_of_reach_is_refused_with_a_proof_and_the_budget_that_works(
+    net: tuple[AtenGraph, Tensor], budget: float
+) -> None:
+    graph, x = net
+    with pytest.raises(NoSection, match="raise the budget to ") as caught:
+        plan(graph, x, budget)
+    assert caught.value.reason == "budget"
+    assert caught.value.certificate is not None
+    assert check(caught.value.certificate)[0].startswith("PROVED infeasible")
+    reachable = float(str(caught.value).split("raise the budget to ")[1].split()[0])
+    assert caught.value.reachable is not None
+    assert caught.value.reachable <= reachable
+    assert plan(graph, x, caught.value.reachable).measured.value <= reachable
+    assert plan(graph, x, reachable).measured.value <= reachable
+
+
+def test_a_budget_below_the_error_of_the_reference_is_flagged(
+    net: tuple[AtenGraph, Tensor],
+) -> None:
+    graph, x = net
+    tiny = plan(graph, x, 1e-200, formats=("fp64", "fp32"))
+    assert set(tiny.assignment.values()) == {"fp64"}
+    assert any("float64 reference itself" in f for f in tiny.flags)
+    plain = plan(graph, x, 1e-5, formats=("fp64", "fp32"))
+    assert not any("float64 reference itself" in f for f in plain.flags)
+
+
+def test_a_budget_whose_square_is_infinite_is_one(net: tuple[AtenGraph, Tensor]) -> None:
+    graph, x = net
+    found = plan(graph, x, 1e200)
+    assert found.cost.value == plan(graph, x, 1e3).cost.value
+    assert any("PROVED" in line for line in check(found.certificate))
+
+
 def test_an_operation_without_a_format_says_why() -> None:
     class Huge(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -111,13 +111,18 @@ def over_budget(tried: Sequence[Attempt], budget: float, norm: str, margin: floa
     """The error for when even the most precise section measures over the budget."""
     best = min((a.measured for a in tried), key=lambda m: m.value, default=None)
     measured = f"{best.value:.4g}" if best else "nothing that could be run"
-    return NoSection(
+    reachable = best.value / margin if best and math.isfinite(best.value) else None
+    # Rounded up, so that the number can be written as it stands.
+    raised = f" to {reachable * 1.001:.4g}" if reachable else ""
+    refusal = NoSection(
         "budget",
         f"no section meets the budget {budget:.4g} ({norm}, {margin:.0%} of it on calibration "
         f"inputs): the best of {len(tried)} that were run measures {measured}; "
-        "add a wider format, raise the budget or drop pins",
+        f"add a wider format, raise the budget{raised} or drop pins",
         best,
     )
+    refusal.reachable = reachable
+    return refusal
 
 
 def flags(
@@ -157,6 +162,17 @@ def flags(
             "a rounding that flips one is not in the prediction"
         )
     return tuple(found)
+
+
+def doubt(measured: Measurement, allowed: float) -> tuple[str, ...]:
+    """The sentence for a budget (as an rms error) that the reference itself may not keep."""
+    expected = measured.reference_estimate
+    if not expected > allowed:
+        return ()
+    return (
+        f"the float64 reference itself is expected to err by {expected:.2g} rms, which is over the "
+        "budget: the plan reproduces the reference, not the exact output",
+    )
 
 
 def _shortfall(a: Attempt) -> float:

@@ -13,6 +13,7 @@ from torch import nn
 from torchsheaf.network.aten import AtenGraph, ExportedProgram, trace_aten
 from torchsheaf.precision.admission import (
     check,
+    doubt,
     flags,
     groups,
     joint_ranges,
@@ -41,7 +42,7 @@ from torchsheaf.precision.memory import Memory, count_memory
 from torchsheaf.precision.obstruction import Obstruction, obstruction
 from torchsheaf.precision.predict import KnownShift, Prediction, Share, blame
 from torchsheaf.precision.price import Cost, NoSection, price
-from torchsheaf.precision.problem import AssignmentProblem
+from torchsheaf.precision.problem import AssignmentProblem, mean_square
 from torchsheaf.precision.profile import Profile, load_profile
 from torchsheaf.precision.ranges import Range, allowed_formats
 from torchsheaf.precision.sections import Sections, arc_consistent, sections, sheaf_of
@@ -171,10 +172,13 @@ class Plan:
 def certify_emptiness(
     problem: AssignmentProblem, budget: float, norm: str, pins: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """The proof that no section has a modelled mean-square error within budget², if that is so."""
+    """The proof that no section has a modelled mean-square error within budget², if there is one.
+
+    A finite bound belongs to a leaf that may hold a section: then nothing is proved.
+    """
     # The relative norm has another unit; for the others rms ≤ budget is necessary.
     solved = cheapest(problem) if norm != "relative" else None
-    if solved is None or solved.section is not None:
+    if solved is None or solved.section is not None or solved.bound < math.inf:
         return None
     return write_certificate(problem, solved, budget=budget, norm=norm, pins=pins)
 
@@ -241,7 +245,7 @@ def plan(
     # float64 is in the table too: it prices the reference's own error.
     priced = [*chosen, *([FORMATS["fp64"]] if FORMATS["fp64"] not in chosen else [])]
     table = analyse(flow, batches[0], priced, probes=probes, generator=generator, dtype=dtype)
-    problem = assemble(flow, table, stalks, cost_profile, budget**2, ties)
+    problem = assemble(flow, table, stalks, cost_profile, mean_square(budget), ties)
     h0 = sections(problem)
     if h0.count == 0:
         raise NoSection(h0.reason, f"no section: {h0.reason}; " + "; ".join(h0.trace[:8]))
@@ -256,11 +260,14 @@ def plan(
     assignment = {label: best.section[label] for label in flow.labels.values()}
     by_call = setting.by_call(best.section)
     held_out = measure_all(flow, held, by_call, norm) if held else None
+    measured = with_reference(flow, batches, best.measured, table)
+    unit = setting.scale() if norm == "relative" else 1.0
     return Plan(
         flow=flow, assignment=assignment, budget=budget, norm=norm, predicted=best.predicted,
-        measured=with_reference(flow, batches, best.measured, table),
+        measured=measured,
         cost=price(flow, by_call, cost_profile), memory=count_memory(flow, by_call),
-        flags=flags(best, tried, flow, chosen), problem=best.problem, table=table,
+        flags=(*flags(best, tried, flow, chosen), *doubt(measured, budget * unit)),
+        problem=best.problem, table=table,
         shift=best.shift, rounds=tuple(tried), verdicts=verdicts, ranges=ranges, pins=pinned,
         profile=cost_profile, range_margin=range_margin, holdout=held_out,
         statement=state(held_out.errors, budget) if held_out else None,

@@ -23,6 +23,7 @@ from torchsheaf.precision.measure import measure
 from torchsheaf.precision.memory import count_memory
 from torchsheaf.precision.plan import Plan, plan
 from torchsheaf.precision.price import NoSection, price
+from torchsheaf.precision.problem import mean_square
 from torchsheaf.precision.refute import Refutation, refute
 
 UNIFORM = ("fp64", "fp32", "bf16", "fp16")
@@ -171,7 +172,7 @@ def forced_wide(found: Plan) -> dict[str, str]:
     """
     row, problem = found.problem.rows[0], found.problem
     # The mean square is at most the square of the budget in every norm that bounds the rms.
-    limit = found.budget**2 if found.norm != "relative" else row.limit
+    limit = mean_square(found.budget) if found.norm != "relative" else row.limit
     least = {
         v: min((row.unary.get(v, {}).get(f, 0.0) for f in s), default=0.0)
         for v, s in problem.stalks.items()
