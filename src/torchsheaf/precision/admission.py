@@ -1,4 +1,4 @@
-"""What a plan refuses at the door, and what it says about itself at the end."""
+"""What a plan refuses of a model and its inputs, and what it says about itself at the end."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,31 +12,13 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.precision.bounds import reference_bound
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import uniform
-from torchsheaf.precision.formats import Format, find_format
-from torchsheaf.precision.measure import NORMS, Measurement
+from torchsheaf.precision.formats import Format
+from torchsheaf.precision.measure import Measurement
 from torchsheaf.precision.predict import predict
 from torchsheaf.precision.price import NoSection
 from torchsheaf.precision.ranges import Range, measure_ranges, needed_range
 from torchsheaf.precision.sensitivity import Sensitivity
 from torchsheaf.precision.tighten import Attempt
-
-
-def check(
-    budget: float, norm: str, formats: Sequence[str], margin: float, range_margin: float
-) -> list[Format]:
-    """The formats, widest first; `ValueError` names the argument that is wrong."""
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
-        raise ValueError(f"budget is {budget!r}; write a positive number in the output's units")
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; write one of {', '.join(NORMS)}")
-    if isinstance(formats, str) or not formats:
-        raise ValueError(f"formats is {formats!r}; write a tuple such as ('fp32', 'bf16')")
-    if not 0 < margin <= 1:
-        raise ValueError(f"margin is {margin!r}; write a number in (0, 1]")
-    if not range_margin >= 1:
-        raise ValueError(f"range_margin is {range_margin!r}; write a number ≥ 1")
-    found = dict.fromkeys(find_format(f) for f in formats)
-    return sorted(found, key=lambda f: (-f.bits, -f.largest))
 
 
 def refuse_nonfinite(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> None:
@@ -95,8 +77,6 @@ def groups(flow: Dataflow, together: Sequence[Sequence[str]]) -> tuple[tuple[str
     """User groups as ties of labels; `ValueError` where a key names nothing."""
     ties = []
     for group in together:
-        if isinstance(group, str):
-            raise ValueError(f"together: {group!r} is a string; write lists of names")
         members: dict[str, None] = {}
         for key in group:
             found = flow.find(key)

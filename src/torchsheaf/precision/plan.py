@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchsheaf.network.aten import AtenGraph, ExportedProgram, trace_aten
+from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import (
-    check,
     doubt,
     flags,
     groups,
@@ -25,13 +24,26 @@ from torchsheaf.precision.admission import (
     with_reference,
 )
 from torchsheaf.precision.apply import apply_assignment
+from torchsheaf.precision.arguments import (
+    error_budget,
+    number,
+    one_of,
+    probe_count,
+    read_formats,
+    read_groups,
+    read_model,
+    read_pins,
+    refuse_generator,
+    whole,
+)
 from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights
 from torchsheaf.precision.autocast import fixed_rules
 from torchsheaf.precision.certificate import measurement, write_certificate
-from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_exact
 from torchsheaf.precision.formats import FORMATS
 from torchsheaf.precision.measure import (
+    NORMS,
     Measurement,
     Statement,
     chunks,
@@ -209,14 +221,17 @@ def plan(
 ) -> Plan:
     """The cheapest format per operation whose output error stays within a budget.
 
-    budget: in the units of the output, for every calibration input, against float64 on the same
-    weights. norm: "max", "rms" (per sample) or "relative" (‖error‖₂/‖output‖₂). formats: names
-    from `FORMATS`. pins: label, module path or operator → format. together: lists of labels,
-    modules or operators that share one format. calibration, holdout: further inputs of the traced
-    shape; the plan is tightened on the first and only reported on the second. margin: share of the
+    inputs: a tensor (batch, *shape), a tuple of the model's inputs, or a list of such batches, of
+    which the first is traced. budget: in the units of the output, for every calibration input,
+    against float64 on the same weights. norm: "max", "rms" (per sample) or "relative"
+    (‖error‖₂/‖output‖₂). formats: names from `FORMATS`. pins: label, module path or operator →
+    format. together: lists of labels, modules or operators that share one format. calibration,
+    holdout: further inputs of the traced shape; the plan is tightened on the first and only
+    reported on the second. probes: random adjoints, or "full" for all of them. margin: share of the
     budget that calibration inputs may use. range_margin: how much larger held-out values may grow.
 
-    Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument,
+    Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument or
+    inputs that the model does not run on (`TypeError` for a model or inputs of another kind),
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
     Cost: one export; one float64 run; `probes` reverse sweeps; per round four forward passes and
     one integer program.
@@ -226,21 +241,27 @@ def plan(
     >>> p.measured.value <= 1e-2
     True
     """
-    chosen = check(budget, norm, formats, margin, range_margin)
-    flow = read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, inputs))
+    budget, chosen = error_budget(budget), read_formats(formats)
+    one_of("norm", norm, NORMS)
+    margin = number("margin", margin, lambda v: 0 < v <= 1, "a number in (0, 1]")
+    range_margin = number("range_margin", range_margin, lambda v: 1 <= v < math.inf, "a number ≥ 1")
+    probes, rounds = probe_count(probes), whole("rounds", rounds, 0)
+    fixed, tied, cost_profile = read_pins(pins), read_groups(together), load_profile(profile)
+    refuse_generator(generator)
+    flow, _ = read_model(model, inputs[0] if isinstance(inputs, list) and inputs else inputs)
     refuse_no_output(flow)
-    batches = chunks(flow, inputs) + (chunks(flow, calibration) if calibration is not None else [])
-    held = chunks(flow, holdout) if holdout is not None else []
+    batches = chunks(flow, inputs)
+    batches += chunks(flow, calibration, "calibration") if calibration is not None else []
+    held = chunks(flow, holdout, "holdout") if holdout is not None else []
     refuse_nonfinite(flow, [*batches, *held])
-    cost_profile = load_profile(profile)
-    pinned = find_pins(flow, dict(pins or {}), [f.name for f in chosen])
+    pinned = find_pins(flow, fixed, [f.name for f in chosen])
     ranges = joint_ranges(flow, batches)
     values = run_exact(flow, batches[0], keep=True).values
     verdicts = allowed_formats(flow, chosen, ranges, values, cost_profile, range_margin)
     del values
     stalks = stalks_of(flow, verdicts, pinned)
     refuse_empty(flow, stalks, verdicts, pinned)
-    ties = (*(tied_weights(flow) if tie_weights else ()), *groups(flow, together))
+    ties = (*(tied_weights(flow) if tie_weights else ()), *groups(flow, tied))
     dtype = torch.float64 if needs_double(chosen, budget) else torch.float32
     # float64 is in the table too: it prices the reference's own error.
     priced = [*chosen, *([FORMATS["fp64"]] if FORMATS["fp64"] not in chosen else [])]

@@ -73,6 +73,8 @@ def load_profile(profile: "str | Path | Mapping[str, Any] | Profile") -> Profile
     shipped = resources.files("torchsheaf.precision") / "profiles" / f"{profile}.json"
     if "/" not in str(profile) and shipped.is_file():
         return _parse(json.loads(shipped.read_text(encoding="utf-8")), str(profile))
+    if not isinstance(profile, str | Path):
+        raise ValueError(f"profile is {profile!r}; write a file or one of {shipped_profiles()}")
     path = Path(profile)
     if not path.is_file():
         names = ", ".join(shipped_profiles())

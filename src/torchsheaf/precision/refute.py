@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.network.aten import AtenGraph, trace_aten
+from torchsheaf.network.aten import AtenGraph, ExportedProgram
+from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite
+from torchsheaf.precision.arguments import error_budget, read_model, whole
 from torchsheaf.precision.bounds import _Walk
-from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
 from torchsheaf.precision.formats import FORMATS, Format, find_format
 from torchsheaf.precision.measure import floating_outputs
@@ -94,15 +96,19 @@ def grid_distance(value: Fraction, form: Format) -> Fraction:
 
 
 def refute(
-    model: nn.Module | AtenGraph, inputs: Any, format: str, budget: float, *, sweeps: int = 8
-) -> Refutation:
+    model: nn.Module | ExportedProgram | AtenGraph, inputs: Any, format: str, budget: float, *,
+    sweeps: int = 8,
+) -> Refutation:  # fmt: skip
     """Look for proofs that running the model uniformly in `format` misses the budget (max norm).
 
+    Raises `ValueError` for a bad argument (`TypeError` for a model or inputs of another kind) and
+    `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
     Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
     """
-    form = find_format(format)
-    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    flow = read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, inputs))
+    form, budget, sweeps = find_format(format), error_budget(budget), whole("sweeps", sweeps, 0)
+    flow, inputs = read_model(model, inputs)
+    refuse_no_output(flow)
+    refuse_nonfinite(flow, [inputs])
     walk = _Walk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
     bounds = walk.run()
     found = [

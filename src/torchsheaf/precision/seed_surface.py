@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchsheaf.network.aten import trace_aten
+from torchsheaf.precision.arguments import error_budget, read_inputs, read_model
 from torchsheaf.precision.autocast import autocast_assignment
 from torchsheaf.precision.curvature import measure_curvature
-from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import uniform
 from torchsheaf.precision.formats import FORMATS
 from torchsheaf.precision.measure import measure
@@ -80,7 +80,7 @@ class SheafPrecisionOptimizer:
 
     def __init__(self, model: nn.Module, target_accuracy: float = 1e-3, **options: Any) -> None:
         self.model = model
-        self.target_accuracy = target_accuracy
+        self.target_accuracy = error_budget(target_accuracy, "target_accuracy")
         self.options: dict[str, Any] = {"formats": ("fp64", "fp32", "bf16", "fp16"), **options}
 
     def analyze(self, sample_input: Any, model: nn.Module | None = None) -> PrecisionResult:
@@ -90,8 +90,7 @@ class SheafPrecisionOptimizer:
         """
         self.model = model if model is not None else self.model
         self.model.eval()
-        inputs = (sample_input,) if isinstance(sample_input, torch.Tensor) else tuple(sample_input)
-        flow = read_dataflow(trace_aten(self.model, inputs))
+        flow, inputs = read_model(self.model, sample_input)
         errors = {f: uniform_error(flow, inputs, f) for f in UNIFORM}
         works = [f for f, e in errors.items() if e <= self.target_accuracy]
         proofs: tuple[Refutation, ...] = ()
@@ -115,7 +114,7 @@ class SheafPrecisionOptimizer:
         if result.plan is None:
             raise NoSection("budget", result.failure)
         p = result.plan
-        inputs = (sample_input,) if isinstance(sample_input, torch.Tensor) else tuple(sample_input)
+        inputs = read_inputs(sample_input)
         amp = autocast_assignment(p.flow, form)
         mine, theirs = count_memory(p.flow, p.by_call), count_memory(p.flow, amp)
         # Autocast keeps the weights in float32 and casts them at every call.
