@@ -11,12 +11,12 @@ from torch import Tensor
 from torchsheaf.cochain import is_finite
 from torchsheaf.precision.bounds import reference_bound
 from torchsheaf.precision.dataflow import Dataflow
-from torchsheaf.precision.execute import uniform
+from torchsheaf.precision.execute import run_exact, uniform
 from torchsheaf.precision.formats import Format
 from torchsheaf.precision.measure import Measurement
 from torchsheaf.precision.predict import predict
 from torchsheaf.precision.price import NoSection
-from torchsheaf.precision.ranges import Range, measure_ranges, needed_range
+from torchsheaf.precision.ranges import Range, needed_range, ranges_in
 from torchsheaf.precision.sensitivity import Sensitivity
 from torchsheaf.precision.tighten import Attempt
 
@@ -35,15 +35,37 @@ def refuse_nonfinite(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> None
 
 def refuse_no_output(flow: Dataflow) -> None:
     """`ValueError` where nothing that the model returns can carry an error."""
-    if not any(n in flow.source for n in flow.graph.outputs):
-        raise ValueError("model returns no floating-point tensor; a budget needs one")
+    if not any(n in flow.source and math.prod(flow.shapes[n]) for n in flow.graph.outputs):
+        raise ValueError("model returns no floating-point tensor with elements; a budget needs one")
+
+
+def refuse_undefined(flow: Dataflow, values: Mapping[str, Any]) -> None:
+    """`ValueError` naming the first operation that is NaN in float64, where an output is."""
+    if any(_holds_nan(values[n]) for n in flow.graph.outputs):
+        first = next((c for c in flow.choices if _holds_nan(values[c])), flow.graph.outputs[0])
+        raise ValueError(
+            f"{flow.labels.get(first, first)!r} gives NaN in float64 on these inputs, and so does "
+            "the model; pass inputs on which it is defined"
+        )
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_nan, value))
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return floating and bool(torch.isnan(value).any())
 
 
 def joint_ranges(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> dict[str, Range]:
-    """What every choosing call needs of a range, over all batches."""
+    """What every choosing call needs of a range, over all batches.
+
+    Raises `ValueError` where the output is NaN on one of them.
+    """
     whole: dict[str, Range] = {}
     for batch in batches:
-        for name, r in needed_range(flow, measure_ranges(flow, batch)).items():
+        values = run_exact(flow, batch, keep=True).values
+        refuse_undefined(flow, values)
+        for name, r in needed_range(flow, ranges_in(flow, values)).items():
             whole[name] = whole[name].join(r) if name in whole else r
     return whole
 

@@ -106,7 +106,7 @@ def refuse_generator(generator: Any) -> None:
 
 
 def read_inputs(inputs: Any, name: str = "inputs") -> tuple[Any, ...]:
-    """A tensor or a tuple of inputs as a tuple.
+    """A tensor or a tuple of inputs as a tuple, apart from any graph of gradients.
 
     Raises `TypeError` for anything else, `ValueError` where there is no tensor or no sample in it.
     """
@@ -114,6 +114,10 @@ def read_inputs(inputs: Any, name: str = "inputs") -> tuple[Any, ...]:
         kind = type(inputs).__name__
         raise TypeError(f"{name} is a {kind}; pass a tensor (batch, *shape) or a tuple of them")
     parts = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for x in parts:
+        if isinstance(x, tuple | list | Mapping):
+            kind = type(x).__name__
+            raise TypeError(f"{name} holds a {kind}; give every tensor as an input of its own")
     tensors = [x for x in parts if isinstance(x, Tensor)]
     if not tensors:
         raise ValueError(
@@ -122,7 +126,7 @@ def read_inputs(inputs: Any, name: str = "inputs") -> tuple[Any, ...]:
     for x in tensors:
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; pass at least one sample")
-    return parts
+    return tuple(x.detach() if isinstance(x, Tensor) else x for x in parts)
 
 
 def read_model(

@@ -36,7 +36,7 @@ from torchsheaf.precision.arguments import (
     refuse_generator,
     whole,
 )
-from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights
+from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights, weigh
 from torchsheaf.precision.autocast import fixed_rules
 from torchsheaf.precision.certificate import measurement, write_certificate
 from torchsheaf.precision.dataflow import Dataflow
@@ -58,7 +58,7 @@ from torchsheaf.precision.problem import AssignmentProblem, mean_square
 from torchsheaf.precision.profile import Profile, load_profile
 from torchsheaf.precision.ranges import Range, allowed_formats
 from torchsheaf.precision.sections import Sections, arc_consistent, sections, sheaf_of
-from torchsheaf.precision.sensitivity import Sensitivity, analyse
+from torchsheaf.precision.sensitivity import Sensitivity
 from torchsheaf.precision.solve import Solution, cheapest
 from torchsheaf.precision.tighten import Attempt, prepare, tighten
 
@@ -265,8 +265,11 @@ def plan(
     dtype = torch.float64 if needs_double(chosen, budget) else torch.float32
     # float64 is in the table too: it prices the reference's own error.
     priced = [*chosen, *([FORMATS["fp64"]] if FORMATS["fp64"] not in chosen else [])]
-    table = analyse(flow, batches[0], priced, probes=probes, generator=generator, dtype=dtype)
-    problem = assemble(flow, table, stalks, cost_profile, mean_square(budget), ties)
+    table, problem = weigh(
+        flow, batches[0], priced,
+        lambda t: assemble(flow, t, stalks, cost_profile, mean_square(budget), ties),
+        probes=probes, generator=generator, dtype=dtype,
+    )  # fmt: skip
     h0 = sections(problem)
     if h0.count == 0:
         raise NoSection(h0.reason, f"no section: {h0.reason}; " + "; ".join(h0.trace[:8]))

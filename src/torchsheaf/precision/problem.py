@@ -42,6 +42,12 @@ class Row:
             total += table.get((section[e.source], section[e.consumer]), 0.0)
         return total
 
+    @property
+    def terms(self) -> list[float]:
+        """Every term that the row knows."""
+        own = [a for table in self.unary.values() for a in table.values()]
+        return own + [a for table in self.pair.values() for a in table.values()]
+
     def least(self, problem: "AssignmentProblem") -> float:
         """A lower bound of `value` over all sections: every term at its smallest."""
         stalks = {v: problem.stalk_of(g) for g in problem.free() for v in g}

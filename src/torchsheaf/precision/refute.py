@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsheaf.network.aten import AtenGraph, ExportedProgram
-from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite
+from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite, refuse_undefined
 from torchsheaf.precision.arguments import error_budget, read_model, whole
 from torchsheaf.precision.bounds import _Walk
 from torchsheaf.precision.dataflow import Dataflow
@@ -111,6 +111,7 @@ def refute(
     refuse_nonfinite(flow, [inputs])
     walk = _Walk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
     bounds = walk.run()
+    refuse_undefined(flow, walk.values)
     found = [
         _overflow(flow, walk, form, budget),
         _grid(flow, walk, bounds.outputs, form, budget),
@@ -155,6 +156,8 @@ def _grid(
     names = [n for n in flow.graph.outputs if n in walk.bounds]
     best: tuple[float, float, float] | None = None
     for n, bound in zip(names, bounds, strict=True):
+        if not bound.numel():
+            continue
         y, e = walk.values[n].reshape(-1), bound.reshape(-1)
         rounded = form.result.round(y).double()
         gap = torch.where(torch.isfinite(rounded), (y - rounded).abs(), -math.inf) - e
@@ -226,6 +229,8 @@ def _directions(
         leaves[i] = inputs[i].double().detach().requires_grad_()
     with torch.enable_grad():
         flat = torch.cat([o.reshape(-1) for o in floating_outputs(_graded(flow, leaves))])
+    if not flat.requires_grad:
+        return []  # nothing depends on the inputs
     picks = flat.detach().abs().nan_to_num().topk(min(sweeps, flat.numel())).indices
     found = []
     for k in picks.tolist():
@@ -255,6 +260,8 @@ def _witness(
     exact = _exact(flow, inputs)
     best: tuple[float, float, float] | None = None
     for a, e in zip(floating_outputs(run), exact, strict=True):
+        if not e.numel():
+            continue
         error = (a.double() - e).abs()
         error = (
             torch.where(a.double() == e, 0.0, error)
