@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchsheaf.network import UnsupportedModel
 from torchsheaf.network.aten import AtenGraph, trace_aten
-from torchsheaf.precision import NoSection, check, plan, refute
+from torchsheaf.precision import NoSection, SheafPrecisionOptimizer, check, plan, refute
 from torchsheaf.precision.image_data import load_images, rows_to_tensors
 from torchsheaf.precision.profile import load_profile, measure_profile, write_profile
 
@@ -65,6 +65,7 @@ def net() -> tuple[AtenGraph, Tensor]:
         ({"calibration": torch.zeros(0, 5)}, "calibration has shape (0, 5)"),
         ({"holdout": []}, "holdout is an empty list"),
         ({"holdout": torch.zeros(4, 5, dtype=torch.int64)}, "dtype torch.int64"),
+        ({"log": None}, "log is None; pass a function of one line"),
     ],
 )
 def test_a_bad_argument_is_named(
@@ -124,11 +125,28 @@ def test_what_is_no_model_or_no_tensor_is_a_type_error(net: tuple[AtenGraph, Ten
     graph, x = net
     nothing: Any = "m"
     with pytest.raises(TypeError, match=r"model is a str; pass an nn\.Module"):
+        SheafPrecisionOptimizer(nothing).analyze(x)
+    with pytest.raises(TypeError, match=r"model is a str; pass an nn\.Module"):
         plan(nothing, x, 1e-2)
     with pytest.raises(TypeError, match=r"model is a str; pass an nn\.Module"):
         refute(nothing, x, "fp16", 1e-2)
     with pytest.raises(TypeError, match="holdout is a str; pass a tensor"):
         plan(graph, x, 1e-2, holdout=nothing)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (torch.zeros(4, 2), "does not run on these inputs"),
+        (torch.zeros(4, 5, dtype=torch.int64), "does not run on these inputs"),
+        ((torch.zeros(4, 5), torch.zeros(4, 5)), "inputs: 2 came, the model takes 1"),
+    ],
+)
+def test_refute_tries_a_traced_graph_on_its_inputs(
+    net: tuple[AtenGraph, Tensor], inputs: Any, words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        refute(net[0], inputs, "fp16", 1e-2)
 
 
 def test_numbers_of_other_libraries_are_numbers(net: tuple[AtenGraph, Tensor]) -> None:
@@ -279,9 +297,14 @@ def test_profiles_are_checked_and_travel_through_files(tmp_path: Path) -> None:
         ({"byte": -1.0}, "byte is -1.0"),
         ({"contraction": {"fp12": 1.0}}, "'fp12' is no format"),
         ({"contraction": {"fp16": "fast"}}, "write a finite number"),
+        ({"elementwise": [1.0]}, "elementwise is [1.0]; write a table of formats"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=re.escape(words)):
             load_profile({**data, **change})
+    for content in ("{", "[1]", "3", "\x00\xff"):
+        path.write_text(content, encoding="latin-1")
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load_profile(path)
     del data["byte"]
     with pytest.raises(ValueError, match="lacks 'byte'"):
         load_profile(data)

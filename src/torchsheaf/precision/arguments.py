@@ -96,8 +96,10 @@ def _name(argument: str, key: Any) -> str:
     return key
 
 
-def refuse_generator(generator: Any) -> None:
-    """`ValueError` where it is neither None nor a generator."""
+def refuse_others(generator: Any, log: Any) -> None:
+    """`ValueError` where one is no generator (or None), or the other cannot be called."""
+    if not callable(log):
+        raise ValueError(f"log is {log!r}; pass a function of one line")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(
             f"generator is {generator!r}; pass a torch.Generator, for instance "
@@ -129,20 +131,26 @@ def read_inputs(inputs: Any, name: str = "inputs") -> tuple[Any, ...]:
     return tuple(x.detach() if isinstance(x, Tensor) else x for x in parts)
 
 
-def read_model(
-    model: nn.Module | ExportedProgram | AtenGraph, inputs: Any
-) -> tuple[Dataflow, tuple[Any, ...]]:
-    """The model as a dataflow and the inputs as a tuple.
+def read_model(model: nn.Module | ExportedProgram | AtenGraph, inputs: Any) -> Dataflow:
+    """The model as a dataflow, traced on the inputs where it is no graph yet.
 
-    Raises `TypeError` for what is no model, `UnsupportedModel` for one that cannot be traced,
-    `ValueError` for inputs that it does not run on. Cost: one export and one run.
+    Raises `TypeError` for what is no model, `UnsupportedModel` for one that cannot be traced.
+    Cost: one export.
     """
     if not isinstance(model, nn.Module | ExportedProgram | AtenGraph):
         raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module or ExportedProgram")
     parts = read_inputs(inputs)
-    if isinstance(model, AtenGraph):
-        return read_dataflow(model), parts
-    flow = read_dataflow(trace_aten(model, parts))
+    return read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, parts))
+
+
+def runnable(flow: Dataflow, inputs: Any) -> tuple[Any, ...]:
+    """The inputs as a tuple, after one run of the model as it is.
+
+    Raises `ValueError` for inputs that it does not run on.
+    """
+    parts = read_inputs(inputs)
+    if len(parts) != len(flow.graph.inputs):
+        raise ValueError(f"inputs: {len(parts)} came, the model takes {len(flow.graph.inputs)}")
     try:
         run_exact(flow, parts, dtype=None)
     except NotImplementedError:
@@ -152,4 +160,4 @@ def read_model(
         raise ValueError(
             f"the model does not run on these inputs: {first}; pass what its forward takes"
         ) from error
-    return flow, parts
+    return parts

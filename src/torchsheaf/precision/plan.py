@@ -33,7 +33,8 @@ from torchsheaf.precision.arguments import (
     read_groups,
     read_model,
     read_pins,
-    refuse_generator,
+    refuse_others,
+    runnable,
     whole,
 )
 from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights, weigh
@@ -247,11 +248,12 @@ def plan(
     range_margin = number("range_margin", range_margin, lambda v: 1 <= v < math.inf, "a number ≥ 1")
     probes, rounds = probe_count(probes), whole("rounds", rounds, 0)
     fixed, tied, cost_profile = read_pins(pins), read_groups(together), load_profile(profile)
-    refuse_generator(generator)
-    flow, _ = read_model(model, inputs[0] if isinstance(inputs, list) and inputs else inputs)
+    refuse_others(generator, log)
+    flow = read_model(model, inputs[0] if isinstance(inputs, list) and inputs else inputs)
     refuse_no_output(flow)
     batches = chunks(flow, inputs)
     batches += chunks(flow, calibration, "calibration") if calibration is not None else []
+    runnable(flow, batches[0])
     held = chunks(flow, holdout, "holdout") if holdout is not None else []
     refuse_nonfinite(flow, [*batches, *held])
     pinned = find_pins(flow, fixed, [f.name for f in chosen])

@@ -79,7 +79,11 @@ def load_profile(profile: "str | Path | Mapping[str, Any] | Profile") -> Profile
     if not path.is_file():
         names = ", ".join(shipped_profiles())
         raise ValueError(f"profile {str(profile)!r} is no file and none of the shipped: {names}")
-    return _parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+    try:
+        data = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"profile {path} is no JSON object: {error}") from error
+    return _parse(data, str(path))
 
 
 def shipped_profiles() -> list[str]:
@@ -93,6 +97,9 @@ def _parse(data: dict[str, Any], where: str) -> Profile:
         if name not in data:
             raise ValueError(f"profile {where} lacks {name!r}; it needs {', '.join(_FIELDS)}")
     for table in ("contraction", "elementwise"):
+        if not isinstance(data[table], Mapping):
+            given = f"profile {where}, {table} is {data[table]!r}"
+            raise ValueError(f"{given}; write a table of formats")
         for form, value in data[table].items():
             if form not in FORMATS:
                 raise ValueError(f"profile {where}, {table}: {form!r} is no format")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite, refuse_undefined
-from torchsheaf.precision.arguments import error_budget, read_model, whole
+from torchsheaf.precision.arguments import error_budget, read_model, runnable, whole
 from torchsheaf.precision.bounds import _Walk
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
@@ -106,7 +106,8 @@ def refute(
     Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
     """
     form, budget, sweeps = find_format(format), error_budget(budget), whole("sweeps", sweeps, 0)
-    flow, inputs = read_model(model, inputs)
+    flow = read_model(model, inputs)
+    inputs = runnable(flow, inputs)
     refuse_no_output(flow)
     refuse_nonfinite(flow, [inputs])
     walk = _Walk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchsheaf.precision.arguments import error_budget, read_inputs, read_model
+from torchsheaf.precision.arguments import error_budget, read_inputs, read_model, runnable
 from torchsheaf.precision.autocast import autocast_assignment
 from torchsheaf.precision.curvature import measure_curvature
 from torchsheaf.precision.dataflow import Dataflow
@@ -89,8 +89,10 @@ class SheafPrecisionOptimizer:
         Every call traces anew; nothing is kept from an earlier call.
         """
         self.model = model if model is not None else self.model
-        self.model.eval()
-        flow, inputs = read_model(self.model, sample_input)
+        if isinstance(self.model, nn.Module):
+            self.model.eval()
+        flow = read_model(self.model, sample_input)
+        inputs = runnable(flow, sample_input)
         errors = {f: uniform_error(flow, inputs, f) for f in UNIFORM}
         works = [f for f, e in errors.items() if e <= self.target_accuracy]
         proofs: tuple[Refutation, ...] = ()
