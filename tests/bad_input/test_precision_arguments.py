@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchsheaf.network import UnsupportedModel
 from torchsheaf.network.aten import AtenGraph, trace_aten
 from torchsheaf.precision import NoSection, SheafPrecisionOptimizer, check, plan, refute
+from torchsheaf.precision.conformance import conformance
 from torchsheaf.precision.image_data import load_images, rows_to_tensors
 from torchsheaf.precision.profile import load_profile, measure_profile, write_profile
 
@@ -311,6 +312,11 @@ def test_profiles_are_checked_and_travel_through_files(tmp_path: Path) -> None:
     here = measure_profile(size=64)
     assert here.byte > 0
     assert set(here.contraction) == {"fp64", "fp32", "bf16", "fp16"}
+
+
+def test_a_conformance_run_that_checks_nothing_is_no_success() -> None:
+    with pytest.raises(ValueError, match="none of them has a check"):
+        conformance(("bf16",), operators=["nowhere"])
 
 
 def test_image_rows_of_either_schema_are_read(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -221,3 +222,22 @@ def test_splitting_keeps_whole_batches() -> None:
     assert used[0].tolist() == [0, 1, 2]
     assert kept[0].tolist() == [3, 4, 5, 6, 7, 8]
     assert split((torch.arange(10),), 0.0)[1] is None
+
+
+def test_inputs_without_a_shared_batch_axis_are_not_split() -> None:
+    import torch
+
+    single = (torch.tensor(0.5), torch.arange(10))
+    assert split(single, 0.0) == (single, None)
+    for inputs in (single, (torch.zeros(4, 2), torch.zeros(2)), (torch.zeros(0, 2),)):
+        with pytest.raises(click.BadParameter, match="--holdout"):
+            split(inputs, 0.5)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "meta", "cuda:77"])
+def test_a_device_that_cannot_be_used_is_refused(tmp_path: Path, device: str) -> None:
+    for words in (("conformance",), ("profile", str(tmp_path / "x.json"))):
+        done = run(*words, "--device", device)
+        assert isinstance(done.exception, ValueError)
+        assert f"device is '{device}', which cannot be used here" in str(done.exception)
+    assert not list(tmp_path.iterdir())

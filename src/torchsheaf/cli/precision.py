@@ -21,7 +21,7 @@ from torchsheaf.precision.arguments import error_budget, read_formats
 from torchsheaf.precision.certificate import save_certificate
 from torchsheaf.precision.conformance import Conformance, conformance
 from torchsheaf.precision.demos import DEMOS, Demo
-from torchsheaf.precision.measure import NORMS
+from torchsheaf.precision.measure import NORMS, batch_of
 from torchsheaf.precision.profile import (
     load_profile,
     measure_profile,
@@ -122,17 +122,19 @@ def split(inputs: tuple[Any, ...], share: float) -> tuple[tuple[Any, ...], Any]:
     """Inputs to plan on, and a multiple of as many to hold out (or None)."""
     if not 0 <= share < 1:
         raise click.BadParameter(f"--holdout is {share}; write a share in [0, 1)")
-    batch = inputs[0].shape[0]
+    if share == 0:
+        return inputs, None
+    batch = batch_of(inputs)
+    if not batch:
+        raise click.BadParameter(f"--holdout {share}: the inputs share no axis of samples")
     kept = int(batch * share)
     size = batch - kept
     kept -= kept % size
-    if share > 0 and kept == 0:
+    if kept == 0:
         raise click.BadParameter(
             f"--holdout {share}: {batch} samples do not leave as many to hold out as to plan on; "
             "write 0.5 or more"
         )
-    if kept == 0:
-        return inputs, None
     return tuple(x[:size] for x in inputs), tuple(x[size : size + kept] for x in inputs)
 
 

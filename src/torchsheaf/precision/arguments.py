@@ -107,6 +107,17 @@ def refuse_others(generator: Any, log: Any) -> None:
         )
 
 
+def refuse_device(device: str) -> None:
+    """`ValueError` where nothing can be computed on the device."""
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device is {device!r}, which cannot be used here: {first}; write cpu, for instance"
+        ) from error
+
+
 def read_inputs(inputs: Any, name: str = "inputs") -> tuple[Any, ...]:
     """A tensor or a tuple of inputs as a tuple, apart from any graph of gradients.
 

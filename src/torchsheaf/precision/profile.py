@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from torchsheaf.network.aten import AtenCall
+from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.formats import FORMATS, Format
 from torchsheaf.precision.operators import CONTRACTION, flops_of
 
@@ -115,7 +116,11 @@ def _check(value: Any, where: str) -> None:
 
 
 def measure_profile(name: str = "here", device: str = "cpu", size: int = 384) -> Profile:
-    """Time matrix products, additions and casts on this machine in every native format."""
+    """Time matrix products, additions and casts on this machine in every native format.
+
+    Raises `ValueError` where nothing can be computed on the device.
+    """
+    refuse_device(device)
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(size, size, generator=generator).to(device)
     v = torch.randn(1 << 20, generator=generator).to(device)
