@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.reference.precision_problems import random_problem
 from torchsheaf.precision.certificate import measurement, write_certificate
 from torchsheaf.precision.check_certificate import check
 from torchsheaf.precision.problem import brute_force
-from torchsheaf.precision.solve import cheapest
+from torchsheaf.precision.solve import cheapest, least_error
 
 SIZES = [3 + seed % 5 for seed in range(54)] + [9, 9]
 
@@ -42,6 +43,23 @@ def test_cheapest_section_equals_brute_force_and_is_certified(seed: int, size: i
     )
     said = check(json.loads(json.dumps(certificate)))
     assert any(("PROVED infeasible" if expected is None else "PROVED optimal") in s for s in said)
+
+
+@pytest.mark.parametrize("limit", [1e-9, 1e-30, 1e-300])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_limit_far_out_of_reach_is_proved_so_and_the_least_error_still_found(
+    seed: int, limit: float
+) -> None:
+    problem = random_problem(seed, 6)
+    row = replace(problem.rows[0], limit=limit)
+    small = problem.with_rows((row,))
+    least = min(row.value(small, s) for s in small.sections())
+    found = least_error(small)
+    assert found.section is not None
+    assert math.isclose(row.value(small, found.section), least, rel_tol=1e-5)
+    assert found.bound <= least * (1 + 1e-9)
+    certificate = write_certificate(small, cheapest(small), budget=limit, norm="rms")
+    assert check(certificate)[0].startswith("PROVED infeasible")
 
 
 def test_a_full_sized_problem_has_19683_sections() -> None:

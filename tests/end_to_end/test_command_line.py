@@ -126,6 +126,23 @@ def test_the_fused_form_has_no_gates(folder: Path) -> None:
     assert [v["name"] for v in json.loads(out)["vertices"]] == ["input", "0", "2"]
 
 
+@pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf", "much"])
+def test_report_refuses_a_budget_when_it_reads_the_command_line(budget: str) -> None:
+    code, _, error = invoke("report", "nowhere:net", "--budget", budget)
+    assert code == Exit.USAGE
+    assert "--budget" in error
+
+
+def test_report_without_a_plan_within_the_budget_says_why_on_the_page(folder: Path) -> None:
+    torch.manual_seed(0)  # some weights leave every ReLU at zero, and then nothing is rounded
+    code, out, error = invoke("report", "nets:small", "-o", "page.html", "--budget", "1e-12")
+    assert code == 0, error
+    assert "not on the page, precision: no section meets the budget 1e-12" in " ".join(out.split())
+    page = Path("page.html").read_text("utf-8")
+    assert "How few bits each step needs" in page
+    assert "no section meets the budget 1e-12" in page
+
+
 def test_report_of_an_exported_program(folder: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     x = torch.randn(6, 3, dtype=torch.float64)

@@ -4,9 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from torchsheaf.cli.exits import Exit
+from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.precision import precision, split
 from torchsheaf.precision import check_certificate
 
@@ -84,8 +87,6 @@ def test_names_from_a_model_are_escaped_on_the_page(folder: Path) -> None:
 
 
 def test_a_changed_certificate_is_refused_with_a_code(folder: Path) -> None:
-    from torchsheaf.cli.failures import CommandFailed
-
     path = folder / "changed.json"
     assert (
         run("precision_factories:small", "--budget", "1e-2", "--certificate", str(path)).exit_code
@@ -97,7 +98,34 @@ def test_a_changed_certificate_is_refused_with_a_code(folder: Path) -> None:
     done = run("check", str(path))
     assert isinstance(done.exception, CommandFailed)
     assert done.exception.code == 9
-    assert "REJECTED" in str(done.exception)
+    assert f"REJECTED {path}: " in str(done.exception)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "3", '{"schema": "other"}', "\x00\xff"])
+def test_what_is_no_certificate_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(content, encoding="latin-1")
+    done = run("check", str(path))
+    assert isinstance(done.exception, CommandFailed)
+    assert str(path) in str(done.exception)
+    assert done.exception.code == (Exit.CHECK_FAILED if "schema" in content else Exit.BAD_TARGET)
+
+
+@pytest.mark.parametrize("option", ["--certificate", "--figures", "--html"])
+def test_where_nothing_can_be_written_is_noticed_before_the_planning(
+    tmp_path: Path, option: str
+) -> None:
+    # The target does not exist: whatever comes first is what is noticed.
+    done = run("nowhere:net", "--budget", "1", option, str(tmp_path / "absent" / "x"))
+    assert isinstance(done.exception, CommandFailed)
+    assert done.exception.code == Exit.CANNOT_WRITE
+    assert option in str(done.exception)
+
+
+def test_where_no_profile_can_be_written_is_noticed_before_the_timing(tmp_path: Path) -> None:
+    done = run("profile", str(tmp_path / "absent" / "x.json"))
+    assert isinstance(done.exception, CommandFailed)
+    assert "does not exist" in str(done.exception)
 
 
 def test_conformance_prints_the_count_and_every_check_on_request() -> None:
@@ -170,6 +198,13 @@ def test_training_demonstrations_are_accurate_in_the_planned_formats() -> None:
         (("precision_factories:small", "--budget", "1", "--norm", "l7"), "is not one of"),
         (("precision_factories:small", "--budget", "1", "--pin", "fp32"), "NAME=FORMAT"),
         (("precision_factories:small", "--budget", "1", "--holdout", "0.2"), "write 0.5 or more"),
+        (("precision_factories:small", "--budget", "0"), "'--budget': budget is 0.0; write a posi"),
+        (("precision_factories:small", "--budget", "nan"), "'--budget': budget is nan"),
+        (("precision_factories:small", "--budget", "1", "--probes", "0"), "'--probes'"),
+        (
+            ("precision_factories:small", "--budget", "1", "--formats", "int8"),
+            "'--formats': format",
+        ),
     ],
 )
 def test_wrong_command_lines_say_what_to_write(
@@ -187,3 +222,22 @@ def test_splitting_keeps_whole_batches() -> None:
     assert used[0].tolist() == [0, 1, 2]
     assert kept[0].tolist() == [3, 4, 5, 6, 7, 8]
     assert split((torch.arange(10),), 0.0)[1] is None
+
+
+def test_inputs_without_a_shared_batch_axis_are_not_split() -> None:
+    import torch
+
+    single = (torch.tensor(0.5), torch.arange(10))
+    assert split(single, 0.0) == (single, None)
+    for inputs in (single, (torch.zeros(4, 2), torch.zeros(2)), (torch.zeros(0, 2),)):
+        with pytest.raises(click.BadParameter, match="--holdout"):
+            split(inputs, 0.5)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "meta", "cuda:77"])
+def test_a_device_that_cannot_be_used_is_refused(tmp_path: Path, device: str) -> None:
+    for words in (("conformance",), ("profile", str(tmp_path / "x.json"))):
+        done = run(*words, "--device", device)
+        assert isinstance(done.exception, ValueError)
+        assert f"device is '{device}', which cannot be used here" in str(done.exception)
+    assert not list(tmp_path.iterdir())

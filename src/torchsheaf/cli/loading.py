@@ -34,6 +34,18 @@ def seed_option(command: Command) -> Command:
     )
 
 
+def checked(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback that reads an option's value: a `ValueError` is a fault of the command line."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            return None if value is None else read(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return callback
+
+
 def progress_bar() -> Progress:
     """A progress bar on stderr, so that stdout stays clean for piping."""
     return Progress(

@@ -13,14 +13,21 @@ from rich.text import Text
 
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
-from torchsheaf.cli.loading import TARGET_HELP, load, target_argument
+from torchsheaf.cli.loading import TARGET_HELP, checked, load, target_argument
+from torchsheaf.cli.writing import writable
 from torchsheaf.figures.precision import assignment_figure, error_and_cost_figure
 from torchsheaf.precision import FORMATS, Plan, check_certificate, plan
+from torchsheaf.precision.arguments import error_budget, read_formats
 from torchsheaf.precision.certificate import save_certificate
 from torchsheaf.precision.conformance import Conformance, conformance
 from torchsheaf.precision.demos import DEMOS, Demo
-from torchsheaf.precision.measure import NORMS
-from torchsheaf.precision.profile import measure_profile, shipped_profiles, write_profile
+from torchsheaf.precision.measure import NORMS, batch_of
+from torchsheaf.precision.profile import (
+    load_profile,
+    measure_profile,
+    shipped_profiles,
+    write_profile,
+)
 from torchsheaf.report.file import write_page
 from torchsheaf.report.precision_section import precision_page
 
@@ -35,6 +42,11 @@ class TargetGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
+def format_names(text: str) -> tuple[str, ...]:
+    """Formats between commas."""
+    return tuple(f.name for f in read_formats([part.strip() for part in text.split(",")]))
+
+
 @click.group(cls=TargetGroup)
 def precision() -> None:
     """How few bits each operation needs: `torchsheaf precision TARGET --budget 1e-3`."""
@@ -42,33 +54,44 @@ def precision() -> None:
 
 @precision.command("plan", epilog=TARGET_HELP)
 @target_argument
-@click.option("--budget", type=float, required=True, help="Allowed output error, output's units.")
+@click.option(
+    "--budget", type=float, required=True, callback=checked(error_budget),
+    help="Allowed output error, output's units.",
+)  # fmt: skip
 @click.option("--norm", type=click.Choice(NORMS), default="max", show_default=True)
 @click.option(
-    "--formats", default="fp32,bf16,fp16", show_default=True, help=f"From {', '.join(FORMATS)}."
-)
+    "--formats", default="fp32,bf16,fp16", show_default=True, callback=checked(format_names),
+    help=f"From {', '.join(FORMATS)}.",
+)  # fmt: skip
 @click.option("--pin", "pins", multiple=True, metavar="NAME=FORMAT", help="Fix a format.")
 @click.option(
     "--profile", default="stated", show_default=True,
     help=f"Cost profile: {', '.join(shipped_profiles())} or a JSON file.",
 )  # fmt: skip
-@click.option("--probes", default=4, show_default=True, help="Random adjoints.")
+@click.option(
+    "--probes", default=4, show_default=True, type=click.IntRange(1), help="Random adjoints."
+)
 @click.option("--holdout", default=0.0, show_default=True, help="Share of the inputs kept out.")
 @click.option("--certificate", metavar="FILE", help="Write the certificate as JSON.")
 @click.option("--figures", metavar="PREFIX", help="Write PREFIX-error.svg and PREFIX-graph.svg.")
 @click.option("--html", metavar="FILE", help="Write a page about the plan.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def plan_command(
-    target: str, weights: str | None, budget: float, norm: str, formats: str,
+    target: str, weights: str | None, budget: float, norm: str, formats: tuple[str, ...],
     pins: tuple[str, ...], profile: str, probes: int, holdout: float, certificate: str | None,
     figures: str | None, html: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose a number format for every operation of TARGET within an output-error budget."""
+    fixed, costs = dict(pair(p) for p in pins), load_profile(profile)
+    outputs = (("--certificate", certificate), ("--figures", figures), ("--html", html))
+    for option, file in outputs:
+        if file is not None:
+            writable(f"{file}-error.svg" if option == "--figures" else file, option)
     model, inputs, _ = load(target, weights)
     used, kept = split(inputs, holdout)
     found = plan(
-        model, used, budget, norm=norm, formats=tuple(formats.split(",")),
-        pins=dict(pair(p) for p in pins), profile=profile, probes=probes, holdout=kept,
+        model, used, budget, norm=norm, formats=formats, pins=fixed, profile=costs, probes=probes,
+        holdout=kept,
         log=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     if as_json:
@@ -99,17 +122,19 @@ def split(inputs: tuple[Any, ...], share: float) -> tuple[tuple[Any, ...], Any]:
     """Inputs to plan on, and a multiple of as many to hold out (or None)."""
     if not 0 <= share < 1:
         raise click.BadParameter(f"--holdout is {share}; write a share in [0, 1)")
-    batch = inputs[0].shape[0]
+    if share == 0:
+        return inputs, None
+    batch = batch_of(inputs)
+    if not batch:
+        raise click.BadParameter(f"--holdout {share}: the inputs share no axis of samples")
     kept = int(batch * share)
     size = batch - kept
     kept -= kept % size
-    if share > 0 and kept == 0:
+    if kept == 0:
         raise click.BadParameter(
             f"--holdout {share}: {batch} samples do not leave as many to hold out as to plan on; "
             "write 0.5 or more"
         )
-    if kept == 0:
-        return inputs, None
     return tuple(x[:size] for x in inputs), tuple(x[size : size + kept] for x in inputs)
 
 
@@ -180,11 +205,14 @@ def print_plan(found: Plan, rows: int = 25) -> None:
 
 @precision.command("conformance")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--formats", default="fp32,tf32,bf16,fp16,fp8_e4m3,fp8_e5m2", show_default=True)
+@click.option(
+    "--formats", default="fp32,tf32,bf16,fp16,fp8_e4m3,fp8_e5m2", show_default=True,
+    callback=checked(format_names),
+)  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="Print every check, not only failures.")
-def conformance_command(device: str, formats: str, everything: bool) -> None:
+def conformance_command(device: str, formats: tuple[str, ...], everything: bool) -> None:
     """Run every kernel's error model against this machine and print what fails."""
-    found = conformance(tuple(formats.split(",")), device=device)
+    found = conformance(formats, device=device)
     print_conformance(found, everything)
     if found.failures:
         raise CommandFailed(f"{len(found.failures)} kernels break their model", Exit.CHECK_FAILED)
@@ -219,10 +247,14 @@ def print_conformance(found: Conformance, everything: bool) -> None:
 def check_command(certificate: str) -> None:
     """Check a certificate in exact arithmetic and say what it proves."""
     try:
-        data = json.loads(Path(certificate).read_text(encoding="utf-8"))
-        said = check_certificate.check(dict(data))
+        data = dict(json.loads(Path(certificate).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        text = f"{certificate} is no certificate: {error}; pass what --certificate wrote"
+        raise CommandFailed(text, Exit.BAD_TARGET) from error
+    try:
+        said = check_certificate.check(data)
     except check_certificate.Rejected as claim:
-        raise CommandFailed(f"REJECTED: {claim}", Exit.CHECK_FAILED) from claim
+        raise CommandFailed(f"REJECTED {certificate}: {claim}", Exit.CHECK_FAILED) from claim
     click.echo("\n".join([*said, "ACCEPTED"]))
 
 
@@ -231,6 +263,7 @@ def check_command(certificate: str) -> None:
 @click.option("--device", default="cpu", show_default=True)
 def profile_command(file: str, device: str) -> None:
     """Time this machine's kernels and write a cost profile to FILE."""
+    writable(file, "FILE")
     try:
         write_profile(measure_profile(Path(file).stem, device), file)
     except OSError as error:

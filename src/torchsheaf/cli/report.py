@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
-from torchsheaf.cli.loading import TARGET_HELP, load, progress_bar, seed_option, target_argument
+from torchsheaf.cli.loading import (
+    TARGET_HELP,
+    checked,
+    load,
+    progress_bar,
+    seed_option,
+    target_argument,
+)
 from torchsheaf.cli.writing import writable
+from torchsheaf.network import ExportedProgram, UnsupportedModel
 from torchsheaf.network.target import Target
-from torchsheaf.precision import plan
+from torchsheaf.precision import NoSection, Plan, plan
+from torchsheaf.precision.arguments import error_budget
 from torchsheaf.report import Analysis, analyse, beside, headlines, render, write_page
 from torchsheaf.report.analysis import Progress
 from torchsheaf.report.labels import HOLDS
@@ -44,7 +53,7 @@ from torchsheaf.report.labels import HOLDS
     help="Add pictures: what must change in the inputs for the network to say CLASS.",
 )  # fmt: skip
 @click.option(
-    "--budget", type=float, metavar="ERROR",
+    "--budget", type=float, metavar="ERROR", callback=checked(error_budget),
     help="Add the number format of every operation within this output error.",
 )  # fmt: skip
 @seed_option
@@ -67,9 +76,21 @@ def report(
                 hold_labels=hold_labels, seed=seed, progress=progress,
             )  # fmt: skip
             analysis = beside(analysis, second)
-        formats = None if budget is None else plan(model, inputs, budget=budget)
+        formats = None if budget is None else within(budget, model, inputs, analysis.missing)
         page = render(analysis, nearest=nearest, plan=formats)
     publish(analysis, page, path)
+
+
+def within(
+    budget: float, model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...],
+    missing: dict[str, str],
+) -> Plan | None:  # fmt: skip
+    """The plan, or None and the reason in `missing`: the rest of the page does not need it."""
+    try:
+        return plan(model, inputs, budget=budget)
+    except (NoSection, UnsupportedModel) as reason:
+        missing["precision"] = str(reason)
+        return None
 
 
 def in_dtype(target: Target, dtype: str) -> Target:

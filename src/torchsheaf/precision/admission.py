@@ -1,4 +1,4 @@
-"""What a plan refuses at the door, and what it says about itself at the end."""
+"""What a plan refuses of a model and its inputs, and what it says about itself at the end."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,32 +11,14 @@ from torch import Tensor
 from torchsheaf.cochain import is_finite
 from torchsheaf.precision.bounds import reference_bound
 from torchsheaf.precision.dataflow import Dataflow
-from torchsheaf.precision.execute import uniform
-from torchsheaf.precision.formats import Format, find_format
-from torchsheaf.precision.measure import NORMS, Measurement
+from torchsheaf.precision.execute import run_exact, uniform
+from torchsheaf.precision.formats import Format
+from torchsheaf.precision.measure import Measurement
 from torchsheaf.precision.predict import predict
 from torchsheaf.precision.price import NoSection
-from torchsheaf.precision.ranges import Range, measure_ranges, needed_range
+from torchsheaf.precision.ranges import Range, needed_range, ranges_in
 from torchsheaf.precision.sensitivity import Sensitivity
 from torchsheaf.precision.tighten import Attempt
-
-
-def check(
-    budget: float, norm: str, formats: Sequence[str], margin: float, range_margin: float
-) -> list[Format]:
-    """The formats, widest first; `ValueError` names the argument that is wrong."""
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
-        raise ValueError(f"budget is {budget!r}; write a positive number in the output's units")
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; write one of {', '.join(NORMS)}")
-    if isinstance(formats, str) or not formats:
-        raise ValueError(f"formats is {formats!r}; write a tuple such as ('fp32', 'bf16')")
-    if not 0 < margin <= 1:
-        raise ValueError(f"margin is {margin!r}; write a number in (0, 1]")
-    if not range_margin >= 1:
-        raise ValueError(f"range_margin is {range_margin!r}; write a number ≥ 1")
-    found = dict.fromkeys(find_format(f) for f in formats)
-    return sorted(found, key=lambda f: (-f.bits, -f.largest))
 
 
 def refuse_nonfinite(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> None:
@@ -53,15 +35,37 @@ def refuse_nonfinite(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> None
 
 def refuse_no_output(flow: Dataflow) -> None:
     """`ValueError` where nothing that the model returns can carry an error."""
-    if not any(n in flow.source for n in flow.graph.outputs):
-        raise ValueError("model returns no floating-point tensor; a budget needs one")
+    if not any(n in flow.source and math.prod(flow.shapes[n]) for n in flow.graph.outputs):
+        raise ValueError("model returns no floating-point tensor with elements; a budget needs one")
+
+
+def refuse_undefined(flow: Dataflow, values: Mapping[str, Any]) -> None:
+    """`ValueError` naming the first operation that is NaN in float64, where an output is."""
+    if any(_holds_nan(values[n]) for n in flow.graph.outputs):
+        first = next((c for c in flow.choices if _holds_nan(values[c])), flow.graph.outputs[0])
+        raise ValueError(
+            f"{flow.labels.get(first, first)!r} gives NaN in float64 on these inputs, and so does "
+            "the model; pass inputs on which it is defined"
+        )
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_nan, value))
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return floating and bool(torch.isnan(value).any())
 
 
 def joint_ranges(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> dict[str, Range]:
-    """What every choosing call needs of a range, over all batches."""
+    """What every choosing call needs of a range, over all batches.
+
+    Raises `ValueError` where the output is NaN on one of them.
+    """
     whole: dict[str, Range] = {}
     for batch in batches:
-        for name, r in needed_range(flow, measure_ranges(flow, batch)).items():
+        values = run_exact(flow, batch, keep=True).values
+        refuse_undefined(flow, values)
+        for name, r in needed_range(flow, ranges_in(flow, values)).items():
             whole[name] = whole[name].join(r) if name in whole else r
     return whole
 
@@ -95,8 +99,6 @@ def groups(flow: Dataflow, together: Sequence[Sequence[str]]) -> tuple[tuple[str
     """User groups as ties of labels; `ValueError` where a key names nothing."""
     ties = []
     for group in together:
-        if isinstance(group, str):
-            raise ValueError(f"together: {group!r} is a string; write lists of names")
         members: dict[str, None] = {}
         for key in group:
             found = flow.find(key)
@@ -111,13 +113,18 @@ def over_budget(tried: Sequence[Attempt], budget: float, norm: str, margin: floa
     """The error for when even the most precise section measures over the budget."""
     best = min((a.measured for a in tried), key=lambda m: m.value, default=None)
     measured = f"{best.value:.4g}" if best else "nothing that could be run"
-    return NoSection(
+    reachable = best.value / margin if best and math.isfinite(best.value) else None
+    # Rounded up, so that the number can be written as it stands.
+    raised = f" to {reachable * 1.001:.4g}" if reachable else ""
+    refusal = NoSection(
         "budget",
         f"no section meets the budget {budget:.4g} ({norm}, {margin:.0%} of it on calibration "
         f"inputs): the best of {len(tried)} that were run measures {measured}; "
-        "add a wider format, raise the budget or drop pins",
+        f"add a wider format, raise the budget{raised} or drop pins",
         best,
     )
+    refusal.reachable = reachable
+    return refusal
 
 
 def flags(
@@ -157,6 +164,17 @@ def flags(
             "a rounding that flips one is not in the prediction"
         )
     return tuple(found)
+
+
+def doubt(measured: Measurement, allowed: float) -> tuple[str, ...]:
+    """The sentence for a budget (as an rms error) that the reference itself may not keep."""
+    expected = measured.reference_estimate
+    if not expected > allowed:
+        return ()
+    return (
+        f"the float64 reference itself is expected to err by {expected:.2g} rms, which is over the "
+        "budget: the plan reproduces the reference, not the exact output",
+    )
 
 
 def _shortfall(a: Attempt) -> float:

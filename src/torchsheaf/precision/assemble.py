@@ -1,15 +1,17 @@
 """Dataflow + sensitivity + ranges + profile → AssignmentProblem."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchsheaf.precision.dataflow import SINK, Dataflow
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.problem import AssignmentProblem, Cast, Row
 from torchsheaf.precision.profile import Profile
-from torchsheaf.precision.sensitivity import Sensitivity
+from torchsheaf.precision.sensitivity import Sensitivity, analyse
 
 
 def input_label(name: str) -> str:
@@ -117,7 +119,7 @@ def error_tables(
             for t in stalks[flow.labels[e.consumer]]:
                 if not FORMATS[t].holds(FORMATS[s].result):
                     value = mean(entry, t)
-                    if value > 0.0:
+                    if value != 0.0:
                         values[s, t] = value
         if values:
             pair[i] = values
@@ -146,3 +148,25 @@ def assemble(
     unary, pair = error_tables(flow, table, stalks)
     row = Row("mean-square output error", limit, unary, pair)
     return AssignmentProblem(dict(stalks), cost, casts_of(flow, stalks, profile), (row,), ties)
+
+
+def weigh(
+    flow: Dataflow, batch: Sequence[Any], formats: Sequence[Format],
+    assembled: Callable[[Sensitivity], AssignmentProblem], *, probes: int | str,
+    generator: torch.Generator | None, dtype: torch.dtype,
+) -> tuple[Sensitivity, AssignmentProblem]:  # fmt: skip
+    """Sensitivities in `dtype`, or in float64 where it loses their squares, and their problem.
+
+    Raises `ValueError` where float64 loses them too.
+    """
+    for wide in dict.fromkeys((dtype, torch.float64)):
+        table = analyse(flow, batch, formats, probes=probes, generator=generator, dtype=wide)
+        problem = assembled(table)
+        terms = problem.rows[0].terms
+        # Nothing but zeros is what squares that underflow look like.
+        if all(map(math.isfinite, terms)) and (any(terms) or wide == torch.float64):
+            return table, problem
+    raise ValueError(
+        "the errors of this network on these inputs have squares that overflow float64, so no "
+        "error model holds them; scale the inputs or the weights down"
+    )

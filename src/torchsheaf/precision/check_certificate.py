@@ -366,16 +366,16 @@ def check_measured(body: Json) -> list[str]:
 
 def check(certificate: Json) -> list[str]:
     """Every claim of a certificate, in words; raises `Rejected` at the first that does not hold."""
-    need(certificate.get("schema") == SCHEMA, f"schema {certificate.get('schema')!r} is not known")
-    need(certificate.get("digest") == digest(certificate), "the digest does not match the content")
     try:
+        schema, sealed = certificate.get("schema"), certificate.get("digest")
+        need(schema == SCHEMA, f"schema {schema!r} is not known")
+        need(sealed == digest(certificate), "the digest does not match the content")
         problem = Problem(certificate["problem"])
         check_formats(certificate, problem)
         said = check_section(certificate, problem) if certificate["section"] is not None else []
-        said += check_bound(certificate, problem)
-        said += check_measured(certificate)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as broken:
-        raise Rejected(f"malformed: {type(broken).__name__}: {broken}") from broken
+        said += check_bound(certificate, problem) + check_measured(certificate)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise Rejected(f"malformed: {type(e).__name__}: {e}") from e
     return [*said, NOT_PROVED]
 
 
@@ -384,7 +384,7 @@ def main(arguments: list[str]) -> int:
     try:
         with open(arguments[0], encoding="utf-8") as file:
             certificate = dict(json.load(file))
-    except (OSError, ValueError, TypeError, IndexError) as broken:
+    except (OSError, ValueError, TypeError, IndexError, RecursionError) as broken:
         print(f"usage: python check_certificate.py certificate.json ({broken})", file=sys.stderr)
         return 2
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.bound_rules import RULES, averaging
 from torchsheaf.precision.formats import Format, find_format
 from torchsheaf.precision.operators import MODELS, KernelModel
@@ -252,7 +253,9 @@ def conformance(
     """Check the error model of every kernel in every format on one device.
 
     operators: only these, or all. tf32 is checked on matrix products. Cost: a few seconds.
+    Raises `ValueError` where nothing can be computed on the device or nothing was to be checked.
     """
+    refuse_device(device)
     generator = generator or torch.Generator().manual_seed(0)
     checks: dict[tuple[str, str], KernelCheck] = {}
     missing: list[str] = []
@@ -288,4 +291,6 @@ def conformance(
                     add(check_sampled(name, kernel, arguments, form, device))
                 except (RuntimeError, NotImplementedError):
                     missing.append(f"{name} in {form.name}")
+    if not checks and not missing:
+        raise ValueError(f"operators is {operators!r}; none of them has a check")
     return Conformance(device, tuple(checks.values()), tuple(dict.fromkeys(missing)))

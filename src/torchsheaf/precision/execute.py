@@ -33,15 +33,19 @@ def uniform(flow: Dataflow, form: str) -> dict[str, str]:
 
 
 def run_exact(
-    flow: Dataflow, inputs: Sequence[Any], dtype: torch.dtype = torch.float64, keep: bool = False
-) -> Execution:
-    """Run every call in one dtype on the given weights and inputs: the reference in float64."""
+    flow: Dataflow, inputs: Sequence[Any], dtype: torch.dtype | None = torch.float64,
+    keep: bool = False,
+) -> Execution:  # fmt: skip
+    """Run every call in one dtype on the given weights and inputs: the reference in float64.
+
+    dtype: None runs the calls as the model makes them.
+    """
     cast = _Caster(dtype)
     values: dict[str, Any] = dict(zip(flow.graph.inputs, map(cast, inputs), strict=True))
     values |= {n: cast(t) for n, t in flow.graph.constants.items()}
     left = _countdown(flow)
     for c in flow.graph.calls:
-        if c.packet == "_to_copy" and c.is_floating:
+        if dtype is not None and c.packet == "_to_copy" and c.is_floating:
             values[c.name] = values[c.operands[0]].to(dtype)
         else:
             values[c.name] = c.call(
@@ -162,12 +166,12 @@ class _Run:
 
 
 class _Caster:
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
 
     def __call__(self, value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(self.dtype) if floating else value
+        return value.to(self.dtype) if floating and self.dtype is not None else value
 
 
 def _kwargs(c: AtenCall, value: Callable[[str], Any], dtype: torch.dtype | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsheaf.precision.arguments import read_inputs
 from torchsheaf.precision.check_certificate import clopper_pearson
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import Assignment, Execution, run_assigned, run_exact
@@ -140,25 +141,36 @@ def measure(
     return compare(actual, reference, norm, bound)
 
 
-def chunks(flow: Dataflow, inputs: Any) -> list[tuple[Any, ...]]:
+def chunks(flow: Dataflow, inputs: Any, name: str = "inputs") -> list[tuple[Any, ...]]:
     """Inputs of any batch size cut into batches of the traced size, or a list of batches as it is.
 
-    Raises `ValueError` where the shapes do not fit the traced ones.
+    Raises `ValueError` where shapes or dtypes do not fit the traced ones; `name` is the argument's.
     """
     if isinstance(inputs, list):
-        return [part for item in inputs for part in chunks(flow, item)]
-    parts = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    shapes = [flow.graph.input_meta[n][0] for n in flow.graph.inputs if n in flow.graph.input_meta]
+        if not inputs:
+            raise ValueError(f"{name} is an empty list; pass at least one batch")
+        return [part for item in inputs for part in chunks(flow, item, name)]
+    parts = read_inputs(inputs, name)
+    traced = [flow.graph.input_meta[n] for n in flow.graph.inputs if n in flow.graph.input_meta]
+    shapes = [shape for shape, _ in traced]
     given = [tuple(x.shape) for x in parts if isinstance(x, Tensor)]
     if len(given) != len(shapes):
-        raise ValueError(f"inputs: {len(given)} tensors came, the model takes {len(shapes)}")
+        raise ValueError(
+            f"{name}: {len(given)} tensors came, the model takes {len(shapes)}; write several "
+            "inputs as a tuple (a list is a list of batches)"
+        )
+    for x, (_, dtype) in zip((x for x in parts if isinstance(x, Tensor)), traced, strict=True):
+        if x.dtype != dtype:
+            raise ValueError(
+                f"{name}: a tensor has dtype {x.dtype}, the traced one {dtype}; write x.to({dtype})"
+            )
     if given == shapes:
         return [parts]
     size = shapes[0][0] if shapes and shapes[0] else 0
     same = all(g[1:] == s[1:] and len(g) == len(s) for g, s in zip(given, shapes, strict=True))
     if not same or not size or any(g[0] != given[0][0] or g[0] % size for g in given):
         raise ValueError(
-            f"inputs of shapes {given} do not cut into batches of the traced shapes {shapes}; "
+            f"{name} of shapes {given} do not cut into batches of the traced shapes {shapes}; "
             f"pass a multiple of {size} samples, or a list of batches"
         )
     return [

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchsheaf.network.aten import AtenGraph, ExportedProgram, trace_aten
+from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import (
-    check,
+    doubt,
     flags,
     groups,
     joint_ranges,
@@ -24,13 +24,27 @@ from torchsheaf.precision.admission import (
     with_reference,
 )
 from torchsheaf.precision.apply import apply_assignment
-from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights
+from torchsheaf.precision.arguments import (
+    error_budget,
+    number,
+    one_of,
+    probe_count,
+    read_formats,
+    read_groups,
+    read_model,
+    read_pins,
+    refuse_others,
+    runnable,
+    whole,
+)
+from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights, weigh
 from torchsheaf.precision.autocast import fixed_rules
 from torchsheaf.precision.certificate import measurement, write_certificate
-from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_exact
 from torchsheaf.precision.formats import FORMATS
 from torchsheaf.precision.measure import (
+    NORMS,
     Measurement,
     Statement,
     chunks,
@@ -41,11 +55,11 @@ from torchsheaf.precision.memory import Memory, count_memory
 from torchsheaf.precision.obstruction import Obstruction, obstruction
 from torchsheaf.precision.predict import KnownShift, Prediction, Share, blame
 from torchsheaf.precision.price import Cost, NoSection, price
-from torchsheaf.precision.problem import AssignmentProblem
+from torchsheaf.precision.problem import AssignmentProblem, mean_square
 from torchsheaf.precision.profile import Profile, load_profile
 from torchsheaf.precision.ranges import Range, allowed_formats
 from torchsheaf.precision.sections import Sections, arc_consistent, sections, sheaf_of
-from torchsheaf.precision.sensitivity import Sensitivity, analyse
+from torchsheaf.precision.sensitivity import Sensitivity
 from torchsheaf.precision.solve import Solution, cheapest
 from torchsheaf.precision.tighten import Attempt, prepare, tighten
 
@@ -171,10 +185,13 @@ class Plan:
 def certify_emptiness(
     problem: AssignmentProblem, budget: float, norm: str, pins: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """The proof that no section has a modelled mean-square error within budget², if that is so."""
+    """The proof that no section has a modelled mean-square error within budget², if there is one.
+
+    A finite bound belongs to a leaf that may hold a section: then nothing is proved.
+    """
     # The relative norm has another unit; for the others rms ≤ budget is necessary.
     solved = cheapest(problem) if norm != "relative" else None
-    if solved is None or solved.section is not None:
+    if solved is None or solved.section is not None or solved.bound < math.inf:
         return None
     return write_certificate(problem, solved, budget=budget, norm=norm, pins=pins)
 
@@ -205,14 +222,17 @@ def plan(
 ) -> Plan:
     """The cheapest format per operation whose output error stays within a budget.
 
-    budget: in the units of the output, for every calibration input, against float64 on the same
-    weights. norm: "max", "rms" (per sample) or "relative" (‖error‖₂/‖output‖₂). formats: names
-    from `FORMATS`. pins: label, module path or operator → format. together: lists of labels,
-    modules or operators that share one format. calibration, holdout: further inputs of the traced
-    shape; the plan is tightened on the first and only reported on the second. margin: share of the
+    inputs: a tensor (batch, *shape), a tuple of the model's inputs, or a list of such batches, of
+    which the first is traced. budget: in the units of the output, for every calibration input,
+    against float64 on the same weights. norm: "max", "rms" (per sample) or "relative"
+    (‖error‖₂/‖output‖₂). formats: names from `FORMATS`. pins: label, module path or operator →
+    format. together: lists of labels, modules or operators that share one format. calibration,
+    holdout: further inputs of the traced shape; the plan is tightened on the first and only
+    reported on the second. probes: random adjoints, or "full" for all of them. margin: share of the
     budget that calibration inputs may use. range_margin: how much larger held-out values may grow.
 
-    Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument,
+    Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument or
+    inputs that the model does not run on (`TypeError` for a model or inputs of another kind),
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
     Cost: one export; one float64 run; `probes` reverse sweeps; per round four forward passes and
     one integer program.
@@ -222,26 +242,36 @@ def plan(
     >>> p.measured.value <= 1e-2
     True
     """
-    chosen = check(budget, norm, formats, margin, range_margin)
-    flow = read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, inputs))
+    budget, chosen = error_budget(budget), read_formats(formats)
+    one_of("norm", norm, NORMS)
+    margin = number("margin", margin, lambda v: 0 < v <= 1, "a number in (0, 1]")
+    range_margin = number("range_margin", range_margin, lambda v: 1 <= v < math.inf, "a number ≥ 1")
+    probes, rounds = probe_count(probes), whole("rounds", rounds, 0)
+    fixed, tied, cost_profile = read_pins(pins), read_groups(together), load_profile(profile)
+    refuse_others(generator, log)
+    flow = read_model(model, inputs[0] if isinstance(inputs, list) and inputs else inputs)
     refuse_no_output(flow)
-    batches = chunks(flow, inputs) + (chunks(flow, calibration) if calibration is not None else [])
-    held = chunks(flow, holdout) if holdout is not None else []
+    batches = chunks(flow, inputs)
+    batches += chunks(flow, calibration, "calibration") if calibration is not None else []
+    runnable(flow, batches[0])
+    held = chunks(flow, holdout, "holdout") if holdout is not None else []
     refuse_nonfinite(flow, [*batches, *held])
-    cost_profile = load_profile(profile)
-    pinned = find_pins(flow, dict(pins or {}), [f.name for f in chosen])
+    pinned = find_pins(flow, fixed, [f.name for f in chosen])
     ranges = joint_ranges(flow, batches)
     values = run_exact(flow, batches[0], keep=True).values
     verdicts = allowed_formats(flow, chosen, ranges, values, cost_profile, range_margin)
     del values
     stalks = stalks_of(flow, verdicts, pinned)
     refuse_empty(flow, stalks, verdicts, pinned)
-    ties = (*(tied_weights(flow) if tie_weights else ()), *groups(flow, together))
+    ties = (*(tied_weights(flow) if tie_weights else ()), *groups(flow, tied))
     dtype = torch.float64 if needs_double(chosen, budget) else torch.float32
     # float64 is in the table too: it prices the reference's own error.
     priced = [*chosen, *([FORMATS["fp64"]] if FORMATS["fp64"] not in chosen else [])]
-    table = analyse(flow, batches[0], priced, probes=probes, generator=generator, dtype=dtype)
-    problem = assemble(flow, table, stalks, cost_profile, budget**2, ties)
+    table, problem = weigh(
+        flow, batches[0], priced,
+        lambda t: assemble(flow, t, stalks, cost_profile, mean_square(budget), ties),
+        probes=probes, generator=generator, dtype=dtype,
+    )  # fmt: skip
     h0 = sections(problem)
     if h0.count == 0:
         raise NoSection(h0.reason, f"no section: {h0.reason}; " + "; ".join(h0.trace[:8]))
@@ -256,11 +286,14 @@ def plan(
     assignment = {label: best.section[label] for label in flow.labels.values()}
     by_call = setting.by_call(best.section)
     held_out = measure_all(flow, held, by_call, norm) if held else None
+    measured = with_reference(flow, batches, best.measured, table)
+    unit = setting.scale() if norm == "relative" else 1.0
     return Plan(
         flow=flow, assignment=assignment, budget=budget, norm=norm, predicted=best.predicted,
-        measured=with_reference(flow, batches, best.measured, table),
+        measured=measured,
         cost=price(flow, by_call, cost_profile), memory=count_memory(flow, by_call),
-        flags=flags(best, tried, flow, chosen), problem=best.problem, table=table,
+        flags=(*flags(best, tried, flow, chosen), *doubt(measured, budget * unit)),
+        problem=best.problem, table=table,
         shift=best.shift, rounds=tuple(tried), verdicts=verdicts, ranges=ranges, pins=pinned,
         profile=cost_profile, range_margin=range_margin, holdout=held_out,
         statement=state(held_out.errors, budget) if held_out else None,

@@ -19,8 +19,9 @@ class NoSection(ConvergenceError):
     """No assignment meets the budget; `reason` says which of the three ways it failed.
 
     reason: "empty stalk", "no consistent choice" or "budget". `measured` is the error of the most
-    precise section, where one was run. `certificate` proves, where it is not None, that no section
-    has a modelled mean-square error within the square of the budget.
+    precise section, where one was run, and `reachable` the smallest budget that it is known to
+    meet. `certificate` proves, where it is not None, that no section has a modelled mean-square
+    error within the square of the budget.
     """
 
     def __init__(self, reason: str, text: str, measured: Measurement | None = None) -> None:
@@ -30,6 +31,7 @@ class NoSection(ConvergenceError):
         self.result = measured
         self.reason = reason
         self.measured = measured
+        self.reachable: float | None = None
         self.certificate: dict[str, Any] | None = None
 
 

@@ -42,6 +42,25 @@ class Row:
             total += table.get((section[e.source], section[e.consumer]), 0.0)
         return total
 
+    @property
+    def terms(self) -> list[float]:
+        """Every term that the row knows."""
+        own = [a for table in self.unary.values() for a in table.values()]
+        return own + [a for table in self.pair.values() for a in table.values()]
+
+    def least(self, problem: "AssignmentProblem") -> float:
+        """A lower bound of `value` over all sections: every term at its smallest."""
+        stalks = {v: problem.stalk_of(g) for g in problem.free() for v in g}
+        total = sum(min(t.get(f, 0.0) for f in stalks[v]) for v, t in self.unary.items())
+        for i, table in self.pair.items():
+            total += min((table.get(key, 0.0) for key in problem.casts[i].cost), default=0.0)
+        return total
+
+
+def mean_square(error: float) -> float:
+    """error² as the limit of a row, kept within [1e-300, 1e300]: neither zero nor infinite."""
+    return min(max(error, 1e-150), 1e150) ** 2
+
 
 @dataclass(frozen=True)
 class AssignmentProblem:

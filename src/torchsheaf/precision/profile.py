@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from torchsheaf.network.aten import AtenCall
+from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.formats import FORMATS, Format
 from torchsheaf.precision.operators import CONTRACTION, flops_of
 
@@ -73,11 +74,17 @@ def load_profile(profile: "str | Path | Mapping[str, Any] | Profile") -> Profile
     shipped = resources.files("torchsheaf.precision") / "profiles" / f"{profile}.json"
     if "/" not in str(profile) and shipped.is_file():
         return _parse(json.loads(shipped.read_text(encoding="utf-8")), str(profile))
+    if not isinstance(profile, str | Path):
+        raise ValueError(f"profile is {profile!r}; write a file or one of {shipped_profiles()}")
     path = Path(profile)
     if not path.is_file():
         names = ", ".join(shipped_profiles())
         raise ValueError(f"profile {str(profile)!r} is no file and none of the shipped: {names}")
-    return _parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+    try:
+        data = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"profile {path} is no JSON object: {error}") from error
+    return _parse(data, str(path))
 
 
 def shipped_profiles() -> list[str]:
@@ -91,6 +98,9 @@ def _parse(data: dict[str, Any], where: str) -> Profile:
         if name not in data:
             raise ValueError(f"profile {where} lacks {name!r}; it needs {', '.join(_FIELDS)}")
     for table in ("contraction", "elementwise"):
+        if not isinstance(data[table], Mapping):
+            given = f"profile {where}, {table} is {data[table]!r}"
+            raise ValueError(f"{given}; write a table of formats")
         for form, value in data[table].items():
             if form not in FORMATS:
                 raise ValueError(f"profile {where}, {table}: {form!r} is no format")
@@ -106,7 +116,11 @@ def _check(value: Any, where: str) -> None:
 
 
 def measure_profile(name: str = "here", device: str = "cpu", size: int = 384) -> Profile:
-    """Time matrix products, additions and casts on this machine in every native format."""
+    """Time matrix products, additions and casts on this machine in every native format.
+
+    Raises `ValueError` where nothing can be computed on the device.
+    """
+    refuse_device(device)
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(size, size, generator=generator).to(device)
     v = torch.randn(1 << 20, generator=generator).to(device)

@@ -12,12 +12,17 @@ from scipy.sparse import csr_array
 
 from torchsheaf.precision.problem import AssignmentProblem
 
+EXCESS = 1e6
+"""What a term of a budget row counts at most, in units of the limit."""
+
 
 @dataclass(frozen=True)
 class Program:
     """min c·x subject to equal·x = equal_rhs, upper·x ≤ upper_rhs, low ≤ x ≤ high, z integer.
 
-    The last `budgets` rows of `upper` are the budget rows, each divided by its limit.
+    The last `budgets` rows of `upper` are the budget rows, each divided by its limit. A term over
+    the limit excludes its format however large it is, so it is written as `EXCESS` at most: solvers
+    lose larger numbers. Multipliers found so prove at least as much with the term in full.
     """
 
     c: np.ndarray
@@ -91,11 +96,13 @@ def build(problem: AssignmentProblem) -> Program:
         for v, unary in row.unary.items():
             for f, a in unary.items():
                 if (owner[v], f) in z:
-                    merged[z[owner[v], f]] = merged.get(z[owner[v], f], 0.0) + a / row.limit
+                    j = z[owner[v], f]
+                    merged[j] = merged.get(j, 0.0) + min(a / row.limit, EXCESS)
         for i, pair in row.pair.items():
             for key, a in pair.items():
                 if key in w[i]:
-                    merged[w[i][key]] = merged.get(w[i][key], 0.0) + a / row.limit
+                    j = w[i][key]
+                    merged[j] = merged.get(j, 0.0) + min(a / row.limit, EXCESS)
         upper.add(sorted(merged.items()), 1.0)
     n = len(cost)
     return Program(

@@ -52,11 +52,15 @@ def range_of(x: Tensor) -> Range:
 
 def measure_ranges(flow: Dataflow, inputs: Sequence[Any]) -> dict[str, Range]:
     """The range of every floating value in the float64 run, weights included."""
-    values = run_exact(flow, inputs, keep=True).values
+    return ranges_in(flow, run_exact(flow, inputs, keep=True).values)
+
+
+def ranges_in(flow: Dataflow, values: Mapping[str, Any]) -> dict[str, Range]:
+    """The range of every floating value among the values of a run."""
     found: dict[str, Range] = {}
     for name, value in values.items():
         first = value[0] if isinstance(value, tuple | list) and value else value
-        if name in flow.source and isinstance(first, Tensor) and first.numel():
+        if name in flow.source and isinstance(first, Tensor):
             found[name] = range_of(first)
     return found
 

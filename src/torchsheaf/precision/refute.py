@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.network.aten import AtenGraph, trace_aten
+from torchsheaf.network.aten import AtenGraph, ExportedProgram
+from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite, refuse_undefined
+from torchsheaf.precision.arguments import error_budget, read_model, runnable, whole
 from torchsheaf.precision.bounds import _Walk
-from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
 from torchsheaf.precision.formats import FORMATS, Format, find_format
 from torchsheaf.precision.measure import floating_outputs
@@ -94,17 +96,23 @@ def grid_distance(value: Fraction, form: Format) -> Fraction:
 
 
 def refute(
-    model: nn.Module | AtenGraph, inputs: Any, format: str, budget: float, *, sweeps: int = 8
-) -> Refutation:
+    model: nn.Module | ExportedProgram | AtenGraph, inputs: Any, format: str, budget: float, *,
+    sweeps: int = 8,
+) -> Refutation:  # fmt: skip
     """Look for proofs that running the model uniformly in `format` misses the budget (max norm).
 
+    Raises `ValueError` for a bad argument (`TypeError` for a model or inputs of another kind) and
+    `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
     Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
     """
-    form = find_format(format)
-    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    flow = read_dataflow(model if isinstance(model, AtenGraph) else trace_aten(model, inputs))
+    form, budget, sweeps = find_format(format), error_budget(budget), whole("sweeps", sweeps, 0)
+    flow = read_model(model, inputs)
+    inputs = runnable(flow, inputs)
+    refuse_no_output(flow)
+    refuse_nonfinite(flow, [inputs])
     walk = _Walk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
     bounds = walk.run()
+    refuse_undefined(flow, walk.values)
     found = [
         _overflow(flow, walk, form, budget),
         _grid(flow, walk, bounds.outputs, form, budget),
@@ -149,6 +157,8 @@ def _grid(
     names = [n for n in flow.graph.outputs if n in walk.bounds]
     best: tuple[float, float, float] | None = None
     for n, bound in zip(names, bounds, strict=True):
+        if not bound.numel():
+            continue
         y, e = walk.values[n].reshape(-1), bound.reshape(-1)
         rounded = form.result.round(y).double()
         gap = torch.where(torch.isfinite(rounded), (y - rounded).abs(), -math.inf) - e
@@ -220,6 +230,8 @@ def _directions(
         leaves[i] = inputs[i].double().detach().requires_grad_()
     with torch.enable_grad():
         flat = torch.cat([o.reshape(-1) for o in floating_outputs(_graded(flow, leaves))])
+    if not flat.requires_grad:
+        return []  # nothing depends on the inputs
     picks = flat.detach().abs().nan_to_num().topk(min(sweeps, flat.numel())).indices
     found = []
     for k in picks.tolist():
@@ -249,6 +261,8 @@ def _witness(
     exact = _exact(flow, inputs)
     best: tuple[float, float, float] | None = None
     for a, e in zip(floating_outputs(run), exact, strict=True):
+        if not e.numel():
+            continue
         error = (a.double() - e).abs()
         error = (
             torch.where(a.double() == e, 0.0, error)

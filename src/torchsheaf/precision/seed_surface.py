@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchsheaf.network.aten import trace_aten
+from torchsheaf.precision.arguments import error_budget, read_inputs, read_model, runnable
 from torchsheaf.precision.autocast import autocast_assignment
 from torchsheaf.precision.curvature import measure_curvature
-from torchsheaf.precision.dataflow import Dataflow, read_dataflow
+from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import uniform
 from torchsheaf.precision.formats import FORMATS
 from torchsheaf.precision.measure import measure
 from torchsheaf.precision.memory import count_memory
 from torchsheaf.precision.plan import Plan, plan
 from torchsheaf.precision.price import NoSection, price
+from torchsheaf.precision.problem import mean_square
 from torchsheaf.precision.refute import Refutation, refute
 
 UNIFORM = ("fp64", "fp32", "bf16", "fp16")
@@ -79,7 +80,7 @@ class SheafPrecisionOptimizer:
 
     def __init__(self, model: nn.Module, target_accuracy: float = 1e-3, **options: Any) -> None:
         self.model = model
-        self.target_accuracy = target_accuracy
+        self.target_accuracy = error_budget(target_accuracy, "target_accuracy")
         self.options: dict[str, Any] = {"formats": ("fp64", "fp32", "bf16", "fp16"), **options}
 
     def analyze(self, sample_input: Any, model: nn.Module | None = None) -> PrecisionResult:
@@ -88,9 +89,10 @@ class SheafPrecisionOptimizer:
         Every call traces anew; nothing is kept from an earlier call.
         """
         self.model = model if model is not None else self.model
-        self.model.eval()
-        inputs = (sample_input,) if isinstance(sample_input, torch.Tensor) else tuple(sample_input)
-        flow = read_dataflow(trace_aten(self.model, inputs))
+        if isinstance(self.model, nn.Module):
+            self.model.eval()
+        flow = read_model(self.model, sample_input)
+        inputs = runnable(flow, sample_input)
         errors = {f: uniform_error(flow, inputs, f) for f in UNIFORM}
         works = [f for f, e in errors.items() if e <= self.target_accuracy]
         proofs: tuple[Refutation, ...] = ()
@@ -114,7 +116,7 @@ class SheafPrecisionOptimizer:
         if result.plan is None:
             raise NoSection("budget", result.failure)
         p = result.plan
-        inputs = (sample_input,) if isinstance(sample_input, torch.Tensor) else tuple(sample_input)
+        inputs = read_inputs(sample_input)
         amp = autocast_assignment(p.flow, form)
         mine, theirs = count_memory(p.flow, p.by_call), count_memory(p.flow, amp)
         # Autocast keeps the weights in float32 and casts them at every call.
@@ -171,7 +173,7 @@ def forced_wide(found: Plan) -> dict[str, str]:
     """
     row, problem = found.problem.rows[0], found.problem
     # The mean square is at most the square of the budget in every norm that bounds the rms.
-    limit = found.budget**2 if found.norm != "relative" else row.limit
+    limit = mean_square(found.budget) if found.norm != "relative" else row.limit
     least = {
         v: min((row.unary.get(v, {}).get(f, 0.0) for f in s), default=0.0)
         for v, s in problem.stalks.items()

@@ -8,7 +8,7 @@ the checker trusts neither HiGHS nor this file.
 import heapq
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -176,7 +176,8 @@ def _relax(program: Program, fixed: Mapping[int, str]) -> _Leaf:
         bound = lagrangian(program, program.c, equal, upper, bounds)
         return _Leaf(fixed, bound, _multipliers("bound", equal, upper), result.x)
     equal, upper = _farkas(program, bounds)
-    if lagrangian(program, np.zeros_like(program.c), equal, upper, bounds) > 0:
+    # More than doubles may lose in the sum: the checker adds the same terms exactly.
+    if lagrangian(program, np.zeros_like(program.c), equal, upper, bounds) > 1e-6:
         return _Leaf(fixed, np.inf, _multipliers("infeasible", equal, upper), None)
     # No proof either way (numerical trouble): the trivial bound is still true.
     zero = np.zeros(program.equal.shape[0]), np.zeros(program.upper.shape[0])
@@ -200,7 +201,8 @@ def _farkas(program: Program, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarra
     )  # fmt: skip
     if result.status != 0:
         return np.zeros(program.equal.shape[0]), np.zeros(rows)
-    return _tidy(-result.eqlin.marginals), _tidy(-result.ineqlin.marginals)
+    # All digits: multipliers of columns that are never chosen are large, and what is left is small.
+    return _tidy(-result.eqlin.marginals, 17), _tidy(-result.ineqlin.marginals, 17)
 
 
 def lagrangian(
@@ -213,9 +215,9 @@ def lagrangian(
     return float(constant + np.minimum(reduced * bounds[:, 0], reduced * bounds[:, 1]).sum())
 
 
-def _tidy(marginals: np.ndarray) -> np.ndarray:
-    """Nine significant digits: shorter certificates, and any multipliers are valid."""
-    return np.array([float(f"{m:.9g}") if abs(m) > 1e-13 else 0.0 for m in marginals])
+def _tidy(marginals: np.ndarray, digits: int = 9) -> np.ndarray:
+    """Few significant digits: shorter certificates, and any multipliers are valid."""
+    return np.array([float(f"{m:.{digits}g}") if abs(m) > 1e-13 else 0.0 for m in marginals])
 
 
 def _multipliers(kind: str, equal: np.ndarray, upper: np.ndarray) -> dict[str, Any]:
@@ -234,9 +236,11 @@ def least_error(problem: AssignmentProblem, row: int = 0, seconds: float = 10.0)
     """
     if any(not problem.stalk_of(g) for g in problem.free()):
         return Solution(None, np.inf, np.inf, {"leaf": "empty stalk"}, "a stalk is empty")
-    program = build(problem)
-    first = program.upper.shape[0] - program.budgets
-    objective = np.asarray(program.upper[[first + row], :].toarray()).ravel()
+    wanted = problem.rows[row]
+    # In units of what it is at least: a limit far from that would make the numbers extreme.
+    unit = wanted.least(problem) or wanted.limit
+    program = build(problem.with_rows((replace(wanted, limit=unit),)))
+    objective = np.asarray(program.upper[[-1], :].toarray()).ravel()
     constraints = [LinearConstraint(program.equal, program.equal_rhs, program.equal_rhs)]
     integrality = np.zeros(len(program.c))
     integrality[list(program.z.values())] = 1
@@ -247,6 +251,5 @@ def least_error(problem: AssignmentProblem, row: int = 0, seconds: float = 10.0)
     if result.x is None:
         return Solution(None, np.inf, np.inf, {}, str(result.message))
     section = read_section(program, result.x)
-    limit = problem.rows[row].limit
-    bound = float(result.mip_dual_bound) * limit
+    bound = float(result.mip_dual_bound) * unit
     return Solution(section, problem.price(section), bound, {}, str(result.message))

@@ -25,7 +25,7 @@ from torchsheaf.precision.measure import (
     floating_outputs,
 )
 from torchsheaf.precision.predict import KnownShift, Prediction, known_shift, predict
-from torchsheaf.precision.problem import AssignmentProblem, Row
+from torchsheaf.precision.problem import AssignmentProblem, Row, mean_square
 from torchsheaf.precision.sensitivity import Sensitivity, analyse_output
 from torchsheaf.precision.solve import Solution, cheapest, least_error
 
@@ -126,7 +126,7 @@ def tighten(
     kept = [a for a in tried if a.measured.value <= setting.target]
     good = min(kept, key=lambda a: a.cost, default=None)
     factor = _first_factor(setting, problem)
-    low, high, limit = 0.0, math.inf, (setting.target / factor) ** 2
+    low, high, limit = 0.0, math.inf, mean_square(setting.target / factor)
     if good is not None:
         limit = max(limit, _own_limit(problem, good.section))
     rows: tuple[Row, ...] = ()
@@ -250,7 +250,7 @@ def _worst_row(setting: Setting, problem: AssignmentProblem, this: Attempt) -> R
     row = Row(f"output element {index}", 1.0, unary, pair)
     over = max(this.measured.value / setting.target, 1.0)
     asked = row.value(problem, this.section) * (0.95 / over) ** 2
-    return replace(row, limit=max((setting.target / 2.5) ** 2, asked))
+    return replace(row, limit=max(mean_square(setting.target / 2.5), asked))
 
 
 def _line(this: Attempt, setting: Setting) -> str:

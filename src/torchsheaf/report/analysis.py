@@ -39,7 +39,7 @@ class Analysis:
     """The results behind a report.
 
     A result that could not be had is None, and `missing` says why, by section: "spectrum",
-    "relaxation", "labels". `given` counts the samples that came, of which the first
+    "relaxation", "labels", "precision". `given` counts the samples that came, of which the first
     `problem.batch` are analysed.
     """
 

@@ -7,11 +7,11 @@ from torchsheaf.report.diagnosis_section import diagnosis_section
 from torchsheaf.report.labels_section import labels_section
 from torchsheaf.report.nearest_section import nearest_section
 from torchsheaf.report.network_section import network_section
-from torchsheaf.report.precision_section import precision_section
+from torchsheaf.report.precision_section import TITLE, precision_section
 from torchsheaf.report.proof_section import proof_section
 from torchsheaf.report.relaxation_section import relaxation_section
 from torchsheaf.report.samples_section import samples_section
-from torchsheaf.report.section import Section
+from torchsheaf.report.section import Section, absent
 from torchsheaf.report.spectrum_section import spectrum_section
 
 SECTIONS = (
@@ -37,4 +37,6 @@ def sections_of(analysis: Analysis, *, nearest: int | None, plan: Plan | None) -
         made.append(nearest_section(analysis, nearest))
     if plan is not None:
         made.append(precision_section(plan))
+    elif "precision" in analysis.missing:
+        made.append(absent("precision", TITLE, analysis.missing["precision"]))
     return made
