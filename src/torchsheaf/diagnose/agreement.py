@@ -35,7 +35,7 @@ def agreement(
     structure, and the finding says so); the smallest eigenvalue of L = δᵀδ. `gap` passes
     eigenvalues that are already known; `generator` makes the random values.
 
-    Raises ValueError when more than the input is held or the shapes differ.
+    Raises ValueError when more than the input is held, shapes differ, or weights are not finite.
     Cost: one eigenvalue by Lanczos per sample; O(n³) for each assembled δ.
     Source: Bosca & Ghrist 2026, Lemma 1 and Prop. 1; docs/theory.md, T1 and T2.
 
@@ -56,6 +56,7 @@ def agreement(
             f"expected has shape {tuple(expected.shape)}; "
             f"the output has {tuple(extension.output.shape)}"
         )
+    problem.sheaf.network.require_finite()
     second = _second_route(problem, expected, generator or torch.Generator().manual_seed(0))
     return (
         _difference(extension, expected),

@@ -32,11 +32,13 @@ class Familiarity:
         """Calibrate on a problem that holds reference inputs, at least 20.
 
         `vertices` defaults to those of at most 512 coordinates. Cost: one pass, and the inverse of
-        one covariance per vertex.
+        one covariance per vertex. Raises ValueError for fewer inputs, and for weights
+        that are not finite.
         """
         if problem.batch < 20:
             raise ValueError(f"{problem.batch} reference inputs came; write at least 20")
         sheaf = problem.sheaf
+        sheaf.network.require_finite()
         names = tuple(vertices or (n for n, v in sheaf.vertices.items() if v.dim <= 512))
         at = problem.start("forward").select(sheaf.vertex(n) for n in names)
         index = torch.arange(problem.batch)
@@ -66,6 +68,7 @@ class Familiarity:
 
     def finding(self, problem: Problem) -> Finding:
         """The share of a problem's inputs that are foreign."""
+        problem.sheaf.network.require_finite()
         distance = self.distance(problem.start("forward"))
         flagged = (distance > self.limit).nonzero().flatten()
         ranked = flagged[distance[flagged].argsort(descending=True)].tolist()

@@ -62,7 +62,8 @@ def fault_profile(problem: Problem, reference: Mapping[str, Tensor]) -> FaultPro
     It is layer-wise checking on the reference's inputs ("teacher forcing"), done for a whole graph,
     joins included, in one pass. It finds where two computations differ; it cannot say which is
     right, nor see a fault that the reference shares.
-    Raises ValueError when the reference lacks a vertex or has another shape. Cost: one pass.
+    Raises ValueError when the reference lacks a vertex or has another shape, and for weights that
+    are not finite. Cost: one pass.
 
     >>> from torchsheaf.boundary import hold
     >>> from torchsheaf.sheaf import encode
@@ -74,6 +75,7 @@ def fault_profile(problem: Problem, reference: Mapping[str, Tensor]) -> FaultPro
     >>> [name for name, misfit in fault_profile(problem, healthy).ranked() if misfit > 1e-6]
     ['0']
     """
+    problem.sheaf.network.require_finite()
     for name, vertex in problem.sheaf.vertices.items():
         if name not in reference:
             raise ValueError(f"reference has no value for vertex {name!r}")

@@ -43,7 +43,8 @@ def label_energy(
 
     Known relative: the margin divided by the norm of its gradient with respect to hidden layers
     (Elsayed et al. 2018, large-margin deep networks); here the norm runs over every edge at once.
-    Raises ValueError for labels that do not fit, or when more than the input is held.
+    Raises ValueError for labels that do not fit, weights that are not finite, or when more than the
+    input is held.
     Source: docs/theory.md, T5, with the linear functional u in place of the whole output.
 
     >>> from torchsheaf.boundary import hold
@@ -56,6 +57,7 @@ def label_energy(
     """
     if not problem.holds_input_only:
         raise ValueError("label_energy needs a problem with the input held and nothing else")
+    problem.sheaf.network.require_finite()
     at = problem.start("forward")
     output = at[problem.sheaf.outputs[0]]
     labels = _checked(labels, output)

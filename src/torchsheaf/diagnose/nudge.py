@@ -61,6 +61,8 @@ def nudged_discord(problem: Problem, y: Tensor | None = None) -> Discord:
 
     The pattern does not change and nothing has to be relaxed, so that it can be watched at every
     epoch of a training run. With the output held for good use `discord(harmonic_extension(...))`.
+    Raises ValueError for a y that does not fit, weights that are not finite, or when more than the
+    input is held.
 
     >>> from torchsheaf.boundary import Pin, hold
     >>> from torchsheaf.diagnose.discord import discord
@@ -74,6 +76,7 @@ def nudged_discord(problem: Problem, y: Tensor | None = None) -> Discord:
     >>> bool(torch.allclose(limit, nudged_discord(problem, y).values, rtol=1e-3, atol=1e-6))
     True
     """
+    problem.sheaf.network.require_finite()
     at = problem.start("forward")
     error = output_error(problem, at[problem.sheaf.outputs[0]], y)
     residual = nudged_residual(problem, at, error)

@@ -32,6 +32,7 @@ def pathologies(
     labels `y`: suspicious labels. With a step `dt` of explicit Euler and λ_max (`top`): its
     stability. The problem must hold the input and nothing else.
 
+    Raises ValueError naming an argument that does not fit, or a weight that is not finite.
     Cost: one forward and one adjoint sweep, and one more per class for the labels.
     Source: Bosca & Ghrist 2026, section 6.3; book, Props 13.7–13.9, corrected in docs/errata.md.
 
@@ -44,6 +45,7 @@ def pathologies(
     >>> pathologies(hold(encode(net, x), x))[0].value >= 1
     True
     """
+    problem.sheaf.network.require_finite()
     at = problem.start("forward")
     output = at[problem.sheaf.outputs[0]]
     error = output_error(problem, output, y)

@@ -33,7 +33,7 @@ class Prediction:
 def prediction(problem: Problem, at: Cochain, edge: str) -> Prediction:
     """The predicted-against-actual view of one edge at a cochain.
 
-    Raises ValueError for an unknown edge. Cost: one operation.
+    Raises ValueError for an unknown edge or weights that are not finite. Cost: one operation.
     Source: Bosca & Ghrist 2026, figures of section 6.3.
 
     >>> from torchsheaf.boundary import hold
@@ -49,6 +49,7 @@ def prediction(problem: Problem, at: Cochain, edge: str) -> Prediction:
     sheaf = problem.sheaf
     if edge not in sheaf.edges:
         raise ValueError(f"no edge named {edge!r}; write one of: {', '.join(sheaf.edges)}")
+    sheaf.network.require_finite()
     cell = sheaf.edges[edge]
     predicted = coordinates(sheaf.network.evaluate(cell.node, at))
     parent = coordinates(at[cell.parents[0]])

@@ -37,9 +37,12 @@ def tension_correction(trained: Problem, stalks: Cochain, inference: Problem) ->
 
     Source: the tension-corrected inference of Bosca & Ghrist's notebook on discord; kept as a
     diagnostic of how much of the fit lives in the stalks rather than in the weights.
+    Raises ValueError for problems of different networks and for weights that are not finite.
     """
     if trained.sheaf.edges.keys() != inference.sheaf.edges.keys():
         raise ValueError("trained and inference problems have different edges; use one network")
+    for problem in (trained, inference):
+        problem.sheaf.network.require_finite()
     residual = trained.sheaf.residual(stalks)
     tension = {name: residual[name].mean(0, keepdim=True) for name in trained.sheaf.edges}
     values = {n: inference.values[n] for n in inference.sheaf.inputs}

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.boundary import hold
+from torchsheaf.boundary import Problem, hold
 from torchsheaf.diagnose.evolution import Evolution
 from torchsheaf.diagnose.findings import Finding
 from torchsheaf.diagnose.nudge import nudged_discord
 from torchsheaf.diagnose.pathology import pathologies
-from torchsheaf.diagnose.spectra import spectra
+from torchsheaf.diagnose.spectra import Spectra, spectra
 from torchsheaf.sheaf import Sheaf, encode
 from torchsheaf.train.fit import Progressed
 
@@ -42,9 +42,9 @@ class Watch:
         epoch from there.
         """
         number = self._calls if progressed is None else progressed.epoch
-        self._calls += 1
         if number % self.every == 0:
             self.look(number)
+        self._calls += 1
         return self.evolution.failing
 
     @torch.no_grad()
@@ -52,21 +52,26 @@ class Watch:
         """Take a look now and file it under `step`."""
         problem = hold(self.sheaf, self.x)
         table = nudged_discord(problem, self.y)
+        findings = pathologies(problem, self.y)
+        found = self._spectra(problem) if self.spectral else None
+        # Everything is computed by now: a look that fails leaves no half of it behind.
         seen = self.evolution
         seen.edges = table.edges
         seen.steps.append(step)
         seen.tables.append(table.values.double().cpu())
-        if self.spectral:
-            fixed = self.sheaf.network.fixed_batch is not None
-            few = torch.arange(min(self.spectral, problem.batch))
-            found = spectra(problem if fixed else problem.samples(few), tol=1e-4, throw=False)
+        seen.findings.append(findings)
+        if found is not None:
             quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
             seen.gaps.append(found.gap.double().cpu().quantile(quartiles))
             seen.tops.append(found.top.double().cpu().quantile(quartiles))
             seen.fiedler.append({n: float(v.mean()) for n, v in found.fiedler_energy.items()})
-        seen.findings.append(pathologies(problem, self.y))
         if self.writer is not None:
             seen.log_to(self.writer)
+
+    def _spectra(self, problem: Problem) -> Spectra:
+        fixed = self.sheaf.network.fixed_batch is not None
+        few = torch.arange(min(self.spectral, problem.batch))
+        return spectra(problem if fixed else problem.samples(few), tol=1e-4, throw=False)
 
 
 def watch(
@@ -88,8 +93,10 @@ def watch(
     those (0: none). `writer` is anything with `add_scalar(tag, value, step)`, TensorBoard's
     `SummaryWriter` for one. As a callback: `ts.fit(…, callbacks=[ts.watch(model, data)])`.
 
-    Raises ValueError for an empty loader and what `encode` raises. Cost per look: about four passes
-    over `samples`, and 100 over `spectral`; reading the model once takes about a second.
+    Raises ValueError for an empty loader and what `encode` raises. A look raises ValueError naming
+    the weight that has become NaN or infinite; the record then stays as it was.
+    Cost per look: about four passes over `samples`, and 100 over `spectral`; reading the model once
+    takes about a second.
 
     >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> x, y = torch.randn(64, 2), torch.randint(0, 2, (64,))

@@ -72,6 +72,8 @@ def spectrum(
 
     Cost: about 20–50 products for the gap at any depth; memory O(batch · dim · products), or of
     three cochains with `vectors=False`, which large models need.
+    Raises ValueError naming an argument that does not fit, or a weight that is not finite;
+    `ConvergenceError` (unless `throw=False`) when `tol` was not reached.
     Source: docs/theory.md, T1 and T3.
 
     >>> from torchsheaf.sheaf import encode
@@ -89,6 +91,7 @@ def spectrum(
         raise ValueError(f"k is {k}; write 1 … {problem.free.dim} (the free coordinates)")
     if k != 1 and not vectors:
         raise ValueError(f"k is {k}; vectors=False gives the extreme value alone, so write k=1")
+    problem.sheaf.network.require_finite()
     at = problem.start("forward") if at is None else at
     laplacian = problem.laplacian(at, pattern)
     like = problem._sample(at)

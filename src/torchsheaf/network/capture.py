@@ -16,7 +16,7 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.network.calls import writes_into_views
 from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
-from torchsheaf.network.network import Network
+from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.reader import Reader
 from torchsheaf.network.rules.composed import COMPOSED
 
@@ -55,12 +55,7 @@ def read_network(
 def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
     states = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
     masks = set() if isinstance(model, ExportedProgram) else dict(model.named_buffers()).keys()
-    for name, tensor in states.items():
-        # an attention mask may hold minus infinity: what leaves a softmax is finite
-        if isinstance(tensor, Tensor) and not _usable(tensor, allow_mask=name in masks):
-            raise ValueError(
-                f"weight {name!r} contains NaN or infinity; restore or re-initialise it"
-            )
+    require_finite({n: t for n, t in states.items() if isinstance(t, Tensor)}, masks)
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"input {i} is a {type(x).__name__}; pass a tensor (batch, *shape)")
@@ -89,12 +84,6 @@ def _refuse_other_dtype(model: nn.Module | ExportedProgram, inputs: Sequence[Ten
                 f"input {i} has dtype {x.dtype}, the model's weights {own}; write "
                 f"x.to({own}), or model.to({x.dtype})"
             )
-
-
-def _usable(tensor: Tensor, *, allow_mask: bool) -> bool:
-    if not allow_mask:
-        return is_finite(tensor)
-    return not bool(tensor.isnan().any() or tensor.isposinf().any())
 
 
 def _export(
