@@ -34,20 +34,26 @@ def read_network(
     fixes it gets `fixed_batch`. Values are checked once against `model(*inputs)`.
 
     Raises `UnsupportedModel` listing every node that has no rule, with its module path and source
-    line; `ValueError` for non-finite weights or inputs.
+    line; `ValueError` for non-finite weights or inputs, and for inputs on which the model itself
+    fails, with its own words.
 
     Cost: one `torch.export` (seconds for large models), two forward passes, and three more on
     two samples, which must not see each other.
     """
     inputs = tuple(inputs)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModel(
+            "a ScriptModule cannot be traced; pass the nn.Module that it was made from"
+        )
     _refuse_nonfinite(model, inputs)
     _refuse_other_dtype(model, inputs)
+    module = model.module() if isinstance(model, ExportedProgram) else model
+    returned = run(module, inputs)  # first of all: tracing what cannot run fails with a long log
     program, fixed = _export(model, inputs)
-    module = program.module() if isinstance(model, ExportedProgram) else model
     network = _read(program, module, fixed, fused)
     if isinstance(model, nn.Module):
         check_complete(network, model, unused_parameters)
-    check_faithful(network, module, inputs)
+    check_faithful(network, returned, inputs)
     check_apart(network, inputs)
     return network
 
@@ -56,6 +62,8 @@ def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tenso
     states = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
     masks = set() if isinstance(model, ExportedProgram) else dict(model.named_buffers()).keys()
     require_finite({n: t for n, t in states.items() if isinstance(t, Tensor)}, masks)
+    if not inputs:
+        raise ValueError("no input came; pass a tensor (batch, *shape), or a tuple of them")
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"input {i} is a {type(x).__name__}; pass a tensor (batch, *shape)")
@@ -106,8 +114,6 @@ def _export(
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
                 program = program.run_decompositions(COMPOSED)
     except Exception as error:
-        if not model.training:  # a forward pass would move batch statistics
-            run(model, inputs)
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None
 
