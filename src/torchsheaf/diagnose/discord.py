@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
+from torchsheaf.boundary.numbers import whole_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import Extension
 from torchsheaf.sheaf import Sheaf
@@ -90,7 +91,11 @@ class Discord:
         return self._grouped(e.kind for e in self.edges)
 
     def worst(self, count: int) -> Tensor:
-        """Indices of the samples of largest total discord, largest first."""
+        """Indices of the samples of largest total discord, largest first, `count` at most.
+
+        Raises ValueError for a count below 0.
+        """
+        count = whole_number("count", count, least=0)
         return self.total.argsort(descending=True, stable=True)[:count]
 
     def to_pandas(self) -> "pandas.DataFrame":

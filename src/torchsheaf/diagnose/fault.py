@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
-from torchsheaf.cochain import coordinates
+from torchsheaf.cochain import coordinates, is_finite
 from torchsheaf.diagnose.discord import DiscordEdge, discord_edges
 from torchsheaf.diagnose.findings import Finding, at_most
 
@@ -62,8 +62,8 @@ def fault_profile(problem: Problem, reference: Mapping[str, Tensor]) -> FaultPro
     It is layer-wise checking on the reference's inputs ("teacher forcing"), done for a whole graph,
     joins included, in one pass. It finds where two computations differ; it cannot say which is
     right, nor see a fault that the reference shares.
-    Raises ValueError when the reference lacks a vertex or has another shape, and for weights that
-    are not finite. Cost: one pass.
+    Raises ValueError when the reference lacks a vertex, has another shape or type or is not finite,
+    and for weights that are not finite. Cost: one pass.
 
     >>> from torchsheaf.boundary import hold
     >>> from torchsheaf.sheaf import encode
@@ -76,16 +76,34 @@ def fault_profile(problem: Problem, reference: Mapping[str, Tensor]) -> FaultPro
     ['0']
     """
     problem.sheaf.network.require_finite()
-    for name, vertex in problem.sheaf.vertices.items():
-        if name not in reference:
-            raise ValueError(f"reference has no value for vertex {name!r}")
-        wanted = (problem.batch, *vertex.shape)
-        if tuple(reference[name].shape) != wanted:
-            raise ValueError(
-                f"reference[{name!r}] has shape {tuple(reference[name].shape)}; write {wanted}"
-            )
+    _require_values(problem, reference)
     residual = problem.sheaf.residual(reference)
     edges = tuple(e for e in discord_edges(problem) if e.kind != "pin")
     squares = torch.stack([coordinates(residual[e.name]).square().sum() for e in edges])
     sizes = torch.stack([coordinates(reference[e.name]).square().sum() for e in edges])
     return FaultProfile(edges, (squares / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).sqrt())
+
+
+def _require_values(problem: Problem, reference: Mapping[str, Tensor]) -> None:
+    """Refuse a reference that is not one finite value per vertex, of the problem's own types."""
+    if not isinstance(reference, Mapping):
+        raise TypeError(f"reference is a {type(reference).__name__}; pass a Cochain or a dict")
+    types = {name: problem.values[name].dtype for name in problem.sheaf.inputs}
+    types |= {node.name: node.dtype for node in problem.sheaf.network.nodes}
+    for name, vertex in problem.sheaf.vertices.items():
+        if name not in reference:
+            raise ValueError(f"reference has no value for vertex {name!r}")
+        value, what = reference[name], f"reference[{name!r}]"
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{what} is a {type(value).__name__}; pass a tensor")
+        wanted = (problem.batch, *vertex.shape)
+        if tuple(value.shape) != wanted:
+            raise ValueError(f"{what} has shape {tuple(value.shape)}; write {wanted}")
+        if value.dtype != types[name]:
+            raise ValueError(
+                f"{what} is {value.dtype}; write .to({types[name]}), the network's type there"
+            )
+        if not is_finite(value):
+            raise ValueError(
+                f"{what} contains NaN or infinity; the reference must be a healthy run"
+            )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
+from torchsheaf.boundary.numbers import positive_number, whole_number
 from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.linalg import lanczos, three_term_lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
@@ -87,7 +88,8 @@ def spectrum(
     """
     if which not in ("smallest", "largest"):
         raise ValueError(f'which is {which!r}; write "smallest" or "largest"')
-    if not 1 <= k <= problem.free.dim:
+    k, max_basis = whole_number("k", k), whole_number("max_basis", max_basis)
+    if k > problem.free.dim:
         raise ValueError(f"k is {k}; write 1 … {problem.free.dim} (the free coordinates)")
     if k != 1 and not vectors:
         raise ValueError(f"k is {k}; vectors=False gives the extreme value alone, so write k=1")
@@ -95,7 +97,8 @@ def spectrum(
     at = problem.start("forward") if at is None else at
     laplacian = problem.laplacian(at, pattern)
     like = problem._sample(at)
-    tol = tol if tol is not None else (1e-7 if like.dtype == torch.float64 else 1e-4)
+    usual = 1e-7 if like.dtype == torch.float64 else 1e-4
+    tol = usual if tol is None else positive_number("tol", tol)
     sweeps = [0]
     generator = generator or torch.Generator().manual_seed(0)
     n, batch = problem.free.dim, problem.batch

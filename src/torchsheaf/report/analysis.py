@@ -141,7 +141,7 @@ def _faults(
 ) -> tuple[Finding, ...]:
     y = None if labels is None else labels.y if labels.is_classes else labels.target
     try:
-        return known_faults(problem, y)
+        return known_faults(problem, y, output=problem.sheaf.outputs[0])
     except ValueError as error:
         missing["diagnosis"] = f"No known fault could be looked for: {error}."
         return ()
