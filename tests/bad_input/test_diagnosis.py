@@ -301,6 +301,8 @@ def hold_first(monitor: Any, count: int, x: tuple[Tensor, ...]) -> ts.Problem:
         ((randn(1, 4, 3), [0, 1, 0, 1]), r"y is a list; pass a tensor of labels"),
         ((randn(1, 4, 3), Y[:3]), r"y has shape \(3,\) for 4 samples"),
         (([[0.0]], Y[:1]), r"an input is a list; pass a tensor"),
+        (((), Y[:1]), r"an input is a tuple; pass a tensor"),
+        ((torch.tensor(1.0), Y[:1]), r"an input is a tensor without axes; pass a tensor"),
         (7, r"a int; write \(x, y\)"),
         ([], "empty"),
     ],

@@ -31,7 +31,10 @@ from torchsheaf.report.labels import HOLDS
     "--dtype", type=click.Choice(["as is", "float64"]), default="as is", show_default=True,
     help="Analyse the model as it is, or converted to float64.",
 )  # fmt: skip
-@click.option("--samples", default=500, show_default=True, help="Samples to use at most.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=500, show_default=True,
+    help="Samples to use at most.",
+)  # fmt: skip
 @click.option(
     "--hold-labels", type=click.Choice(HOLDS), default="auto", show_default=True,
     help="What output a class label asks for.",
@@ -44,7 +47,7 @@ from torchsheaf.report.labels import HOLDS
     help="Add pictures: what must change in the inputs for the network to say CLASS.",
 )  # fmt: skip
 @click.option(
-    "--budget", type=float, metavar="ERROR",
+    "--budget", type=click.FloatRange(min=0, min_open=True), metavar="ERROR",
     help="Add the number format of every operation within this output error.",
 )  # fmt: skip
 @seed_option
@@ -58,7 +61,7 @@ def report(
     with stages() as progress:
         analysis = analyse(
             model, inputs, labels, title=target, max_samples=samples, hold_labels=hold_labels,
-            seed=seed, progress=progress,
+            nearest=nearest, seed=seed, progress=progress,
         )  # fmt: skip
         if against is not None:
             other = in_dtype(load(against), dtype)
@@ -68,7 +71,7 @@ def report(
             )  # fmt: skip
             analysis = beside(analysis, second)
         formats = None if budget is None else plan(model, inputs, budget=budget)
-        page = render(analysis, nearest=nearest, plan=formats)
+        page = render(analysis, plan=formats)
     publish(analysis, page, path)
 
 

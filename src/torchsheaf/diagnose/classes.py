@@ -15,10 +15,10 @@ def class_numbers(name: str, y: Tensor, output: Tensor) -> Tensor:
     An output of one number per sample, log-odds or a probability, has the classes 0 and 1. Raises
     TypeError or ValueError naming the argument when it is no tensor of one class per sample.
     """
-    require_labels(name, y)
+    require_labels(name, y, len(output))
     if output.ndim != 2:
         raise ValueError(f"classes need outputs (batch, classes); got {tuple(output.shape)}")
-    if not are_classes(y, output) or len(y) != len(output):
+    if not are_classes(y, output):
         raise ValueError(
             f"{name} is {y.dtype} of shape {tuple(y.shape)}; write class numbers ({len(output)},) "
             "of an integer type"
@@ -33,7 +33,11 @@ def class_numbers(name: str, y: Tensor, output: Tensor) -> Tensor:
     return numbers
 
 
-def require_labels(name: str, y: object) -> None:
-    """Raise TypeError naming the argument when labels are no tensor."""
+def require_labels(name: str, y: object, samples: int) -> None:
+    """Raise TypeError or ValueError naming the argument when y is no tensor of one label each."""
     if not isinstance(y, Tensor):
         raise TypeError(f"{name} is a {type(y).__name__}; pass a tensor of labels, batch first")
+    if y.ndim == 0 or len(y) != samples:
+        raise ValueError(
+            f"{name} has shape {tuple(y.shape)} for {samples} samples; write one label per sample"
+        )

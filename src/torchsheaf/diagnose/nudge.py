@@ -22,7 +22,7 @@ def output_error(problem: Problem, name: str, output: Tensor, y: Tensor | None) 
     """
     if y is None:
         return output - output.mean(0)
-    require_labels("y", y)
+    require_labels("y", y, len(output))
     probabilities = problem.sheaf.edges[name].kind is Kind.SMOOTH
     if are_classes(y, output):
         numbers = class_numbers("y", y, output)

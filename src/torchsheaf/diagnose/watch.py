@@ -160,12 +160,11 @@ def _read(batch: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
             "model has several inputs, or a DataLoader of such batches"
         )
     x, y = batch
-    x = tuple(x) if isinstance(x, tuple | list) else (x,)
+    x = tuple(x) if isinstance(x, tuple | list) and x else (x,)
     for t in x:
-        if not isinstance(t, Tensor):
-            raise TypeError(f"an input is a {type(t).__name__}; pass a tensor (batch, *shape)")
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            what = "tensor without axes" if isinstance(t, Tensor) else type(t).__name__
+            raise TypeError(f"an input is a {what}; pass a tensor (batch, *shape)")
     if y is not None:
-        require_labels("y", y)
-        if y.ndim == 0 or len(y) != len(x[0]):
-            raise ValueError(f"y has shape {tuple(y.shape)} for {len(x[0])} samples")
+        require_labels("y", y, len(x[0]))
     return x, y

@@ -44,11 +44,8 @@ def read_labels(y: Tensor, output: Tensor, hold: str = "auto") -> Labels:
 
     Raises ValueError or TypeError naming y.
     """
-    if hold not in HOLDS:
-        raise ValueError(f"hold_labels is {hold!r}; write one of {', '.join(map(repr, HOLDS))}")
-    require_labels("y", y)
-    if y.ndim == 0 or y.shape[0] != output.shape[0]:
-        raise ValueError(f"y has shape {tuple(y.shape)}; write one label per sample of x")
+    require_hold(hold)
+    require_labels("y", y, len(output))
     if are_classes(y, output) and output.shape[1] > 1:
         return _classes(class_numbers("y", y, output), output, hold)
     values = y.to(output)
@@ -62,6 +59,12 @@ def read_labels(y: Tensor, output: Tensor, hold: str = "auto") -> Labels:
     if not is_finite(values):
         raise ValueError("y contains NaN or infinity; pass finite labels")
     return Labels(values, values, False, "The output is held at the wanted value.")
+
+
+def require_hold(hold: str) -> None:
+    """Raise ValueError for a way to hold labels that there is not."""
+    if hold not in HOLDS:
+        raise ValueError(f"hold_labels is {hold!r}; write one of {', '.join(map(repr, HOLDS))}")
 
 
 def _classes(y: Tensor, output: Tensor, hold: str) -> Labels:
