@@ -275,6 +275,70 @@ def test_references_that_do_not_fit(held: ts.Problem) -> None:
         fault_profile(held, forward["1"])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["discord", "prediction", "tension_correction", "spectrum"])
+def test_cochains_that_do_not_fit(held: ts.Problem, name: str) -> None:
+    forward, what = held.start("forward"), "stalks" if name == "tension_correction" else "at"
+
+    def ask(at: Any) -> object:
+        return ts.spectrum(held, at=at) if name == "spectrum" else DIAGNOSES[name](held, at)
+
+    for at, words in (
+        (forward.select(["input", "0"]), f"{what} has no value for vertex '1'"),
+        (forward.samples(slice(0, 5)), rf"{what}\['input'\] has shape \(5, 3\); write \(24, 3\)"),
+        (
+            forward.map(Tensor.float),
+            rf"{what}\['input'\] is torch.float32; write .to\(torch.float64",
+        ),
+        (forward.map(lambda t: t * NAN), rf"{what}\['input'\] contains NaN or infinity"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ask(at)
+    with pytest.raises(TypeError, match=f"{what} is a Tensor; pass a Cochain or a dict"):
+        ask(forward["0"])
+
+
+@pytest.mark.parametrize("name", DIAGNOSES)
+def test_what_is_no_problem(held: ts.Problem, name: str) -> None:
+    with pytest.raises(TypeError, match="a Sheaf came|got Sheaf"):
+        DIAGNOSES[name](held.sheaf, held.start("forward"))  # type: ignore[arg-type]
+
+
+def test_agreement_of_what_is_no_extension_or_no_output(held: ts.Problem) -> None:
+    forward = ts.harmonic_extension(held)
+    with pytest.raises(TypeError, match="agreement takes an Extension; got Problem"):
+        agreement(held, forward.output)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected is a list; pass"):
+        agreement(forward, [0.0])  # type: ignore[arg-type]
+
+
+def test_bounds_and_vertices(held: ts.Problem) -> None:
+    with pytest.raises(ValueError, match="bound is nan; write a finite number"):
+        fault_profile(held, held.start("forward")).findings(NAN)
+    assert Familiarity.of(held, "input").means.keys() == {"input"}
+
+
+def test_spectrum_of_half_precision_is_refused() -> None:
+    net, x = relu_mlp([3, 5, 2], 1, dtype=torch.float16), randn(2, 4, 3, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"float16; .*needs float32 or float64: .*model\.float"):
+        ts.spectrum(ts.hold(ts.encode(net, x), x))
+
+
+def test_watching_what_is_no_model_or_writing_to_what_is_no_writer() -> None:
+    data = (randn(1, 4, 3), Y[:4])
+    with pytest.raises(TypeError, match="model is a str; pass an nn.Module"):
+        watch("net", data)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="writer is a int; .*add_scalar"):
+        watch(relu_mlp([3, 2], 1), data, writer=3)
+
+
+def test_a_heat_map_of_no_discord_at_all() -> None:
+    net, x = relu_mlp([3, 2], 1), randn(1, 4, 3)
+    monitor = watch(net, (x, net(x).detach()))
+    monitor()
+    assert float(monitor.evolution.discord.max()) == 0
+    evolution_heatmap(monitor.evolution).canvas.draw()
+
+
 def test_watch_of_two_inputs() -> None:
     """As `fit` takes them: a tuple of inputs, then the labels."""
     model = fill(TwoInputs(3), 5)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.boundary.numbers import whole_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import Extension
@@ -157,7 +157,8 @@ def discord(result: Extension | Problem, at: Cochain | None = None) -> Discord:
         )
     problem = result.problem if isinstance(result, Extension) else result
     if at is not None:
-        problem.sheaf.network.require_finite()
+        require_problem(problem)
+        problem.require_values("at", at)
         residual = problem.residual(at)
     elif isinstance(result, Extension):
         residual = result.residual

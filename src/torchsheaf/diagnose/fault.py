@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
-from torchsheaf.cochain import coordinates, is_finite
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.boundary.numbers import finite_number
+from torchsheaf.cochain import coordinates
 from torchsheaf.diagnose.discord import DiscordEdge, discord_edges
 from torchsheaf.diagnose.findings import Finding, at_most
 
@@ -30,7 +31,11 @@ class FaultProfile:
         return [(self.edges[i].name, float(self.misfit[i])) for i in order]
 
     def findings(self, bound: float) -> tuple[Finding, ...]:
-        """One finding per edge: its misfit against what the change of format may cost."""
+        """One finding per edge: its misfit against what the change of format may cost.
+
+        Raises ValueError for a bound that is no finite number.
+        """
+        bound = finite_number("bound", bound)
         return tuple(
             at_most(
                 f"misfit of {edge.name} with the reference, relative",
@@ -75,35 +80,10 @@ def fault_profile(problem: Problem, reference: Mapping[str, Tensor]) -> FaultPro
     >>> [name for name, misfit in fault_profile(problem, healthy).ranked() if misfit > 1e-6]
     ['0']
     """
-    problem.sheaf.network.require_finite()
-    _require_values(problem, reference)
+    require_problem(problem)
+    problem.require_values("reference", reference)
     residual = problem.sheaf.residual(reference)
     edges = tuple(e for e in discord_edges(problem) if e.kind != "pin")
     squares = torch.stack([coordinates(residual[e.name]).square().sum() for e in edges])
     sizes = torch.stack([coordinates(reference[e.name]).square().sum() for e in edges])
     return FaultProfile(edges, (squares / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).sqrt())
-
-
-def _require_values(problem: Problem, reference: Mapping[str, Tensor]) -> None:
-    """Refuse a reference that is not one finite value per vertex, of the problem's own types."""
-    if not isinstance(reference, Mapping):
-        raise TypeError(f"reference is a {type(reference).__name__}; pass a Cochain or a dict")
-    types = {name: problem.values[name].dtype for name in problem.sheaf.inputs}
-    types |= {node.name: node.dtype for node in problem.sheaf.network.nodes}
-    for name, vertex in problem.sheaf.vertices.items():
-        if name not in reference:
-            raise ValueError(f"reference has no value for vertex {name!r}")
-        value, what = reference[name], f"reference[{name!r}]"
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{what} is a {type(value).__name__}; pass a tensor")
-        wanted = (problem.batch, *vertex.shape)
-        if tuple(value.shape) != wanted:
-            raise ValueError(f"{what} has shape {tuple(value.shape)}; write {wanted}")
-        if value.dtype != types[name]:
-            raise ValueError(
-                f"{what} is {value.dtype}; write .to({types[name]}), the network's type there"
-            )
-        if not is_finite(value):
-            raise ValueError(
-                f"{what} contains NaN or infinity; the reference must be a healthy run"
-            )

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.boundary.numbers import finite_number, whole_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import class_numbers
 from torchsheaf.diagnose.discord import Discord, discord_edges
 from torchsheaf.sheaf import Coboundary
+
+SIGMOIDS = ("sigmoid", "hardsigmoid")
+"""Operations after which an output of one number is a probability."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def label_energy(
     least energy is ½ g²/(uᵀKu), where uᵀKu = Σ_e ‖λ_e‖²/w_e and λ = δ⁻ᵀu: one adjoint sweep per
     rival for the whole batch, no linear system. The rival with the largest signed energy counts;
     `rivals` limits the search to so many classes of largest output (None: all). An output of one
-    number is read as the log-odds of label 1, as in `BCEWithLogitsLoss`. `output` names the
+    number is read as the log-odds of label 1, as in `BCEWithLogitsLoss`; after a sigmoid as its
+    probability, f − ½ standing for f. `output` names the
     one that the labels belong to, where the model has several.
 
     Known relative: the margin divided by the norm of its gradient with respect to hidden layers
@@ -59,18 +63,20 @@ def label_energy(
     >>> bool(torch.equal(found.signed > 0, net(x).argmax(1) != 0))
     True
     """
+    require_problem(problem)
     if not problem.holds_input_only:
         raise ValueError("label_energy needs a problem with the input held and nothing else")
-    problem.sheaf.network.require_finite()
     margin = finite_number("margin", margin)
     rivals = None if rivals is None else whole_number("rivals", rivals)
     name = problem.sheaf.output(output)
     at = problem.start("forward")
     labels = class_numbers("labels", labels, at[name])
     coboundary = problem.coboundary(at)
+    probability = at[name].shape[1] == 1 and problem.sheaf.edges[name].operation in SIGMOIDS
+    boundary = 0.5 if probability else 0.0  # of the rest, both classes' numbers move alike
     best: LabelEnergy | None = None
     for rival, u in _directions(at[name], labels, rivals):
-        found = _one(problem, coboundary, name, at[name], u, rival, margin)
+        found = _one(problem, coboundary, name, at[name] - boundary, u, rival, margin)
         best = found if best is None else _larger(found, best)
     assert best is not None
     return best

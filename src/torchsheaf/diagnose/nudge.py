@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates, is_finite
 from torchsheaf.diagnose.classes import are_classes, class_numbers, require_labels
 from torchsheaf.diagnose.discord import Discord, discord_edges
@@ -80,7 +80,7 @@ def nudged_discord(
     >>> bool(torch.allclose(limit, nudged_discord(problem, y).values, rtol=1e-3, atol=1e-6))
     True
     """
-    problem.sheaf.network.require_finite()
+    require_problem(problem)
     at = problem.start("forward")
     name = problem.sheaf.output(output)
     error = output_error(problem, name, at[name], y)

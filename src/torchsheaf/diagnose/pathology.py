@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.boundary.numbers import positive_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import are_classes
@@ -48,7 +48,7 @@ def pathologies(
     >>> pathologies(hold(encode(net, x), x))[0].value >= 1
     True
     """
-    problem.sheaf.network.require_finite()
+    require_problem(problem)
     decay = positive_number("decay", decay)
     rate = [] if dt is None else [_rate(dt, top, alpha)]
     name = problem.sheaf.output(output)

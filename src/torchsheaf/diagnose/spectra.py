@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.boundary.numbers import positive_number
 from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic import Spectrum, spectrum
@@ -102,6 +102,7 @@ def spectra(
     >>> bool(torch.allclose(spectra(problem).condition, dense[:, -1] / dense[:, 0]))
     True
     """
+    require_problem(problem)
     numbers = positive_number("numbers", numbers)
     size = max(1, int(numbers / (60 * problem.free.dim)))
     fixed = problem.sheaf.network.fixed_batch is not None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 
 
@@ -42,11 +42,12 @@ def tension_correction(
     diagnostic of how much of the fit lives in the stalks rather than in the weights.
     Raises ValueError for problems of different networks and for weights that are not finite.
     """
+    for problem in (trained, inference):
+        require_problem(problem)
     if trained.sheaf.edges.keys() != inference.sheaf.edges.keys():
         raise ValueError("trained and inference problems have different edges; use one network")
     name = inference.sheaf.output(output)
-    for problem in (trained, inference):
-        problem.sheaf.network.require_finite()
+    trained.require_values("stalks", stalks)
     residual = trained.sheaf.residual(stalks)
     tension = {name: residual[name].mean(0, keepdim=True) for name in trained.sheaf.edges}
     values = {n: inference.values[n] for n in inference.sheaf.inputs}

@@ -118,6 +118,12 @@ def watch(
     True
     """
     every, spectral = whole_number("every", every), whole_number("spectral", spectral, least=0)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module")
+    if writer is not None and not hasattr(writer, "add_scalar"):
+        raise TypeError(
+            f"writer is a {type(writer).__name__}; it needs add_scalar(tag, value, step)"
+        )
     x, y = _first(loader, whole_number("samples", samples))
     training = [m for m in model.modules() if m.training]
     model.eval()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.boundary.numbers import positive_number, whole_number
 from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.linalg import lanczos, three_term_lanczos
@@ -86,6 +86,7 @@ def spectrum(
     >>> bool(torch.allclose(spectrum(p).values[:, 0], dense[:, 0]))
     True
     """
+    require_problem(problem)
     if which not in ("smallest", "largest"):
         raise ValueError(f'which is {which!r}; write "smallest" or "largest"')
     k, max_basis = whole_number("k", k), whole_number("max_basis", max_basis)
@@ -93,10 +94,16 @@ def spectrum(
         raise ValueError(f"k is {k}; write 1 … {problem.free.dim} (the free coordinates)")
     if k != 1 and not vectors:
         raise ValueError(f"k is {k}; vectors=False gives the extreme value alone, so write k=1")
-    problem.sheaf.network.require_finite()
-    at = problem.start("forward") if at is None else at
+    if at is None:
+        at = problem.start("forward")
+    else:
+        problem.require_values("at", at)
     laplacian = problem.laplacian(at, pattern)
     like = problem._sample(at)
+    if like.dtype not in (torch.float64, torch.float32):
+        raise ValueError(
+            f"the network is {like.dtype}; Lanczos needs float32 or float64: encode model.float()"
+        )
     usual = 1e-7 if like.dtype == torch.float64 else 1e-4
     tol = usual if tol is None else positive_number("tol", tol)
     sweeps = [0]
