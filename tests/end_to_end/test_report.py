@@ -162,10 +162,11 @@ def convolutional() -> nn.Module:
     [
         (nn.Linear(3, 2), (3,), None),
         (Smooth(), (3,), torch.arange(12) % 4),
+        (nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), (3,), torch.arange(12) % 2),
         (convolutional(), (1, 6, 6), torch.arange(12) % 3),
         (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), (3,), torch.arange(12.0)),
     ],
-    ids=["affine", "smooth", "convolutional", "regression"],
+    ids=["affine", "smooth", "gate first", "convolutional", "regression"],
 )
 def test_any_model_gets_a_page(
     model: nn.Module, shape: tuple[int, ...], labels: Tensor | None, generator: torch.Generator
