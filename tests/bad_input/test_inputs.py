@@ -101,6 +101,8 @@ def test_the_number_of_inputs(sheaf: Sheaf) -> None:
         hold(sheaf, {"1": randn(3, 4, 5)})
     with pytest.raises(ValueError, match=r"0 input|input"):
         hold(sheaf, {})
+    with pytest.raises(ValueError, match=r"no input came; pass a tensor \(batch, \*shape\)"):
+        encode(relu_mlp([3, 2], 1), ())
 
 
 class Two(nn.Module):

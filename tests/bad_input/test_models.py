@@ -1,5 +1,6 @@
 """Models that cannot be read, or not as given: every error says what came and what to write."""
 
+import logging
 import re
 
 import pytest
@@ -89,6 +90,34 @@ def test_encoding_leaves_batch_statistics_alone() -> None:
     with pytest.raises(UnsupportedModel):
         encode(model, randn(2, 3, 4))
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
+        lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(4, 4)),
+    ],
+    ids=["plain", "batch statistics and dropout"],
+)
+def test_an_input_that_the_model_itself_refuses(  # type: ignore[no-untyped-def]
+    body, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the input's fault: no UnsupportedModel, no log of the tracer, nothing changed."""
+    logged: list[str] = []
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: logged.append(record.msg))
+    model = body().double().train(training)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="the model itself does not accept this input") as caught:
+        encode(model, randn(2, 3, 5))
+    assert not isinstance(caught.value, UnsupportedModel)
+    says(caught.value, r"shape \(3, 5\) of torch\.float64", "mat1 and mat2 shapes cannot be")
+    assert logged == []
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert all(m.training is training for m in model.modules())
 
 
 def test_unused_parameters_are_named_or_allowed() -> None:
@@ -276,6 +305,13 @@ def test_no_output_depends_on_the_input() -> None:
 def test_what_is_no_model_is_a_type_error(thing: object) -> None:
     with pytest.raises(TypeError, match=r"model is .*nn\.Module"):
         encode(thing, randn(1, 2, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_model_is_unsupported() -> None:
+    scripted = torch.jit.script(relu_mlp([3, 4, 2], 1))
+    with pytest.raises(UnsupportedModel, match="ScriptModule.*pass the nn.Module that it was"):
+        encode(scripted, randn(1, 2, 3))
 
 
 def test_a_function_is_no_model() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.reference.networks import fill, randn
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.diagnose import (
     discord,
@@ -56,6 +57,20 @@ def test_label_energy_is_the_constrained_least_squares_minimum(held, labels, mar
     assert torch.allclose(found.discord.total, 2 * found.signed.abs())
 
 
+@pytest.mark.parametrize("squash", [nn.Sigmoid, nn.Hardsigmoid])
+def test_label_energy_of_a_probability_is_that_of_reaching_one_half(squash) -> None:
+    net = fill(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 1), squash()), 3)
+    x = randn(1, 12, 4)
+    problem = hold(encode(net, x), x)
+    output = problem.start("forward")["3"][:, 0]
+    y = torch.arange(12) % 2
+    found = label_energy(problem, y)
+    inverse = torch.linalg.inv(problem.coboundary(problem.start("forward")).to_dense())
+    k = inverse[:, -1].square().sum(1)
+    size = 0.5 * (0.5 - output) ** 2 / k
+    assert torch.allclose(found.signed, torch.where((output > 0.5).long() == y, -size, size))
+
+
 def test_label_energy_is_what_a_pin_costs_while_the_pattern_stays() -> None:
     """A linear network has one pattern: the energy of the relaxed problem is exactly this."""
     torch.manual_seed(1)
@@ -71,7 +86,7 @@ def test_label_energy_is_what_a_pin_costs_while_the_pattern_stays() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [(torch.zeros(12), "class numbers"), (torch.full((12,), 3), "0 … 2"),
-     (torch.zeros(5, dtype=torch.int64), "class numbers")],
+     (torch.zeros(5, dtype=torch.int64), "one label per sample")],
 )  # fmt: skip
 def test_label_energy_refuses_labels_that_do_not_fit(held, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -206,3 +206,15 @@ def test_a_network_without_gates_is_one_region_and_has_no_wall() -> None:
     expected = rest + (torch.matrix_exp(-2.0 * laplacian) @ (start - rest)[..., None])[..., 0]
     assert torch.allclose(space.flatten(flow.final), expected, rtol=0, atol=1e-10)
     assert not flow.events
+
+
+def test_gates_that_read_the_input_alone_are_no_walls() -> None:
+    """x is held, so δ = [[1, 0], [−W, 1]] throughout and c(t) − f = exp(−δᵀδ t) (c(0) − f)."""
+    net = torch.nn.Sequential(torch.nn.ReLU(), linear([[1.0, -2.0]], [0.5]))
+    x = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    flow = run(ts.hold(ts.encode(net, x), x), {"0": [3.0, 0.0], "1": [4.5]}, [0.0, 1.0, 2.0])
+    delta = torch.tensor([[1.0, 0, 0], [0, 1, 0], [-1, 2, 1]], dtype=torch.float64)
+    moved = torch.matrix_exp(-2 * delta.mT @ delta) @ torch.tensor([0.0, 0, 1]).double()
+    expected = torch.tensor([3.0, 0, 3.5]).double() + moved
+    assert torch.allclose(flow.problem.free.flatten(flow.final)[0], expected, rtol=0, atol=1e-12)
+    assert not flow.events

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import torchsheaf as ts
 from tests.browser import BrowserPage
+from tests.reference.networks import TwoInputs
 from torchsheaf.report import Analysis, analyse, headlines, render
 from torchsheaf.report.labels import read_labels
 from torchsheaf.report.markup import embedded_json, number
@@ -161,10 +162,11 @@ def convolutional() -> nn.Module:
     [
         (nn.Linear(3, 2), (3,), None),
         (Smooth(), (3,), torch.arange(12) % 4),
+        (nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), (3,), torch.arange(12) % 2),
         (convolutional(), (1, 6, 6), torch.arange(12) % 3),
         (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), (3,), torch.arange(12.0)),
     ],
-    ids=["affine", "smooth", "convolutional", "regression"],
+    ids=["affine", "smooth", "gate first", "convolutional", "regression"],
 )
 def test_any_model_gets_a_page(
     model: nn.Module, shape: tuple[int, ...], labels: Tensor | None, generator: torch.Generator
@@ -207,6 +209,47 @@ def test_labels_that_do_not_fit_are_named(generator: torch.Generator) -> None:
         read_labels([0, 1, 2, 0], output)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="hold_labels"):
         read_labels(torch.zeros(4, dtype=torch.int64), output, "logits")
+
+
+def test_what_cannot_be_asked_of_the_nearest_input_is_refused_first() -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    stages: list[str] = []
+
+    def announce(stage: str, number: int, of: int) -> None:
+        stages.append(stage)
+
+    def ask(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], nearest: object) -> None:
+        ts.report(model, inputs, nearest=nearest, progress=announce)  # type: ignore[arg-type]
+
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="nearest is 3; the output has 3 classes, numbered 0 … 2"):
+        ask(net, x, 3)
+    for nearest in (-1, 1.5, True):
+        with pytest.raises(ValueError, match=f"nearest is {nearest}; write a whole number, 0 or"):
+            ask(net, x, nearest)
+    with pytest.raises(ValueError, match=r"nearest needs an output \(batch, classes\); it is"):
+        ask(nn.Linear(4, 1), x, 0)
+    with pytest.raises(ValueError, match="nearest needs a network with one input; this one has"):
+        ask(TwoInputs(4), (x.double(), x.double()), 1)
+    assert set(stages) == {"reading the network", "forward pass"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_samples": 0}, "max_samples is 0; write a whole number, 1 or more"),
+        ({"max_samples": -3}, "max_samples is -3; write a whole number"),
+        ({"weight": 0.0}, "weight is 0.0; write a positive number, or math.inf"),
+        ({"weight": float("nan")}, "weight is nan; write a positive number"),
+        ({"hold_labels": "logits"}, "hold_labels is 'logits'; write one of"),
+        ({"y": torch.zeros(9, 2)}, r"y has shape \(9, 2\) for 4 samples; write one label per"),
+        ({"y": torch.tensor(1)}, r"y has shape \(\) for 4 samples"),
+        ({"seed": 1.5}, "seed is 1.5; write a whole number, 0 or more"),
+    ],
+)
+def test_options_of_the_report_that_do_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ts.report(nn.Linear(3, 2), torch.randn(4, 3), **options)  # type: ignore[arg-type]
 
 
 def test_scores_are_held_at_the_mean_of_their_class() -> None:

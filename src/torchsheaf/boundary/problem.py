@@ -151,6 +151,32 @@ class Problem:
         if both := sorted(chosen & taken):
             raise ValueError(f"{pin} conflicts with the input hold: both hold {name!r} at {both}")
 
+    def require_values(self, what: str, at: Mapping[str, Tensor]) -> None:
+        """Refuse what is not one finite value per vertex, of the network's shapes and types.
+
+        Raises TypeError or ValueError naming the argument `what` and the vertex.
+        """
+        if not isinstance(at, Mapping):
+            raise TypeError(f"{what} is a {type(at).__name__}; pass a Cochain or a dict")
+        types = {n.name: n.dtype for n in self.sheaf.network.nodes}
+        for name, vertex in self.sheaf.vertices.items():
+            if name not in at:
+                raise ValueError(f"{what} has no value for vertex {name!r}")
+            value, here = at[name], f"{what}[{name!r}]"
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{here} is a {type(value).__name__}; pass a tensor")
+            wanted = (self.batch, *vertex.shape)
+            if tuple(value.shape) != wanted:
+                raise ValueError(f"{here} has shape {tuple(value.shape)}; write {wanted}")
+            # as traced, or as the whole model is since: it may have been converted after encode
+            own = self.values[name].dtype if name in self.sheaf.inputs else types[name]
+            if value.dtype not in (own, self.like.dtype):
+                raise ValueError(
+                    f"{here} is {value.dtype}; write .to({own}), as the network has it"
+                )
+            if not is_finite(value):
+                raise ValueError(f"{here} contains NaN or infinity; pass finite numbers")
+
     def samples(self, index: Tensor) -> "Problem":
         """The problem of the chosen samples only."""
         values = {n: t[index] for n, t in self.values.items()}
@@ -294,6 +320,16 @@ def hold(
         if not is_number(w) or not (w > 0 and math.isfinite(w)):
             raise ValueError(f"weight of edge {name!r} is {w!r}; write a positive finite number")
     return Problem(sheaf, held, values, weights=weights, given=given)
+
+
+def require_problem(problem: object) -> None:
+    """Raise TypeError for what is no problem, ValueError naming a weight that is not finite.
+
+    For questions that compute with the weights; `hold` itself does not look at them.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"a {type(problem).__name__} came for the problem; write hold(sheaf, x)")
+    problem.sheaf.network.require_finite()
 
 
 def _mask(sheaf: Sheaf, name: str, where: Coordinates) -> Tensor:

@@ -40,7 +40,10 @@ from torchsheaf.report.labels import HOLDS
     "--dtype", type=click.Choice(["as is", "float64"]), default="as is", show_default=True,
     help="Analyse the model as it is, or converted to float64.",
 )  # fmt: skip
-@click.option("--samples", default=500, show_default=True, help="Samples to use at most.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=500, show_default=True,
+    help="Samples to use at most.",
+)  # fmt: skip
 @click.option(
     "--hold-labels", type=click.Choice(HOLDS), default="auto", show_default=True,
     help="What output a class label asks for.",
@@ -67,7 +70,7 @@ def report(
     with stages() as progress:
         analysis = analyse(
             model, inputs, labels, title=target, max_samples=samples, hold_labels=hold_labels,
-            seed=seed, progress=progress,
+            nearest=nearest, seed=seed, progress=progress,
         )  # fmt: skip
         if against is not None:
             other = in_dtype(load(against), dtype)
@@ -77,7 +80,7 @@ def report(
             )  # fmt: skip
             analysis = beside(analysis, second)
         formats = None if budget is None else within(budget, model, inputs, analysis.missing)
-        page = render(analysis, nearest=nearest, plan=formats)
+        page = render(analysis, plan=formats)
     publish(analysis, page, path)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.diagnose.findings import Finding, above, at_most
 from torchsheaf.harmonic import Extension, Spectrum, harmonic_extension, spectrum
@@ -35,7 +35,7 @@ def agreement(
     structure, and the finding says so); the smallest eigenvalue of L = δᵀδ. `gap` passes
     eigenvalues that are already known; `generator` makes the random values.
 
-    Raises ValueError when more than the input is held or the shapes differ.
+    Raises ValueError when more than the input is held, shapes differ, or weights are not finite.
     Cost: one eigenvalue by Lanczos per sample; O(n³) for each assembled δ.
     Source: Bosca & Ghrist 2026, Lemma 1 and Prop. 1; docs/theory.md, T1 and T2.
 
@@ -48,6 +48,10 @@ def agreement(
     >>> all(finding.holds for finding in agreement(forward, net(x)))
     True
     """
+    if not isinstance(extension, Extension):
+        raise TypeError(f"agreement takes an Extension; got {type(extension).__name__}")
+    if not isinstance(expected, Tensor):
+        raise TypeError(f"expected is a {type(expected).__name__}; pass what model(x) returns")
     problem = extension.problem
     if not problem.holds_input_only:
         raise ValueError("agreement needs an extension with the input held and nothing else")
@@ -56,6 +60,7 @@ def agreement(
             f"expected has shape {tuple(expected.shape)}; "
             f"the output has {tuple(extension.output.shape)}"
         )
+    require_problem(problem)
     second = _second_route(problem, expected, generator or torch.Generator().manual_seed(0))
     return (
         _difference(extension, expected),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.boundary.numbers import whole_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import Extension
 from torchsheaf.sheaf import Sheaf
@@ -90,7 +91,11 @@ class Discord:
         return self._grouped(e.kind for e in self.edges)
 
     def worst(self, count: int) -> Tensor:
-        """Indices of the samples of largest total discord, largest first."""
+        """Indices of the samples of largest total discord, largest first, `count` at most.
+
+        Raises ValueError for a count below 0.
+        """
+        count = whole_number("count", count, least=0)
         return self.total.argsort(descending=True, stable=True)[:count]
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -131,7 +136,8 @@ def discord(result: Extension | Problem, at: Cochain | None = None) -> Discord:
     `result` is an extension, or a problem together with a cochain `at` to read it off. Soft pins
     have a row of their own, kind "pin", with ‖c − p‖². At the forward pass every inner edge is 0.
 
-    Raises TypeError for anything else. Cost: nothing for an extension, else one forward pass.
+    Raises TypeError for anything else, ValueError for weights that are not finite.
+    Cost: nothing for an extension, else one forward pass.
     Source: Bosca & Ghrist 2026, section 6.3 (normalisation of Table 3).
 
     >>> import torch
@@ -145,17 +151,19 @@ def discord(result: Extension | Problem, at: Cochain | None = None) -> Discord:
     >>> bool(torch.allclose(discord(extension).total, 2 * extension.energy))
     True
     """
-    if isinstance(result, Extension):
-        problem = result.problem
-        residual = result.residual if at is None else problem.residual(at)
-    elif isinstance(result, Problem) and at is not None:
-        problem, residual = result, result.residual(at)
-    elif isinstance(result, Problem):
-        raise TypeError("discord of a problem needs the cochain to read: discord(problem, cochain)")
-    else:
+    if not isinstance(result, Extension | Problem):
         raise TypeError(
             f"discord takes an Extension, or a Problem and a cochain; got {type(result).__name__}"
         )
+    problem = result.problem if isinstance(result, Extension) else result
+    if at is not None:
+        require_problem(problem)
+        problem.require_values("at", at)
+        residual = problem.residual(at)
+    elif isinstance(result, Extension):
+        residual = result.residual
+    else:
+        raise TypeError("discord of a problem needs the cochain to read: discord(problem, cochain)")
     edges = discord_edges(problem)
     values = torch.stack([coordinates(residual[e.name]).square().sum(1) for e in edges], 1)
     return Discord(edges, values)

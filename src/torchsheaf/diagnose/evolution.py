@@ -16,7 +16,8 @@ class Evolution:
 
     `steps` counts epochs (or whatever the loop counts). `gap` and `top` are three quartiles over
     samples, (looks, 3); `fiedler` the mean share of the slowest mode per vertex; `discord` is
-    (edges, samples, looks); `findings` those of each look.
+    (edges, samples, looks); `findings` those of each look. Reading them raises ValueError
+    before the first look, and for spectra that were not watched.
     """
 
     edges: tuple[DiscordEdge, ...] = ()
@@ -30,17 +31,17 @@ class Evolution:
     @property
     def gap(self) -> Tensor:
         """Quartiles of λ₁ over samples, (looks, 3); the median is column 1."""
-        return torch.stack(self.gaps)
+        return torch.stack(self._seen(self.gaps))
 
     @property
     def top(self) -> Tensor:
         """Quartiles of λ_max over samples, (looks, 3)."""
-        return torch.stack(self.tops)
+        return torch.stack(self._seen(self.tops))
 
     @property
     def discord(self) -> Tensor:
         """‖λ_e‖² as edges × samples × looks, for the same samples at every look."""
-        return torch.stack([t.mT for t in self.tables], 2)
+        return torch.stack([t.mT for t in self._seen(self.tables)], 2)
 
     @property
     def failing(self) -> tuple[Finding, ...]:
@@ -54,10 +55,17 @@ class Evolution:
             "sheaf/top": float(self.tops[-1][1]),
             "sheaf/condition": float(self.tops[-1][1] / self.gaps[-1][1]),
         } if self.gaps else {}  # fmt: skip
-        mean = self.tables[-1].mean(0)
+        mean = self._seen(self.tables)[-1].mean(0)
         found |= {f"discord/{e.name}": float(d) for e, d in zip(self.edges, mean, strict=True)}
         found |= {f"finding/{f.name}": f.value for f in self.findings[-1]}
         return found
+
+    def _seen(self, looks: list[Tensor]) -> list[Tensor]:
+        if not self.steps:
+            raise ValueError("no look has been taken yet; call the monitor first")
+        if not looks:
+            raise ValueError("no spectrum was watched; write watch(..., spectral=16)")
+        return looks
 
     def log_to(self, writer: Any) -> None:
         """Send the last look to anything with TensorBoard's `add_scalar(tag, value, step)`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.findings import Finding, at_most
 
@@ -32,11 +32,14 @@ class Familiarity:
         """Calibrate on a problem that holds reference inputs, at least 20.
 
         `vertices` defaults to those of at most 512 coordinates. Cost: one pass, and the inverse of
-        one covariance per vertex.
+        one covariance per vertex. Raises ValueError for fewer inputs, and for weights
+        that are not finite.
         """
+        require_problem(problem)
         if problem.batch < 20:
             raise ValueError(f"{problem.batch} reference inputs came; write at least 20")
         sheaf = problem.sheaf
+        vertices = (vertices,) if isinstance(vertices, str) else vertices
         names = tuple(vertices or (n for n, v in sheaf.vertices.items() if v.dim <= 512))
         at = problem.start("forward").select(sheaf.vertex(n) for n in names)
         index = torch.arange(problem.batch)
@@ -66,6 +69,7 @@ class Familiarity:
 
     def finding(self, problem: Problem) -> Finding:
         """The share of a problem's inputs that are foreign."""
+        require_problem(problem)
         distance = self.distance(problem.start("forward"))
         flagged = (distance > self.limit).nonzero().flatten()
         ranked = flagged[distance[flagged].argsort(descending=True)].tolist()

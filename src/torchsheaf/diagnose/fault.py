@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.boundary.numbers import finite_number
 from torchsheaf.cochain import coordinates
 from torchsheaf.diagnose.discord import DiscordEdge, discord_edges
 from torchsheaf.diagnose.findings import Finding, at_most
@@ -30,7 +31,11 @@ class FaultProfile:
         return [(self.edges[i].name, float(self.misfit[i])) for i in order]
 
     def findings(self, bound: float) -> tuple[Finding, ...]:
-        """One finding per edge: its misfit against what the change of format may cost."""
+        """One finding per edge: its misfit against what the change of format may cost.
+
+        Raises ValueError for a bound that is no finite number.
+        """
+        bound = finite_number("bound", bound)
         return tuple(
             at_most(
                 f"misfit of {edge.name} with the reference, relative",
@@ -62,7 +67,8 @@ def fault_profile(problem: Problem, reference: Mapping[str, Tensor]) -> FaultPro
     It is layer-wise checking on the reference's inputs ("teacher forcing"), done for a whole graph,
     joins included, in one pass. It finds where two computations differ; it cannot say which is
     right, nor see a fault that the reference shares.
-    Raises ValueError when the reference lacks a vertex or has another shape. Cost: one pass.
+    Raises ValueError when the reference lacks a vertex, has another shape or type or is not finite,
+    and for weights that are not finite. Cost: one pass.
 
     >>> from torchsheaf.boundary import hold
     >>> from torchsheaf.sheaf import encode
@@ -74,14 +80,8 @@ def fault_profile(problem: Problem, reference: Mapping[str, Tensor]) -> FaultPro
     >>> [name for name, misfit in fault_profile(problem, healthy).ranked() if misfit > 1e-6]
     ['0']
     """
-    for name, vertex in problem.sheaf.vertices.items():
-        if name not in reference:
-            raise ValueError(f"reference has no value for vertex {name!r}")
-        wanted = (problem.batch, *vertex.shape)
-        if tuple(reference[name].shape) != wanted:
-            raise ValueError(
-                f"reference[{name!r}] has shape {tuple(reference[name].shape)}; write {wanted}"
-            )
+    require_problem(problem)
+    problem.require_values("reference", reference)
     residual = problem.sheaf.residual(reference)
     edges = tuple(e for e in discord_edges(problem) if e.kind != "pin")
     squares = torch.stack([coordinates(residual[e.name]).square().sum() for e in edges])

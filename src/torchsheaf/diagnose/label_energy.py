@@ -5,10 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.boundary.numbers import finite_number, whole_number
 from torchsheaf.cochain import Cochain, coordinates
+from torchsheaf.diagnose.classes import class_numbers
 from torchsheaf.diagnose.discord import Discord, discord_edges
 from torchsheaf.sheaf import Coboundary
+
+SIGMOIDS = ("sigmoid", "hardsigmoid")
+"""Operations after which an output of one number is a probability."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,9 @@ class LabelEnergy:
 
 @torch.no_grad()
 def label_energy(
-    problem: Problem, labels: Tensor, *, margin: float = 0.0, rivals: int | None = None
-) -> LabelEnergy:
+    problem: Problem, labels: Tensor, *, margin: float = 0.0, rivals: int | None = None,
+    output: str | None = None,
+) -> LabelEnergy:  # fmt: skip
     """Signed least energy E = ½ g|g| / uᵀKu, per sample, at the forward pass's pattern.
 
     With f the output `(batch, classes)`, y the label and j a rival, u = e_y − e_j and
@@ -39,11 +45,14 @@ def label_energy(
     least energy is ½ g²/(uᵀKu), where uᵀKu = Σ_e ‖λ_e‖²/w_e and λ = δ⁻ᵀu: one adjoint sweep per
     rival for the whole batch, no linear system. The rival with the largest signed energy counts;
     `rivals` limits the search to so many classes of largest output (None: all). An output of one
-    number is read as the log-odds of label 1, as in `BCEWithLogitsLoss`.
+    number is read as the log-odds of label 1, as in `BCEWithLogitsLoss`; after a sigmoid as its
+    probability, f − ½ standing for f. `output` names the
+    one that the labels belong to, where the model has several.
 
     Known relative: the margin divided by the norm of its gradient with respect to hidden layers
     (Elsayed et al. 2018, large-margin deep networks); here the norm runs over every edge at once.
-    Raises ValueError for labels that do not fit, or when more than the input is held.
+    Raises ValueError for labels that do not fit, weights that are not finite, or when more than the
+    input is held.
     Source: docs/theory.md, T5, with the linear functional u in place of the whole output.
 
     >>> from torchsheaf.boundary import hold
@@ -54,35 +63,23 @@ def label_energy(
     >>> bool(torch.equal(found.signed > 0, net(x).argmax(1) != 0))
     True
     """
+    require_problem(problem)
     if not problem.holds_input_only:
         raise ValueError("label_energy needs a problem with the input held and nothing else")
+    margin = finite_number("margin", margin)
+    rivals = None if rivals is None else whole_number("rivals", rivals)
+    name = problem.sheaf.output(output)
     at = problem.start("forward")
-    output = at[problem.sheaf.outputs[0]]
-    labels = _checked(labels, output)
+    labels = class_numbers("labels", labels, at[name])
     coboundary = problem.coboundary(at)
+    probability = at[name].shape[1] == 1 and problem.sheaf.edges[name].operation in SIGMOIDS
+    boundary = 0.5 if probability else 0.0  # of the rest, both classes' numbers move alike
     best: LabelEnergy | None = None
-    for rival, u in _directions(output, labels, rivals):
-        found = _one(problem, coboundary, output, u, rival, margin)
+    for rival, u in _directions(at[name], labels, rivals):
+        found = _one(problem, coboundary, name, at[name] - boundary, u, rival, margin)
         best = found if best is None else _larger(found, best)
     assert best is not None
     return best
-
-
-def _checked(labels: Tensor, output: Tensor) -> Tensor:
-    if output.ndim != 2:
-        raise ValueError(f"label_energy needs outputs (batch, classes); got {tuple(output.shape)}")
-    if labels.is_floating_point() or tuple(labels.shape) != (output.shape[0],):
-        raise ValueError(
-            f"labels is {labels.dtype} of shape {tuple(labels.shape)}; write class numbers "
-            f"({output.shape[0]},)"
-        )
-    classes = max(2, output.shape[1])
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(
-            f"labels reach from {int(labels.min())} to {int(labels.max())}; write class numbers "
-            f"0 … {classes - 1}"
-        )
-    return labels.to(output.device)
 
 
 def _directions(output: Tensor, labels: Tensor, rivals: int | None) -> list[tuple[Tensor, Tensor]]:
@@ -91,18 +88,15 @@ def _directions(output: Tensor, labels: Tensor, rivals: int | None) -> list[tupl
         return [(1 - labels, (2 * labels - 1).to(output)[:, None])]
     others = output.scatter(1, labels[:, None], -torch.inf)
     count = output.shape[1] - 1 if rivals is None else min(rivals, output.shape[1] - 1)
-    if count < 1:
-        raise ValueError(f"rivals is {rivals}; write a number ≥ 1 or None")
     ranked = others.topk(count, dim=1).indices
     hot = torch.zeros_like(output).scatter_(1, labels[:, None], 1.0)
     return [(j, hot.scatter_add(1, j[:, None], -hot.new_ones(len(j), 1))) for j in ranked.T]
 
 
 def _one(
-    problem: Problem, coboundary: Coboundary, output: Tensor, u: Tensor, rival: Tensor,
+    problem: Problem, coboundary: Coboundary, name: str, output: Tensor, u: Tensor, rival: Tensor,
     margin: float,
 ) -> LabelEnergy:  # fmt: skip
-    name = problem.sheaf.outputs[0]
     pulled = coboundary.domain.zeros(problem.batch, output)
     swept = coboundary.solve_adjoint(Cochain({**pulled, name: u}))
     weights = problem.edge_weights

@@ -3,64 +3,70 @@
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
-from torchsheaf.cochain import Cochain, coordinates
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.cochain import Cochain, coordinates, is_finite
+from torchsheaf.diagnose.classes import are_classes, class_numbers, require_labels
 from torchsheaf.diagnose.discord import Discord, discord_edges
 from torchsheaf.network import Kind
 
 
-def output_error(problem: Problem, output: Tensor, y: Tensor | None) -> Tensor:
-    """Where the target pulls the output, `(batch, *shape)`: minus the slope of the usual loss.
+def output_error(problem: Problem, name: str, output: Tensor, y: Tensor | None) -> Tensor:
+    """Where the target pulls the output called `name`, `(batch, *shape)`: minus the loss's slope.
 
-    Class numbers: one-hot − softmax for an affine output edge, one-hot − output after a smooth one
-    (probabilities); values: y − output; None: the deviation from the batch mean, so that the
-    network can be probed without labels. One output and labels 0 or 1: read as log-odds.
+    The usual loss has, for class numbers, one-hot − softmax at an affine output edge and
+    one-hot − output after a smooth one (probabilities); for values y − output; for None the
+    deviation from the batch mean, so that the network can be probed without labels. One output and
+    labels 0 or 1: read as log-odds.
 
-    Raises ValueError when y fits none of these.
+    Raises ValueError or TypeError when y fits none of these.
     """
     if y is None:
         return output - output.mean(0)
-    if y.shape[0] != output.shape[0]:
-        raise ValueError(f"y has {y.shape[0]} labels for {output.shape[0]} samples")
-    probabilities = problem.sheaf.edges[problem.sheaf.outputs[0]].kind is Kind.SMOOTH
-    if not y.is_floating_point() and y.ndim == 1 and output.ndim == 2:
-        y = y.to(output.device)
+    require_labels("y", y, len(output))
+    probabilities = problem.sheaf.edges[name].kind is Kind.SMOOTH
+    if are_classes(y, output):
+        numbers = class_numbers("y", y, output)
         if output.shape[1] == 1:
-            return y[:, None] - (output if probabilities else output.sigmoid())
-        if int(y.min()) < 0 or int(y.max()) >= output.shape[1]:
-            raise ValueError(f"y reaches {int(y.max())}; the output has {output.shape[1]} classes")
-        hot = torch.nn.functional.one_hot(y, output.shape[1]).to(output)
+            return numbers[:, None] - (output if probabilities else output.sigmoid())
+        hot = torch.nn.functional.one_hot(numbers, output.shape[1]).to(output)
         return hot - (output if probabilities else output.softmax(1))
-    values = y.to(output)
-    values = values[:, None] if values.ndim == 1 and output.shape[1:] == (1,) else values
-    if values.shape != output.shape:
+    values = y[:, None] if y.ndim == 1 and output.shape[1:] == (1,) else y
+    if values.shape != output.shape or y.is_complex():
         raise ValueError(
-            f"y has shape {tuple(y.shape)}; write class numbers ({output.shape[0]},) or values "
-            f"{tuple(output.shape)}"
+            f"y is {y.dtype} of shape {tuple(y.shape)}; write class numbers ({output.shape[0]},) "
+            f"of an integer type, or values {tuple(output.shape)}"
         )
-    return values - output
+    if not is_finite(values):
+        raise ValueError("y contains NaN or infinity; pass finite labels")
+    return values.to(output) - output
 
 
 @torch.no_grad()
-def nudged_residual(problem: Problem, at: Cochain, error: Tensor) -> Cochain:
-    """λ = δ⁻ᵀ e with e on the output's edge: the residuals of a soft pin of vanishing weight, /γ.
+def nudged_residual(problem: Problem, at: Cochain, name: str, error: Tensor) -> Cochain:
+    """λ = δ⁻ᵀ e with e on the edge of the output called `name`.
 
-    On weight edges λ is the back-propagated error (docs/theory.md, T5). Raises ValueError when more
-    than the input is held. Cost: one adjoint sweep.
+    These are the residuals of a soft pin of vanishing weight γ there, divided by γ. On weight edges
+    λ is the back-propagated error (docs/theory.md, T5). Raises ValueError when more than the input
+    is held. Cost: one adjoint sweep.
     """
     if not problem.holds_input_only:
         raise ValueError("the nudged residual needs the input held and nothing else")
     coboundary = problem.coboundary(at)
     zero = coboundary.domain.zeros(problem.batch, error)
-    return coboundary.solve_adjoint(Cochain({**zero, problem.sheaf.outputs[0]: error}))
+    return coboundary.solve_adjoint(Cochain({**zero, name: error}))
 
 
 @torch.no_grad()
-def nudged_discord(problem: Problem, y: Tensor | None = None) -> Discord:
+def nudged_discord(
+    problem: Problem, y: Tensor | None = None, *, output: str | None = None
+) -> Discord:
     """Discord per edge and sample in the limit of a weak pull towards y, divided by γ².
 
     The pattern does not change and nothing has to be relaxed, so that it can be watched at every
     epoch of a training run. With the output held for good use `discord(harmonic_extension(...))`.
+    `output` names the one that y belongs to, where the model has several.
+    Raises ValueError for a y that does not fit, weights that are not finite, or when more than the
+    input is held.
 
     >>> from torchsheaf.boundary import Pin, hold
     >>> from torchsheaf.diagnose.discord import discord
@@ -74,9 +80,11 @@ def nudged_discord(problem: Problem, y: Tensor | None = None) -> Discord:
     >>> bool(torch.allclose(limit, nudged_discord(problem, y).values, rtol=1e-3, atol=1e-6))
     True
     """
+    require_problem(problem)
     at = problem.start("forward")
-    error = output_error(problem, at[problem.sheaf.outputs[0]], y)
-    residual = nudged_residual(problem, at, error)
+    name = problem.sheaf.output(output)
+    error = output_error(problem, name, at[name], y)
+    residual = nudged_residual(problem, at, name, error)
     edges = discord_edges(problem)
     values = torch.stack([coordinates(residual[e.name]).square().sum(1) for e in edges], 1)
     return Discord(edges, values)

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.boundary.numbers import positive_number
 from torchsheaf.cochain import Cochain, coordinates
+from torchsheaf.diagnose.classes import are_classes
 from torchsheaf.diagnose.findings import Finding, at_most
 from torchsheaf.diagnose.label_energy import label_energy
 from torchsheaf.diagnose.nudge import nudged_residual, output_error
@@ -23,15 +25,17 @@ FAIR_PART = 0.1
 @torch.no_grad()
 def pathologies(
     problem: Problem, y: Tensor | None = None, *, dt: float | None = None, alpha: float = 1.0,
-    top: float | None = None, decay: float = DECAY,
+    top: float | None = None, decay: float = DECAY, output: str | None = None,
 ) -> tuple[Finding, ...]:  # fmt: skip
     """Known faults of networks, each with what was seen, its bound, a verdict and what to do.
 
     Always: dead units, decay of discord between the first and the last step with parameters, decay
     of the signal's spread. With a smooth output edge (softmax, sigmoid…): saturation. With class
     labels `y`: suspicious labels. With a step `dt` of explicit Euler and λ_max (`top`): its
-    stability. The problem must hold the input and nothing else.
+    stability. The problem must hold the input and nothing else. `output` names the one that y
+    belongs to, where the model has several.
 
+    Raises ValueError naming an argument that does not fit, or a weight that is not finite.
     Cost: one forward and one adjoint sweep, and one more per class for the labels.
     Source: Bosca & Ghrist 2026, section 6.3; book, Props 13.7–13.9, corrected in docs/errata.md.
 
@@ -44,18 +48,25 @@ def pathologies(
     >>> pathologies(hold(encode(net, x), x))[0].value >= 1
     True
     """
+    require_problem(problem)
+    decay = positive_number("decay", decay)
+    rate = [] if dt is None else [_rate(dt, top, alpha)]
+    name = problem.sheaf.output(output)
     at = problem.start("forward")
-    output = at[problem.sheaf.outputs[0]]
-    error = output_error(problem, output, y)
-    pulled = nudged_residual(problem, at, error)
-    found = [dead_units(problem, at), *discord_decay(problem, pulled, decay)]
+    error = output_error(problem, name, at[name], y)
+    pulled = nudged_residual(problem, at, name, error)
+    found = [dead_units(problem, at), *discord_decay(problem, name, pulled, decay)]
     found += signal_decay(problem, at, decay)
-    found += saturation(problem, at, error, y)
-    if y is not None and not y.is_floating_point() and output.ndim == 2:
-        found.append(suspicious_labels(problem, y))
-    if dt is not None and top is not None:
-        found.append(unstable_rate(dt, top, alpha))
-    return tuple(found)
+    found += saturation(problem, at, name, error, y)
+    if y is not None and are_classes(y, at[name]):
+        found.append(suspicious_labels(problem, y, name))
+    return (*found, *rate)
+
+
+def _rate(dt: float, top: float | None, alpha: float) -> Finding:
+    if top is None:
+        raise ValueError("dt came without `top`; write top=λ_max too, from spectra(problem).top")
+    return unstable_rate(dt, top, alpha)
 
 
 def dead_units(problem: Problem, at: Cochain) -> Finding:
@@ -91,9 +102,13 @@ def dead_units(problem: Problem, at: Cochain) -> Finding:
     )
 
 
-def discord_decay(problem: Problem, pulled: Cochain, decay: float) -> list[Finding]:
-    """d at the first step with parameters over d at the last one."""
-    edges = [e for e in problem.sheaf.edges.values() if e.parameters]
+def discord_decay(problem: Problem, name: str, pulled: Cochain, decay: float) -> list[Finding]:
+    """d at the first step with parameters over d at the last one, of those that output uses."""
+    used = {name}
+    for edge in reversed(problem.sheaf.edges.values()):
+        if edge.head in used:
+            used.update(edge.parents)
+    edges = [e for e in problem.sheaf.edges.values() if e.parameters and e.head in used]
     if len(edges) < 2:
         return []
     size = {
@@ -168,9 +183,10 @@ def signal_decay(problem: Problem, at: Cochain, decay: float) -> list[Finding]:
     ]  # fmt: skip
 
 
-def saturation(problem: Problem, at: Cochain, error: Tensor, y: Tensor | None) -> list[Finding]:
+def saturation(
+    problem: Problem, at: Cochain, name: str, error: Tensor, y: Tensor | None
+) -> list[Finding]:
     """Samples that are wrong while the smooth output edge passes less than 1% of the error on."""
-    name = problem.sheaf.outputs[0]
     edge = problem.sheaf.edges[name]
     if edge.kind is not Kind.SMOOTH or y is None:
         return []
@@ -195,7 +211,9 @@ def saturation(problem: Problem, at: Cochain, error: Tensor, y: Tensor | None) -
 
 
 def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
-    """Explicit Euler on the stalks is stable iff α dt λ_max ≤ 2."""
+    """Explicit Euler on the stalks is stable iff α dt λ_max ≤ 2; all three are positive."""
+    dt, top = positive_number("dt", dt), positive_number("top", top)
+    alpha = positive_number("alpha", alpha)
     limit = 2 / (alpha * top)
     return at_most(
         "step of explicit Euler",
@@ -211,9 +229,9 @@ def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
     )
 
 
-def suspicious_labels(problem: Problem, y: Tensor) -> Finding:
+def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) -> Finding:
     """Samples whose label loses by a tenth or more of the energy that typical ones win by."""
-    signed = label_energy(problem, y).signed
+    signed = label_energy(problem, y, output=output).signed
     won = -signed[signed < 0]
     bar = FAIR_PART * float(won.median()) if len(won) else 0.0
     flagged = (signed > bar).nonzero().flatten()

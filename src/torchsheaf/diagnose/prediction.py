@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 
 
@@ -33,7 +33,8 @@ class Prediction:
 def prediction(problem: Problem, at: Cochain, edge: str) -> Prediction:
     """The predicted-against-actual view of one edge at a cochain.
 
-    Raises ValueError for an unknown edge. Cost: one operation.
+    Raises ValueError for an unknown edge, a cochain that does not fit or weights that are not
+    finite. Cost: one operation.
     Source: Bosca & Ghrist 2026, figures of section 6.3.
 
     >>> from torchsheaf.boundary import hold
@@ -46,9 +47,11 @@ def prediction(problem: Problem, at: Cochain, edge: str) -> Prediction:
     >>> bool(torch.allclose(view.residual, at["0"].relu() - at["1"]))
     True
     """
+    require_problem(problem)
     sheaf = problem.sheaf
     if edge not in sheaf.edges:
         raise ValueError(f"no edge named {edge!r}; write one of: {', '.join(sheaf.edges)}")
+    problem.require_values("at", at)
     cell = sheaf.edges[edge]
     predicted = coordinates(sheaf.network.evaluate(cell.node, at))
     parent = coordinates(at[cell.parents[0]])

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.boundary.numbers import positive_number
 from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic import Spectrum, spectrum
 
@@ -87,6 +88,8 @@ def spectra(
     eigenproblem. `tol` is the relative residual of an eigenpair; an eigenvalue's own error is of
     the order of its square.
 
+    Raises what `spectrum` raises.
+
     Cost: 25–50 products for the gap and 40–90 for the other end (digits networks), two sweeps
     of the whole batch each. Source: Bosca & Ghrist 2026, section 6.3.
 
@@ -99,6 +102,8 @@ def spectra(
     >>> bool(torch.allclose(spectra(problem).condition, dense[:, -1] / dense[:, 0]))
     True
     """
+    require_problem(problem)
+    numbers = positive_number("numbers", numbers)
     size = max(1, int(numbers / (60 * problem.free.dim)))
     fixed = problem.sheaf.network.fixed_batch is not None
     if fixed or size >= problem.batch:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 
 
@@ -28,22 +28,29 @@ class Tension:
 
 
 @torch.no_grad()
-def tension_correction(trained: Problem, stalks: Cochain, inference: Problem) -> Tension:
+def tension_correction(
+    trained: Problem, stalks: Cochain, inference: Problem, *, output: str | None = None
+) -> Tension:
     """Run `inference` forward with the mean residual of `stalks` added on every edge.
 
     `stalks` is where training (or an extension with targets held) left the cochain of `trained`;
     its mean residual over samples, r̄_e, is added to f_e in topological order:
-    c_v = f_v(c_parents) + r̄_v. Zero tension gives the forward pass.
+    c_v = f_v(c_parents) + r̄_v. Zero tension gives the forward pass. `output` names the one to
+    return, where the model has several.
 
     Source: the tension-corrected inference of Bosca & Ghrist's notebook on discord; kept as a
     diagnostic of how much of the fit lives in the stalks rather than in the weights.
+    Raises ValueError for problems of different networks and for weights that are not finite.
     """
+    for problem in (trained, inference):
+        require_problem(problem)
     if trained.sheaf.edges.keys() != inference.sheaf.edges.keys():
         raise ValueError("trained and inference problems have different edges; use one network")
+    name = inference.sheaf.output(output)
+    trained.require_values("stalks", stalks)
     residual = trained.sheaf.residual(stalks)
     tension = {name: residual[name].mean(0, keepdim=True) for name in trained.sheaf.edges}
     values = {n: inference.values[n] for n in inference.sheaf.inputs}
     for node in inference.sheaf.network.nodes:
         values[node.name] = inference.sheaf.network.evaluate(node, values) + tension[node.name]
-    name = inference.sheaf.outputs[0]
     return Tension(inference.start("forward")[name], values[name], tension)

@@ -15,7 +15,7 @@ def evolution_heatmap(seen: Evolution, *, theme: Theme = LIGHT) -> Figure:
     """
     values = seen.discord.double().numpy()
     edges, samples, _ = values.shape
-    floor = max(float(values.max()), np.finfo(float).tiny) * 1e-10
+    floor = (float(values.max()) or 1.0) * 1e-10
     rows = [values[e][np.argsort(-values[e, :, -1])] for e in range(edges)]
     with theme.applied():
         figure = new_figure(1.2 + 0.42 * edges)

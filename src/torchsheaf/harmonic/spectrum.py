@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem
+from torchsheaf.boundary import Problem, require_problem
+from torchsheaf.boundary.numbers import positive_number, whole_number
 from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.linalg import lanczos, three_term_lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
@@ -72,6 +73,8 @@ def spectrum(
 
     Cost: about 20–50 products for the gap at any depth; memory O(batch · dim · products), or of
     three cochains with `vectors=False`, which large models need.
+    Raises ValueError naming an argument that does not fit, or a weight that is not finite;
+    `ConvergenceError` (unless `throw=False`) when `tol` was not reached.
     Source: docs/theory.md, T1 and T3.
 
     >>> from torchsheaf.sheaf import encode
@@ -83,16 +86,26 @@ def spectrum(
     >>> bool(torch.allclose(spectrum(p).values[:, 0], dense[:, 0]))
     True
     """
+    require_problem(problem)
     if which not in ("smallest", "largest"):
         raise ValueError(f'which is {which!r}; write "smallest" or "largest"')
-    if not 1 <= k <= problem.free.dim:
+    k, max_basis = whole_number("k", k), whole_number("max_basis", max_basis)
+    if k > problem.free.dim:
         raise ValueError(f"k is {k}; write 1 … {problem.free.dim} (the free coordinates)")
     if k != 1 and not vectors:
         raise ValueError(f"k is {k}; vectors=False gives the extreme value alone, so write k=1")
-    at = problem.start("forward") if at is None else at
+    if at is None:
+        at = problem.start("forward")
+    else:
+        problem.require_values("at", at)
     laplacian = problem.laplacian(at, pattern)
     like = problem._sample(at)
-    tol = tol if tol is not None else (1e-7 if like.dtype == torch.float64 else 1e-4)
+    if like.dtype not in (torch.float64, torch.float32):
+        raise ValueError(
+            f"the network is {like.dtype}; Lanczos needs float32 or float64: encode model.float()"
+        )
+    usual = 1e-7 if like.dtype == torch.float64 else 1e-4
+    tol = usual if tol is None else positive_number("tol", tol)
     sweeps = [0]
     generator = generator or torch.Generator().manual_seed(0)
     n, batch = problem.free.dim, problem.batch

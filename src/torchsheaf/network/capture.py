@@ -16,7 +16,7 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.network.calls import writes_into_views
 from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
-from torchsheaf.network.network import Network
+from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.reader import Reader
 from torchsheaf.network.rules.composed import COMPOSED
 
@@ -34,20 +34,26 @@ def read_network(
     fixes it gets `fixed_batch`. Values are checked once against `model(*inputs)`.
 
     Raises `UnsupportedModel` listing every node that has no rule, with its module path and source
-    line; `ValueError` for non-finite weights or inputs.
+    line; `ValueError` for non-finite weights or inputs, and for inputs on which the model itself
+    fails, with its own words.
 
     Cost: one `torch.export` (seconds for large models), two forward passes, and three more on
     two samples, which must not see each other.
     """
     inputs = tuple(inputs)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModel(
+            "a ScriptModule cannot be traced; pass the nn.Module that it was made from"
+        )
     _refuse_nonfinite(model, inputs)
     _refuse_other_dtype(model, inputs)
+    module = model.module() if isinstance(model, ExportedProgram) else model
+    returned = run(module, inputs)  # first of all: tracing what cannot run fails with a long log
     program, fixed = _export(model, inputs)
-    module = program.module() if isinstance(model, ExportedProgram) else model
     network = _read(program, module, fixed, fused)
     if isinstance(model, nn.Module):
         check_complete(network, model, unused_parameters)
-    check_faithful(network, module, inputs)
+    check_faithful(network, returned, inputs)
     check_apart(network, inputs)
     return network
 
@@ -55,12 +61,9 @@ def read_network(
 def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
     states = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
     masks = set() if isinstance(model, ExportedProgram) else dict(model.named_buffers()).keys()
-    for name, tensor in states.items():
-        # an attention mask may hold minus infinity: what leaves a softmax is finite
-        if isinstance(tensor, Tensor) and not _usable(tensor, allow_mask=name in masks):
-            raise ValueError(
-                f"weight {name!r} contains NaN or infinity; restore or re-initialise it"
-            )
+    require_finite({n: t for n, t in states.items() if isinstance(t, Tensor)}, masks)
+    if not inputs:
+        raise ValueError("no input came; pass a tensor (batch, *shape), or a tuple of them")
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"input {i} is a {type(x).__name__}; pass a tensor (batch, *shape)")
@@ -91,12 +94,6 @@ def _refuse_other_dtype(model: nn.Module | ExportedProgram, inputs: Sequence[Ten
             )
 
 
-def _usable(tensor: Tensor, *, allow_mask: bool) -> bool:
-    if not allow_mask:
-        return is_finite(tensor)
-    return not bool(tensor.isnan().any() or tensor.isposinf().any())
-
-
 def _export(
     model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]
 ) -> tuple[ExportedProgram, int | None]:
@@ -117,8 +114,6 @@ def _export(
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
                 program = program.run_decompositions(COMPOSED)
     except Exception as error:
-        if not model.training:  # a forward pass would move batch statistics
-            run(model, inputs)
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None
 

@@ -31,9 +31,15 @@ def check_complete(network: Network, model: nn.Module, unused: str = "error") ->
 
 @torch.no_grad()
 def run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """model(*inputs) on copies, for it may write to them; its failure says what it was given."""
+    """model(*inputs), leaving inputs, buffers (batch statistics) and random state as they are.
+
+    Raises ValueError saying what the model was given where it fails on it.
+    """
+    buffers = {name: t.clone() for name, t in model.named_buffers()}
+    devices = {x.device for x in inputs if x.is_cuda}
     try:
-        return model(*(x.clone() for x in inputs))
+        with torch.random.fork_rng(devices):
+            return torch.func.functional_call(model, buffers, tuple(x.clone() for x in inputs))
     except Exception as error:
         given = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
         types = {t.dtype for t in model.parameters() if t.is_floating_point()}
@@ -84,9 +90,12 @@ def _values(network: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def check_faithful(network: Network, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Raise `UnsupportedModel` when substitution through the nodes is not `model(*inputs)`."""
-    expected = torch.utils._pytree.tree_leaves(run(model, inputs))
+def check_faithful(network: Network, returned: Any, inputs: Sequence[Tensor]) -> None:
+    """Raise `UnsupportedModel` when substitution through the nodes is not what the model returned.
+
+    `returned` is `run(model, inputs)`.
+    """
+    expected = torch.utils._pytree.tree_leaves(returned)
     values = dict(zip(network.inputs, inputs, strict=True))
     for node in network.nodes:
         values[node.name] = network.evaluate(node, values)

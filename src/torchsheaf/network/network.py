@@ -1,6 +1,6 @@
 """A network as plain data: nodes in topological order, each a short program of ATen calls."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.cochain import is_finite
 from torchsheaf.network.composition import Composition, differential
 from torchsheaf.network.differential import Differential
 from torchsheaf.network.gates import Gate
@@ -81,6 +82,15 @@ class Network:
         found = {name: self.state(name) for name in self._used}
         return {n: t for n, t in found.items() if isinstance(t, nn.Parameter)}
 
+    def require_finite(self) -> None:
+        """Raise ValueError naming a weight that has come to hold NaN or infinity since `encode`.
+
+        Cost: one pass over the weights; so once per question, not once per sweep.
+        """
+        states = {name: self.state(name) for name in self._used}
+        masks = {name for name, t in states.items() if not isinstance(t, nn.Parameter)}
+        require_finite(states, masks)
+
     @cached_property
     def _used(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(s for node in self.nodes for s in node.states))
@@ -146,3 +156,17 @@ class Network:
             if op is not node.operations[-1]:
                 scope[op.name] = op.target(*args, **kwargs)
         return found
+
+
+def require_finite(states: Mapping[str, Tensor], masks: Container[str]) -> None:
+    """Raise ValueError naming the first tensor that holds NaN or infinity.
+
+    Those named in `masks` may hold minus infinity, as attention masks do: what leaves a softmax is
+    finite.
+    """
+    for name, tensor in states.items():
+        if is_finite(tensor):
+            continue
+        if name in masks and not bool(tensor.isnan().any() or tensor.isposinf().any()):
+            continue
+        raise ValueError(f"weight {name!r} contains NaN or infinity; restore or re-initialise it")

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from torchsheaf.boundary import Pin, Problem, hold
+from torchsheaf.boundary.numbers import whole_number
 from torchsheaf.diagnose import Discord, Finding, agreement, discord
 from torchsheaf.diagnose import pathologies as known_faults
+from torchsheaf.diagnose.classes import require_labels
 from torchsheaf.flow import Trajectory, heat_flow
 from torchsheaf.harmonic import Extension, Spectrum, harmonic_extension, spectrum
 from torchsheaf.network import ExportedProgram
-from torchsheaf.report.labels import Labels, read_labels
+from torchsheaf.report.labels import Labels, read_labels, require_hold
 from torchsheaf.sheaf import Sheaf, encode
 
 Progress = Callable[[str, int, int], None]
@@ -58,6 +60,7 @@ class Analysis:
     missing: dict[str, str]
     seconds: float
     pathologies: tuple[Finding, ...] = ()
+    nearest: int | None = None
     against: "Analysis | None" = None
 
     @property
@@ -80,6 +83,7 @@ def analyse(
     max_samples: int = 500,
     hold_labels: str = "auto",
     weight: float = float("inf"),
+    nearest: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
@@ -87,16 +91,24 @@ def analyse(
 
     `x` is `(batch, *shape)` or a tuple; `y` class numbers or values, or None. At most
     `max_samples` samples are used. `hold_labels` is "one-hot", "class mean" or "auto" (see
-    `read_labels`); a finite `weight` holds the label softly. `seed` fixes the random start.
+    `read_labels`); a finite `weight` holds the label softly. `nearest` is the class that the
+    page's section on changed inputs is to ask for. `seed` fixes the random start.
 
-    Raises what `encode` and `hold` raise, and ValueError or TypeError naming `y`.
+    Raises what `encode` and `hold` raise, and ValueError or TypeError naming the argument that does
+    not fit, before anything long is computed.
     """
+    seed = whole_number("seed", seed, least=0)
+    max_samples = whole_number("max_samples", max_samples)
+    require_hold(hold_labels)
+    Pin("output", 0.0, weight=weight)  # refuses a bad weight
     began = time.perf_counter()
     announce = _announcer(progress)
     announce(0)
+    sheaf = encode(model, x)
     inputs = (x,) if isinstance(x, Tensor) else tuple(x)
-    sheaf = encode(model, inputs)
     given = inputs[0].shape[0]
+    if y is not None:
+        require_labels("y", y, given)
     if sheaf.network.fixed_batch is None:
         inputs = tuple(t[:max_samples] for t in inputs)
     problem = hold(sheaf, inputs)
@@ -105,6 +117,8 @@ def analyse(
     labels = None
     if y is not None:
         labels = read_labels(y[: problem.batch], forward.output, hold_labels)
+    if nearest is not None:
+        nearest = _class(problem, forward.output, nearest)
     missing: dict[str, str] = {}
     announce(2)
     smallest, largest = _spectra(problem, missing)
@@ -118,7 +132,7 @@ def analyse(
     return Analysis(
         title or _title(model), problem, inputs, given, forward, findings, smallest, largest, flow,
         labels, pulled, table, missing, time.perf_counter() - began,
-        _faults(problem, labels, missing),
+        _faults(problem, labels, missing), nearest=nearest,
     )  # fmt: skip
 
 
@@ -141,10 +155,30 @@ def _faults(
 ) -> tuple[Finding, ...]:
     y = None if labels is None else labels.y if labels.is_classes else labels.target
     try:
-        return known_faults(problem, y)
+        return known_faults(problem, y, output=problem.sheaf.outputs[0])
     except ValueError as error:
         missing["diagnosis"] = f"No known fault could be looked for: {error}."
         return ()
+
+
+def _class(problem: Problem, output: Tensor, nearest: int) -> int:
+    """The class that inputs are to be changed to; refused where the question cannot be asked."""
+    nearest, network = whole_number("nearest", nearest, least=0), problem.sheaf.network
+    if len(network.inputs) > 1:
+        names = ", ".join(problem.sheaf.inputs)
+        raise ValueError(f"nearest needs a network with one input; this one has {names}")
+    if network.integral:
+        raise ValueError("nearest needs an input of real numbers; this network's are integers")
+    if network.fixed_batch is not None:
+        raise ValueError("nearest needs a network that takes any batch; this one fixes its size")
+    if output.ndim != 2 or output.shape[1] < 2:
+        raise ValueError(f"nearest needs an output (batch, classes); it is {tuple(output.shape)}")
+    if nearest >= output.shape[1]:
+        raise ValueError(
+            f"nearest is {nearest}; the output has {output.shape[1]} classes, numbered "
+            f"0 … {output.shape[1] - 1}"
+        )
+    return nearest
 
 
 def _announcer(progress: Progress | None) -> Callable[[int], None]:

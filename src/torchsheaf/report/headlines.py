@@ -12,6 +12,7 @@ from torchsheaf.report.markup import number, percent
 def headlines(analysis: Analysis) -> tuple[str, ...]:
     """One plain sentence or two per section, in the order of the page."""
     found = [
+        _subject(analysis),
         _proof(analysis),
         _settling(analysis),
         _arrival(analysis),
@@ -20,6 +21,17 @@ def headlines(analysis: Analysis) -> tuple[str, ...]:
         _resistance(analysis),
     ]
     return tuple(line for line in found if line)
+
+
+def _subject(analysis: Analysis) -> str:
+    """Which output the page is about, where there are several."""
+    names = tuple(dict.fromkeys(analysis.sheaf.outputs))
+    if len(names) == 1:
+        return ""
+    return (
+        f"This model has {len(names)} outputs: {', '.join(names)}. What the page says of the "
+        f"output is about {names[0]}."
+    )
 
 
 def _proof(analysis: Analysis) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from torchsheaf.cochain import is_finite
+from torchsheaf.diagnose.classes import are_classes, class_numbers, require_labels
 
 HOLDS = ("auto", "one-hot", "class mean")
 SOFT_WEIGHT = 100.0
@@ -43,14 +44,10 @@ def read_labels(y: Tensor, output: Tensor, hold: str = "auto") -> Labels:
 
     Raises ValueError or TypeError naming y.
     """
-    if hold not in HOLDS:
-        raise ValueError(f"hold_labels is {hold!r}; write one of {', '.join(map(repr, HOLDS))}")
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y is a {type(y).__name__}; pass a tensor of labels, batch first")
-    if y.ndim == 0 or y.shape[0] != output.shape[0]:
-        raise ValueError(f"y has shape {tuple(y.shape)}; write one label per sample of x")
-    if not y.is_floating_point() and y.ndim == 1 and output.ndim == 2 and output.shape[1] > 1:
-        return _classes(y.to(device=output.device, dtype=torch.int64), output, hold)
+    require_hold(hold)
+    require_labels("y", y, len(output))
+    if are_classes(y, output) and output.shape[1] > 1:
+        return _classes(class_numbers("y", y, output), output, hold)
     values = y.to(output)
     if values.shape == output.shape[:-1] and output.shape[-1] == 1:
         values = values.unsqueeze(-1)
@@ -64,13 +61,14 @@ def read_labels(y: Tensor, output: Tensor, hold: str = "auto") -> Labels:
     return Labels(values, values, False, "The output is held at the wanted value.")
 
 
+def require_hold(hold: str) -> None:
+    """Raise ValueError for a way to hold labels that there is not."""
+    if hold not in HOLDS:
+        raise ValueError(f"hold_labels is {hold!r}; write one of {', '.join(map(repr, HOLDS))}")
+
+
 def _classes(y: Tensor, output: Tensor, hold: str) -> Labels:
     classes = output.shape[1]
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise ValueError(
-            f"y has class numbers {int(y.min())} … {int(y.max())}; the output has {classes} "
-            f"classes, numbered 0 … {classes - 1}"
-        )
     one_hot = functional.one_hot(y, classes).to(output)
     usual = float(((output >= -1) & (output <= 2)).double().mean()) >= 0.95
     if hold == "one-hot" or (hold == "auto" and usual):

@@ -16,17 +16,12 @@ SAMPLES = 24
 def nearest_section(analysis: Analysis, wanted: int) -> Section:
     """Free the input, hold the output at class `wanted`, pull gently back: pictures of the change.
 
-    Takes the first samples that the network does not call `wanted` already.
+    Takes the first samples that the network does not call `wanted` already. What cannot be asked
+    was refused by `analyse`.
     """
     sheaf = analysis.problem.sheaf
-    if len(sheaf.inputs) != 1:
-        return absent(NAME, TITLE, "It is made for networks with one input.")
     x: Tensor = analysis.problem.values[sheaf.inputs[0]]
     logits = sheaf.forward(x)[sheaf.outputs[0]]
-    if logits.ndim != 2 or not 0 <= wanted < logits.shape[1]:
-        return absent(NAME, TITLE, f"The output has no class {wanted}.")
-    if sheaf.network.fixed_batch is not None:
-        return absent(NAME, TITLE, "The model fixes its batch size.")
     other = (logits.argmax(1) != wanted).nonzero().flatten()[:SAMPLES]
     if not other.numel():
         return absent(NAME, TITLE, f"The network calls every sample {wanted} already.")

@@ -77,17 +77,17 @@ def report(
     """
     analysis = analyse(
         model, x, y, title=title, max_samples=max_samples, hold_labels=hold_labels, weight=weight,
-        seed=seed, progress=progress,
+        nearest=nearest, seed=seed, progress=progress,
     )  # fmt: skip
-    return render(analysis, nearest=nearest, plan=plan)
+    return render(analysis, plan=plan)
 
 
-def render(analysis: Analysis, *, nearest: int | None = None, plan: "Plan | None" = None) -> str:
+def render(analysis: Analysis, *, plan: "Plan | None" = None) -> str:
     """The page of an analysis that has been made already."""
     # The sections draw: matplotlib is imported when a page is written, not with the package.
     from torchsheaf.report.sections import sections_of
 
-    sections = sections_of(analysis, nearest=nearest, plan=plan)
+    sections = sections_of(analysis, plan=plan)
     folder = files("torchsheaf.report")
     contents = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>\n' for s in sections)
     terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in GLOSSARY)

@@ -26,15 +26,15 @@ SECTIONS = (
 )
 
 
-def sections_of(analysis: Analysis, *, nearest: int | None, plan: Plan | None) -> list[Section]:
+def sections_of(analysis: Analysis, *, plan: Plan | None) -> list[Section]:
     """The sections of an analysis, then those that were asked for."""
     made = [
         make(analysis)
         for make in SECTIONS
         if make is not against_section or analysis.against is not None
     ]
-    if nearest is not None:
-        made.append(nearest_section(analysis, nearest))
+    if analysis.nearest is not None:
+        made.append(nearest_section(analysis, analysis.nearest))
     if plan is not None:
         made.append(precision_section(plan))
     elif "precision" in analysis.missing:

@@ -25,7 +25,8 @@ def encode(
 
     Raises `UnsupportedModel` naming every operation without a rule, every parameter that belongs
     to no edge (unless `unused_parameters="allow"`), data-dependent control flow, and training-mode
-    batch-norm or dropout; ValueError for non-finite weights or input.
+    batch-norm or dropout; ValueError for non-finite weights or input, and for an input on which the
+    model itself fails.
 
     Source: Bosca & Ghrist 2026, section 3, extended to any DAG (docs/theory.md, T1).
 

@@ -107,6 +107,22 @@ class Sheaf:
             raise ValueError(f"no input named {name!r}; write one of: {', '.join(self.inputs)}")
         return found
 
+    def output(self, name: str | None = None) -> str:
+        """An output vertex by its name; None or "output" means the model's only output.
+
+        Raises ValueError when it is no output, or when None could mean several.
+        """
+        names = tuple(dict.fromkeys(self.outputs))
+        if name in names:
+            return str(name)
+        if name not in (None, "output"):
+            raise ValueError(f"no output named {name!r}; write one of: {', '.join(names)}")
+        if len(names) > 1:
+            raise ValueError(
+                f"this model has {len(names)} outputs; write output= one of: {', '.join(names)}"
+            )
+        return names[0]
+
     def at_batch(self, batch: int, inputs: Mapping[str, Tensor] | None = None) -> "Sheaf":
         """This sheaf for another batch size: itself, unless the model fixes its batch.
 
