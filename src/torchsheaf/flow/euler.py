@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.boundary.arguments import check_positive
 from torchsheaf.cochain import Cochain
-from torchsheaf.flow.method import Course, FlowMethod, Task
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
 from torchsheaf.harmonic import spectrum
@@ -63,12 +64,17 @@ class Euler(FlowMethod):
     """Explicit Euler with step `dt` (None: half the stability bound).
 
     Convergence is of first order in dt, also across walls. Where the energy has a minimum on a
-    wall (output held, docs/flow.md) it chatters for ever with an amplitude proportional to dt and
-    never becomes stationary.
+    wall (output held, docs/flow.md) it chatters for ever with an amplitude proportional to dt,
+    never becomes stationary, and E rises in some of the steps. In a step that switches no gate
+    E falls (affine edges): by αdt gᵀ(1 − αdt L/2)g, g = ∇E.
     """
 
     dt: float | None = None
     name = "euler"
+
+    def __post_init__(self) -> None:
+        if self.dt is not None:
+            check_positive("dt", self.dt, "a positive step, or None (half the bound)")
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         return None
@@ -78,7 +84,7 @@ class Euler(FlowMethod):
         bound = step_bound(task.problem, task.start, task.walls, task.alpha)
         if self.dt is None:
             return bound / 2
-        if not 0 < self.dt < bound:
+        if self.dt >= bound:
             raise ValueError(
                 f"dt is {self.dt:g}; explicit Euler is stable for 0 < dt < 2/(αλ_max) = "
                 f"{bound:.4g} on this problem: write dt={0.9 * bound:.2g} or less"
@@ -115,7 +121,8 @@ class Euler(FlowMethod):
             step += 1
         for later in range(row, len(rows)):
             task.recorder.write_all(later, run.c)
-        return Course(run.c, run.start, run.events, run.stopped, step, outcome, where)
+        advice = f"{RAISE}; method='exact' ends where Euler chatters"
+        return Course(run.c, run.start, run.events, run.stopped, step, outcome, where, advice)
 
 
 _LIMIT = Outcome.STEP_LIMIT
