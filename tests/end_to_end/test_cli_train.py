@@ -110,6 +110,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(here: Path) -> None:
         (["mine_to_train:model", "--loss", "l2"], Exit.BAD_INPUT, "targets have shape"),
         (["mine_to_train:model", "--rate", "-1"], Exit.USAGE, "not positive"),
         (["digits", "--checkpoint", "missing/run.pt"], Exit.CANNOT_WRITE, "does not exist"),
+        (["mine_to_train:model", "--save", "weights.pt"], Exit.USAGE, "ends in .safetensors"),
         (["paraboloid", "--rule", "first-order", "--optimizer", "sgd", "--rate", "1e200"],
          Exit.NOT_CONVERGED, "non-finite"),
     ],

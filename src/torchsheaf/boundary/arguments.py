@@ -3,6 +3,8 @@
 import math
 from numbers import Integral
 
+import torch
+
 from torchsheaf.boundary.pin import is_number
 
 
@@ -16,3 +18,10 @@ def check_whole(name: str, given: object, least: int = 1, other: str = "") -> No
     """Raise ValueError unless `given` is a whole number ≥ `least`; `other` names alternatives."""
     if isinstance(given, bool) or not isinstance(given, Integral) or given < least:
         raise ValueError(f"{name} is {given!r}; write a whole number, {least} or more{other}")
+
+
+def check_generator(given: object) -> None:
+    """Raise TypeError unless `given` is a `torch.Generator` or None."""
+    if not isinstance(given, torch.Generator | None):
+        seed = given if isinstance(given, Integral) else 0
+        raise TypeError(f"generator is {given!r}; write torch.Generator().manual_seed({seed})")

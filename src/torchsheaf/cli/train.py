@@ -73,6 +73,11 @@ def train(ctx: click.Context, **options: Any) -> None:
     for key in ("checkpoint", "save"):
         if options[key] is not None:
             writable(options[key], f"--{key}")
+    if options["save"] is not None and Path(options["save"]).suffix != ".safetensors":
+        raise click.UsageError(
+            f"--save is {options['save']}; write a name that ends in .safetensors, by which "
+            "--weights will know it"
+        )
     job = _job(options["target"], options["weights"], options["data"], options["seed"])
     loss, rule = options["loss"] or job.loss, options["rule"]
     trainer = SheafTrainer(job.model, loss=loss, rule=rule)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
-from torchsheaf.boundary.arguments import check_positive, check_whole
+from torchsheaf.boundary.arguments import check_generator, check_positive, check_whole
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
@@ -134,6 +134,7 @@ def _first(
         raise TypeError(
             f'start is a {type(start).__name__}; write "forward", "zeros", "random" or a Cochain'
         )
+    check_generator(generator)
     return problem.start(start, generator)
 
 

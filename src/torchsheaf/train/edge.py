@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from torchsheaf.boundary.arguments import check_positive, check_whole
 from torchsheaf.network.parameters import WeightEdge
 from torchsheaf.train.rule import (
     Batch,
@@ -43,10 +44,9 @@ class EdgeRule(LocalRule):
     name: str = "edge"
 
     def __post_init__(self) -> None:
-        if not self.damping > 0:
-            raise ValueError(f"damping is {self.damping}; write a positive number such as 0.01")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"group is {self.group}; write a number of samples ≥ 1, or None")
+        check_positive("damping", self.damping, "a positive number such as 0.01")
+        if self.group is not None:
+            check_whole("group", self.group, 1, ", or None (one group)")
 
     def gradients(self, batch: Batch) -> LocalGradients:
         total = LocalGradients(batch.size, {})

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Pin, Problem, hold
-from torchsheaf.cochain import Cochain
+from torchsheaf.boundary.arguments import check_positive, check_whole
+from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import harmonic_extension
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
@@ -66,10 +67,12 @@ class EquilibriumRule(LocalRule):
     last: Relaxation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not (self.output_weight > 0 and math.isfinite(self.output_weight)):
-            raise ValueError(
-                f"output_weight is {self.output_weight}; write a positive finite number"
-            )
+        check_positive("output_weight", self.output_weight, "a positive finite number")
+        if self.tol is not None:
+            check_positive("tol", self.tol)
+        check_whole("max_rounds", self.max_rounds)
+        if self.max_passes is not None:
+            check_whole("max_passes", self.max_passes, 1, ", or None (relax to tol)")
 
     def gradients(self, batch: Batch) -> LocalGradients:
         self.last = self.relax(batch)
@@ -118,7 +121,7 @@ class EquilibriumRule(LocalRule):
             # The majoriser's gradient vanishes here; the true one differs at the output only.
             z_new = state[batch.output]
             error = loss.gradient(z_new, batch.target) - kappa * (z_new - goal)
-            gap = self.output_weight * error.flatten(1).norm(dim=1)
+            gap = self.output_weight * coordinates(error).norm(dim=1)
             settled = found.outcome.ok and bool((gap <= tol).all())
             if settled or passes >= budget:
                 break

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.boundary.arguments import check_positive
 from torchsheaf.cochain import is_finite
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.losses import Loss, SquaredLoss, loss_named
@@ -68,8 +69,10 @@ class JointEuler:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "dt"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; write a positive number")
+            check_positive(name, getattr(self, name))
+        if not isinstance(self.beta, Tensor | None):
+            check_positive("beta", self.beta, "a positive number, a tensor (runs,) or None")
+        loss_named(self.loss)
 
     @torch.no_grad()
     def start(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.boundary.arguments import check_positive
+
 
 @dataclass(frozen=True)
 class Reluctance:
@@ -20,8 +22,8 @@ class Reluctance:
     anchor: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ValueError(f"strength is {self.strength}; write a number ≥ 0")
+        if self.strength != 0:
+            check_positive("strength", self.strength, "a number ≥ 0")
 
     @torch.no_grad()
     def energy(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
