@@ -47,9 +47,11 @@ class EquilibriumRule(LocalRule):
     equilibrium. `warm=True` keeps the relaxed cochain and starts from it when the same batch comes
     again, as in full-batch training.
 
-    Per unit of learning rate slower than back-propagation by S = I/ε + K (docs/learning.md);
-    ε → 0 gives ε times the back-propagated gradient. Source: Bosca & Ghrist 2026, section 5.2,
-    Algorithm 12.4 of the course, corrected (docs/errata.md).
+    `output_weight` is ε. Squared loss, pattern fixed: the forces w_e r_e are what back-propagation
+    makes of S⁻¹e instead of the error e, S = I/ε + K with K ≥ I at unit weights; at the default
+    ε = 1 of e/2 or less, so raise the learning rate (docs/learning.md). ε → 0: `.grad` is ε times
+    the back-propagated gradient; ε → ∞: that of the energy with the output held at y. Source:
+    Bosca & Ghrist 2026, section 5.2, Algorithm 12.4 of the course, corrected (docs/errata.md).
 
     Raises ValueError for a loss of unbounded curvature (L1, Lp).
     """
