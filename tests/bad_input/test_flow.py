@@ -146,3 +146,22 @@ def test_exact_says_which_edge_it_cannot_take():
         ts.heat_flow(ts.hold(ts.encode(net, x), x), method="exact")
     with pytest.raises(ValueError, match="edges 1 are not piecewise linear"):
         ts.heat_flow(ts.hold(ts.encode(net, x), x), method=Exact())
+
+
+@pytest.mark.parametrize(("pooled", "other"), [(True, "euler"), (False, "exact")])
+def test_ode_stopped_by_a_slide_names_a_method_that_takes_the_problem(pooled, other):
+    torch.manual_seed(0)
+    if pooled:
+        last = [torch.nn.Unflatten(1, (1, 6)), torch.nn.MaxPool1d(2), torch.nn.Flatten()]
+    else:
+        last = [torch.nn.ReLU()]
+    width = 3 if pooled else 6
+    net = torch.nn.Sequential(torch.nn.Linear(2, 6), *last, torch.nn.Linear(width, 1)).double()
+    x = torch.randn(40, 2, dtype=torch.float64)
+    problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", 3.0))
+    # without the layer in which gates turn over, SciPy's solvers stop at a slide
+    with pytest.raises(ts.ConvergenceError, match=f"a slide does this: write method='{other}'"):
+        ts.heat_flow(
+            problem, until=20.0, method=Ode(layer=1e-300),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip

@@ -173,3 +173,43 @@ def test_rules_that_solve_systems_say_that_half_precision_has_no_solver(rule: st
     with pytest.raises(ValueError, match=r"torch\.bfloat16.*rule='first-order'"):
         SheafTrainer(net, rule=rule).local_gradients(x, Y)
     SheafTrainer(net, rule="first-order").local_gradients(x, Y)
+
+
+JOINT = relu_mlp([2, 4, 1], 3)
+GOAL = randn(2, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((3, X, GOAL), {}, "models is a int"),
+        (([], X, GOAL), {}, "models is an empty list"),
+        ((JOINT, X.numpy(), GOAL), {}, "input x is a ndarray"),
+        ((JOINT, X, GOAL.numpy()), {}, "targets y is a ndarray"),
+        ((JOINT, X[:, :1], GOAL), {}, r"input x has shape \(8, 1\); write \(samples, 2\)"),
+        ((JOINT, X[:0], GOAL[:0]), {}, r"input x has shape \(0, 2\)"),
+        ((JOINT, X.float(), GOAL), {}, r"input x is torch\.float32, the weights torch\.float64"),
+        ((JOINT, (X, X), GOAL), {}, "2 inputs came"),
+        ((JOINT, X * math.nan, GOAL), {}, "input x contains NaN or infinity"),
+        ((JOINT, X, GOAL), {"generators": torch.Generator()}, "generators is a Generator"),
+    ],
+)
+def test_a_joint_start_that_does_not_fit(
+    arguments: tuple[Any, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(WRONG, match=message):
+        JointEuler().start(*arguments, **options)
+
+
+def test_a_joint_run_of_no_steps_or_other_rates_than_runs() -> None:
+    joint = JointEuler()
+    state = joint.start(JOINT, X, GOAL)
+    for options, message in (
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": 1, "every": 0}, "every is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            joint.run(state, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"beta has shape \(3,\); write one number or \(1,\)"):
+        JointEuler(beta=torch.ones(3)).run(state, 1)
+    assert state.steps == 0

@@ -102,7 +102,7 @@ def heat_flow(
             f"{left} of {problem.batch} samples not stationary within {tol:.1e} after "
             f"{course.steps} steps (worst {float(distance.max()):.1e})"
         )
-        advice = course.advice if course.outcome is Outcome.STEP_LIMIT else ""
+        advice = "" if course.outcome is Outcome.NONFINITE else course.advice
         raise ConvergenceError(course.outcome, f"{chosen.name} flow: {said}", result, advice)
     return result
 

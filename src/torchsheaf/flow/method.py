@@ -37,7 +37,7 @@ class Task:
 class Course:
     """What an integrator hands back; `events` are rows for `Events.gather`.
 
-    `steps` counts what `Task.max_steps` limits; `advice` says what to change after a step limit.
+    `steps` counts what `Task.max_steps` limits; `advice` says what to do where it stopped short.
     """
 
     final: Cochain

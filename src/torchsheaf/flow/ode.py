@@ -11,6 +11,7 @@ from torch import Tensor
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.boundary.arguments import check_positive
 from torchsheaf.cochain import Cochain
+from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
@@ -60,7 +61,7 @@ class Ode(FlowMethod):
     def integrate(self, task: Task) -> Course:
         run = _Run.begin(task)
         stepper = self._stepper(task, run)
-        outcome, where, steps = Outcome.STOPPED_EARLY, "", 0
+        outcome, where, advice, steps = Outcome.STOPPED_EARLY, "", RAISE, 0
         while stepper.status == "running":
             if steps >= task.max_steps:
                 outcome = Outcome.STEP_LIMIT
@@ -73,7 +74,10 @@ class Ode(FlowMethod):
                 break
             if stepper.status == "failed":
                 outcome = Outcome.STALLED
-                where = f"at t = {stepper.t:.4g}: {message} A slide does this: see method='exact'"
+                exact = Exact().refuses(task.problem, task.walls, task.adjoint_output) is None
+                other = "exact" if exact else "euler"
+                where = f"at t = {stepper.t:.4g}: {message}"
+                advice = f"a slide does this: write method={other!r}"
                 break
             run.passed(task, stepper.t_old, stepper.t, stepper.dense_output())
             if math.isfinite(task.until):
@@ -84,7 +88,7 @@ class Ode(FlowMethod):
         run.finish(task, stepper.y)
         return Course(
             run.cochain(stepper.y), run.first, run.events, run.stopped, steps, outcome, where,
-            RAISE,
+            advice,
         )  # fmt: skip
 
     def _stepper(self, task: Task, run: "_Run") -> Any:

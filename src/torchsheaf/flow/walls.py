@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
+from torchsheaf.cochain import coordinates
 from torchsheaf.network import ScalarGate
 from torchsheaf.network.network import Node
 from torchsheaf.network.rules import Kind
@@ -105,11 +106,14 @@ class Walls:
         interval = (state + 1) // 2 if upper else state // 2
         chosen: dict[str, Tensor] = {}
         for r in self.readers:
-            piece = interval[:, r.wall.clamp_min(0)]
-            slope = r.slopes.expand(piece.shape[0], -1, -1).gather(2, piece[..., None])[..., 0]
-            if bool((r.wall < 0).any()):
+            held = r.wall < 0
+            if bool(held.any()):
                 z = problem.sheaf.network.gate_operands(r.node, c)[r.operation][1]
-                slope = torch.where(r.wall < 0, r.gate.select(z).flatten(1), slope)
+                slope = coordinates(r.gate.select(z))
+            if not bool(held.all()):
+                piece = interval[:, r.wall.clamp_min(0)]
+                free = r.slopes.expand(piece.shape[0], -1, -1).gather(2, piece[..., None])[..., 0]
+                slope = torch.where(held, slope, free) if bool(held.any()) else free
             chosen[r.operation] = slope.reshape(-1, *r.shape)
         return chosen
 

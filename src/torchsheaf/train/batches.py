@@ -16,7 +16,7 @@ Data = DataLoader[Any] | tuple[Input, Tensor]
 def tensors(x: object, y: object) -> tuple[tuple[Tensor, ...], Tensor]:
     """The inputs as a tuple, and the targets; TypeError names what is no tensor."""
     if not isinstance(y, Tensor):
-        raise TypeError(f"targets y is {_kind(y)}; write torch.as_tensor(y)")
+        raise TypeError(f"targets y is {kind(y)}; write torch.as_tensor(y)")
     return inputs(x), y
 
 
@@ -24,7 +24,7 @@ def inputs(x: object) -> tuple[Tensor, ...]:
     """The input or inputs of a model as a tuple; TypeError names what is no tensor."""
     given = (x,) if isinstance(x, Tensor) else x
     if not isinstance(given, tuple | list) or not given:
-        raise TypeError(f"input x is {_kind(x)}; write {_WANTED}")
+        raise TypeError(f"input x is {kind(x)}; write {_WANTED}")
     for one in given:
         if not isinstance(one, Tensor):
             raise TypeError(f"input x is a {type(x).__name__} of {_bare(one)}; write {_WANTED}")
@@ -35,7 +35,7 @@ def pair(name: str, given: object) -> tuple[Input, Tensor]:
     """Tensors (x, y) with one row per sample, at least one; else an error that says what came."""
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise TypeError(
-            f"{name} is {_kind(given)}; write tensors (x, y), x a tuple for several inputs"
+            f"{name} is {kind(given)}; write tensors (x, y), x a tuple for several inputs"
         )
     xs, y = tensors(*given)
     samples = y.shape[0] if y.ndim else 0
@@ -45,6 +45,14 @@ def pair(name: str, given: object) -> tuple[Input, Tensor]:
     if samples == 0:
         raise ValueError(f"{name} is empty: x has no sample")
     return (xs if not isinstance(given[0], Tensor) else xs[0]), y
+
+
+def kind(given: object) -> str:
+    """What came, in words: its type, and how many of a tuple or list."""
+    if isinstance(given, tuple | list):
+        name = _bare(given)
+        return f"a {name} of {len(given)}" if given else f"an empty {name}"
+    return f"a {_bare(given)}"
 
 
 def every_epoch(
@@ -72,13 +80,6 @@ def every_epoch(
 
 
 _WANTED = "a tensor (batch, *shape), or a tuple of them for several inputs"
-
-
-def _kind(given: object) -> str:
-    if isinstance(given, tuple | list):
-        name = _bare(given)
-        return f"a {name} of {len(given)}" if given else f"an empty {name}"
-    return f"a {_bare(given)}"
 
 
 def _bare(given: object) -> str:
