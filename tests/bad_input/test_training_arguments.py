@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tests.reference.networks import randn, relu_mlp
 from torchsheaf.train import (
@@ -213,3 +213,47 @@ def test_a_joint_run_of_no_steps_or_other_rates_than_runs() -> None:
     with pytest.raises(ValueError, match=r"beta has shape \(3,\); write one number or \(1,\)"):
         JointEuler(beta=torch.ones(3)).run(state, 1)
     assert state.steps == 0
+
+
+class Rows(Dataset[object]):
+    """A data set whose samples are whatever the maker says."""
+
+    def __init__(self, make: Callable[[int], object]) -> None:
+        self.make = make
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> object:
+        return self.make(i)
+
+
+@pytest.mark.parametrize(
+    ("make", "came"),
+    [
+        (lambda i: {"x": X[i], "y": Y[i]}, "a dict"),
+        (lambda i: (X[i], Y[i], i), "a list of 3"),
+        (lambda i: X[i], "a Tensor"),
+    ],
+)
+def test_batches_of_a_loader_that_are_no_pairs(make: Callable[[int], object], came: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"a batch of the loader is {came}; write tensors \(x, y\)"
+    ):
+        run(DataLoader(Rows(make), batch_size=2))
+
+
+def test_an_anchor_that_does_not_fit_is_refused_before_a_gradient_is_written() -> None:
+    net = relu_mlp([2, 4, 2], 1)
+    wrong = {n: torch.ones(7) for n, _ in net.named_parameters()}
+    cases: tuple[tuple[dict[str, Tensor], str], ...] = (
+        ({}, "no tensor for parameter '0.weight'"),
+        (wrong, r"anchor of '0.weight' has shape \(7,\); write \(4, 2\)"),
+    )
+    for anchor, message in cases:
+        trainer = SheafTrainer(net, reluctance=Reluctance(0.1, anchor))
+        with pytest.raises(ValueError, match=message):
+            trainer.local_gradients(X, Y)
+    assert all(p.grad is None for p in net.parameters())
+    with pytest.raises(TypeError, match="anchor is a float; write a state dict"):
+        Reluctance(0.1, 0.5)  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.reference.networks import randn, relu_mlp
-from torchsheaf.train import SheafTrainer, fit
+from torchsheaf.train import EdgeRule, SheafTrainer, fit
+from torchsheaf.train.losses import HuberLoss, Loss
 
 
 def rings(n: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,3 +91,43 @@ def test_a_checkpoint_of_another_scheduler_is_refused(
         run(second, 2)
     assert all(torch.equal(net.state_dict()[k], before[k]) for k in before)
     run(first, 2)
+
+
+SETTINGS = [
+    (EdgeRule(group=4), EdgeRule(group=8), "cross_entropy", "cross_entropy", "group=4.*group=8"),
+    ("edge", EdgeRule(damping=0.5), "cross_entropy", "cross_entropy", "damping=0.01.*damping=0.5"),
+    ("edge", "edge", HuberLoss(1.0), HuberLoss(0.1), "delta=1.0.*delta=0.1"),
+]
+
+
+@pytest.mark.parametrize(("rule", "other", "loss", "other_loss", "words"), SETTINGS)
+def test_a_checkpoint_of_other_settings_of_rule_or_loss_is_refused(
+    rule: str | EdgeRule, other: str | EdgeRule, loss: str | Loss, other_loss: str | Loss,
+    words: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    net, (x, y) = relu_mlp([2, 8, 2], 1), rings()
+    step = torch.optim.SGD(net.parameters(), lr=0.1)
+    data = (x, y if loss == "cross_entropy" else x)
+
+    def run(rule: str | EdgeRule, loss: str | Loss, epochs: int) -> None:
+        fit(
+            SheafTrainer(net, rule=rule, loss=loss), data, step, epochs=epochs, progress=False,
+            checkpoint=tmp_path / "run.pt",
+        )  # fmt: skip
+
+    run(rule, loss, 1)
+    with pytest.raises(ValueError, match=words):
+        run(other, other_loss, 2)
+    run(rule, loss, 2)
+
+
+def test_a_folder_is_no_checkpoint_and_is_noticed_before_training(tmp_path: Path) -> None:
+    net = relu_mlp([2, 8, 2], 1)
+    before = copy.deepcopy(net.state_dict())
+    step = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="checkpoint is .* a folder; write a file name"):
+        fit(
+            SheafTrainer(net), rings(), step, epochs=1, checkpoint=tmp_path, resume=False,
+            progress=False,
+        )  # fmt: skip
+    assert all(torch.equal(net.state_dict()[k], before[k]) for k in before)

@@ -62,7 +62,7 @@ def every_epoch(
     if isinstance(data, DataLoader):
         if size is not None:
             raise ValueError(f"batch_size is {size!r}; leave it out, the DataLoader has its own")
-        return lambda: iter(data)
+        return lambda: (pair("a batch of the loader", one) for one in data)
     given, y = pair("data", data)
     if size is not None:
         check_whole("batch_size", size, 1, ", or None (all samples)")

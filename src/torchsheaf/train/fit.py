@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def fit(
 
     Raises TypeError or ValueError for arguments (validation is tried once before the first step),
     an empty loader, wrong targets, an optimiser of other parameters, or a checkpoint of another run
-    (rule, loss, optimiser, kind of scheduler or, without one, other settings of the optimiser);
+    (rule or loss and their settings, optimiser, kind of scheduler or, without one, other settings
+    of the optimiser);
     `ConvergenceError` for a loss or weights that are not finite and for a rule that fails (with
     `throw=False` the history is returned with that outcome). After any error the weights, the
     optimiser and the rule's memory are those at the end of the last whole epoch.
@@ -121,7 +122,7 @@ def fit(
                 if validation is not None:
                     record |= _validated(trainer, *validation)
             except Exception as error:
-                loop.load(good)
+                loop.restore(good)
                 if isinstance(error, ConvergenceError):
                     history.outcome = error.outcome
                     if not throw:
@@ -244,6 +245,8 @@ def _advance(scheduler: LRScheduler, record: dict[str, float]) -> None:
 
 def _own_file(path: Path) -> Path:
     rank = torch.distributed.get_rank() if is_parallel() else 0
+    if path.is_dir():
+        raise ValueError(f"checkpoint is {path}, a folder; write a file name")
     return path.with_name(f"{path.name}.rank{rank}") if rank else path
 
 
@@ -284,7 +287,7 @@ class _Loop:
         return copy.deepcopy(self.state())
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put everything back; raises ValueError for the checkpoint of another run."""
+        """Put back a checkpoint; raises ValueError for that of another run."""
         for key, mine in self._names().items():
             if (its := state.get(f"name of {key}")) != mine:
                 raise ValueError(
@@ -298,6 +301,10 @@ class _Loop:
             )
         if self.scheduler is None:
             self._refuse_other_settings(state["optimizer"]["param_groups"])
+        self.restore(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put everything back, as it was in this run or the one that a checkpoint continues."""
         try:
             self.trainer.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
@@ -324,7 +331,9 @@ class _Loop:
     def _names(self) -> dict[str, str]:
         return {
             "rule": self.trainer.rule.name,
+            "rule settings": _settings(self.trainer.rule),
             "loss": self.trainer.loss.name,
+            "loss settings": _settings(self.trainer.loss),
             "optimizer": type(self.optimizer).__name__,
             "scheduler": "none" if self.scheduler is None else type(self.scheduler).__name__,
         }
@@ -338,6 +347,11 @@ class _Loop:
                 if isinstance(g, torch.Generator) and all(g is not f for f in found)
             ]
         return found
+
+
+def _settings(chosen: object) -> str:
+    """The fields of a rule or loss that are shown, which are its settings; its memory is not."""
+    return repr(chosen) if is_dataclass(chosen) else ""
 
 
 def _bar(shown: bool) -> Progress:

@@ -25,6 +25,14 @@ class Reluctance:
         if self.strength != 0:
             check_positive("strength", self.strength, "a number ≥ 0")
 
+        if not isinstance(self.anchor, Mapping | None):
+            raise TypeError(f"anchor is a {type(self.anchor).__name__}; write a state dict or None")
+
+    def check(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Raise ValueError unless the anchor has a tensor of its shape for every parameter."""
+        for name, p in parameters.items():
+            self._anchor(name, p)
+
     @torch.no_grad()
     def energy(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
         """λ/2 Σ ‖θ − θ₀‖²."""
@@ -43,4 +51,9 @@ class Reluctance:
             return 0.0
         if name not in self.anchor:
             raise ValueError(f"the anchor has no tensor for parameter {name!r}")
-        return self.anchor[name].to(p)
+        found = self.anchor[name]
+        if found.shape != p.shape:
+            raise ValueError(
+                f"the anchor of {name!r} has shape {tuple(found.shape)}; write {tuple(p.shape)}"
+            )
+        return found.to(p)

@@ -131,6 +131,8 @@ class SheafTrainer:
                 f"rule {self.rule.name!r} has a memory of its own samples and cannot be reduced "
                 "over processes; write rule='edge', 'first-order' or 'equilibrium'"
             )
+        if self.reluctance is not None:
+            self.reluctance.check(self.learnable)
         self._store(batch.sheaf, reduce_gradients(self.rule.gradients(batch)))
         if self.reluctance is not None:
             self.reluctance.add_to(self.learnable)
