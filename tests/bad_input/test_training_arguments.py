@@ -257,3 +257,12 @@ def test_an_anchor_that_does_not_fit_is_refused_before_a_gradient_is_written() -
     assert all(p.grad is None for p in net.parameters())
     with pytest.raises(TypeError, match="anchor is a float; write a state dict"):
         Reluctance(0.1, 0.5)  # type: ignore[arg-type]
+
+
+def test_a_model_in_the_wrong_mode_is_refused_before_validation_changes_it() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    before = copy.deepcopy(net.state_dict())
+    step = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        fit(SheafTrainer(net), (X, Y), step, epochs=1, validation=(X, Y), progress=False)
+    assert all(torch.equal(net.state_dict()[k], before[k]) for k in before)

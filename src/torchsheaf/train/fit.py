@@ -103,6 +103,7 @@ def fit(
     batches = every_epoch(data, batch_size, generator)
     if validation is not None:
         validation = pair("validation", validation)
+        trainer.sheaf(validation[0])  # refuses a mode in which a forward pass would change buffers
         evaluate(trainer, *validation)
     history = History()
     loop = _Loop(trainer, optimizer, scheduler, generator, data, history)
