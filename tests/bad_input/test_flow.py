@@ -25,7 +25,7 @@ def problem():
         ({"until": math.nan}, "until is nan"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": "1"}, "alpha is '1'; write a positive rate"),
-        ({"tol": "a"}, "tol is 'a'; write a positive number"),
+        ({"tol": "a"}, "tol is 'a'; write a number ≥ 0"),
         ({"tol": -1.0}, "tol is -1.0"),
         ({"tol": math.nan}, "tol is nan"),
         ({"method": "rk4"}, "method is 'rk4'; write"),
@@ -68,6 +68,11 @@ def test_a_bad_argument_is_named(problem, options, message):
 def test_a_bad_setting_of_a_method_is_named_where_it_is_written(method, options, message):
     with pytest.raises(ValueError, match=message):
         method(**options)
+
+
+def test_with_no_tolerance_no_sample_stops_before_the_end(problem):
+    flow = ts.heat_flow(problem, "forward", 1.0, tol=0.0)
+    assert bool(flow.stopped.isinf().all()) or float(flow.stationarity.max()) == 0.0
 
 
 def test_what_is_no_problem_and_what_is_no_start_are_named(problem):

@@ -14,6 +14,12 @@ def check_positive(name: str, given: object, write: str = "a positive number") -
         raise ValueError(f"{name} is {given!r}; write {write}")
 
 
+def check_not_negative(name: str, given: object) -> None:
+    """Raise ValueError unless `given` is a finite real number ≥ 0."""
+    if not is_number(given) or given != 0:
+        check_positive(name, given, "a number ≥ 0")
+
+
 def check_whole(name: str, given: object, least: int = 1, other: str = "") -> None:
     """Raise ValueError unless `given` is a whole number ≥ `least`; `other` names alternatives."""
     if isinstance(given, bool) or not isinstance(given, Integral) or given < least:

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
-from torchsheaf.boundary.arguments import check_generator, check_positive, check_whole
+from torchsheaf.boundary.arguments import (
+    check_generator,
+    check_not_negative,
+    check_positive,
+    check_whole,
+)
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
@@ -43,8 +48,8 @@ def heat_flow(
 
     `start` is "random" (standard normal, from `generator`), "zeros", "forward" or a cochain.
     `until` is the last time; a sample also stops once dist(0, ∂E) ≤ `tol` (1e-10 in float64, 1e-5
-    in float32), and with `until=None` only then. `times` are the recorded times, or how many.
-    `method`: "exact" (piecewise linear gates; exact inside regions, exact crossings, slides),
+    in float32; 0: only at exact rest), and with `until=None` only then. `times` are the recorded
+    times, or how many. `method`: "exact" (piecewise linear gates; exact inside regions, exact crossings, slides),
     "euler" (the paper's scheme; `dt` below 2/(αλ_max)), "ode" (smooth edges), "auto" (exact where
     it can, else ode), or a `FlowMethod`. `record`: "energy", "states", names of vertices, or
     {vertex: coordinates}. `output_force="identity"` drops the Jacobian of a smooth output.
@@ -119,7 +124,7 @@ def _check(
     if until is not None:
         check_positive("until", until, "a positive time, or None (until stationary)")
     check_positive("alpha", alpha, "a positive rate")
-    check_positive("tol", tol)
+    check_not_negative("tol", tol)
     check_whole("max_steps", max_steps)
     if output_force not in ("jacobian", "identity"):
         raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
