@@ -49,7 +49,8 @@ def heat_flow(
     `start` is "random" (standard normal, from `generator`), "zeros", "forward" or a cochain.
     `until` is the last time; a sample also stops once dist(0, ∂E) ≤ `tol` (1e-10 in float64, 1e-5
     in float32; 0: only at exact rest), and with `until=None` only then. `times` are the recorded
-    times, or how many. `method`: "exact" (piecewise linear gates; exact inside regions, exact crossings, slides),
+    times, or how many.
+    `method`: "exact" (piecewise linear gates; exact inside regions, exact crossings, slides),
     "euler" (the paper's scheme; `dt` below 2/(αλ_max)), "ode" (smooth edges), "auto" (exact where
     it can, else ode), or a `FlowMethod`. `record`: "energy", "states", names of vertices, or
     {vertex: coordinates}. `output_force="identity"` drops the Jacobian of a smooth output.
