@@ -44,10 +44,13 @@ _ADVICE = {
 class ConvergenceError(RuntimeError):
     """A numerical computation did not arrive; carries the outcome and the partial result.
 
+    `advice` replaces the outcome's own where the computation knows better what to change.
     Pass `throw=False` to get the partial result instead of this error.
     """
 
-    def __init__(self, outcome: Outcome, achieved: str, result: object = None) -> None:
-        super().__init__(f"{outcome.value}: {achieved}; {outcome.advice}")
+    def __init__(
+        self, outcome: Outcome, achieved: str, result: object = None, advice: str = ""
+    ) -> None:
+        super().__init__(f"{outcome.value}: {achieved}; {advice or outcome.advice}")
         self.outcome = outcome
         self.result = result

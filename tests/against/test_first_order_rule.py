@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.reference.networks import convnet, fill, randn, relu_mlp, residual_block
-from torchsheaf.train import EquilibriumRule, SheafTrainer
+from torchsheaf.network import UnsupportedModel
+from torchsheaf.train import EquilibriumRule, SheafTrainer, fit
 
 
 class Tied(nn.Module):
@@ -104,3 +105,35 @@ def test_gradients_do_not_accumulate_and_no_graph_is_built() -> None:
     for p, g in zip(net.parameters(), first, strict=True):
         assert torch.equal(p.grad, g)
         assert not p.grad.requires_grad
+
+
+class Spare(nn.Module):
+    """One layer reaches the output, the other does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+@pytest.mark.parametrize("rule", ["first-order", "edge", "equilibrium"])
+def test_parameters_that_do_not_reach_the_output_have_no_gradient_where_allowed(rule: str) -> None:
+    model = fill(Spare(), 1)
+    x, y = randn(1, 6, 4), torch.arange(6) % 3
+    with pytest.raises(UnsupportedModel, match='pass unused_parameters="allow"'):
+        SheafTrainer(model, rule=rule).local_gradients(x, y)
+    trainer = SheafTrainer(model, rule=rule, unused_parameters="allow")
+    trainer.local_gradients(x, y)
+    assert model.spare.weight.grad is model.spare.bias.grad is None
+    if rule == "first-order":
+        functional.cross_entropy(model(x), y).backward(inputs=[model.used.weight])
+        ours = SheafTrainer(model.used, rule=rule)
+        double = model.used.weight.grad.clone()
+        ours.local_gradients(x, y)
+        assert torch.allclose(double, 2 * model.used.weight.grad)
+    kept = model.spare.weight.detach().clone()
+    step = torch.optim.Adam(model.parameters(), lr=0.1)
+    fit(trainer, (x, y), step, epochs=2, clip=1.0, progress=False)
+    assert torch.equal(model.spare.weight, kept)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from tests.reference.networks import randn
+from tests.reference.networks import randn, relu_mlp
+from torchsheaf.train import EquilibriumRule, SheafTrainer
 from torchsheaf.train.losses import HuberLoss, Loss, PowerLoss, loss_named
 
 LOSSES = [
@@ -71,3 +73,22 @@ def test_values_equal_torch() -> None:
     )
     p3 = PowerLoss(3.0)
     assert float(p3.potential(z, y).sum()) == pytest.approx(float(((z - y).abs() ** 3 / 3).sum()))
+
+
+@pytest.mark.parametrize("rule", ["first-order", "edge", "recursive", "equilibrium"])
+@pytest.mark.parametrize("name", ["l2", "huber", "bce"])
+def test_one_number_per_sample_is_a_column_without_its_axis(name: str, rule: str) -> None:
+    """A model that returns (batch,) trains as the one that returns (batch, 1).
+
+    Dropping the axis is an edge more, which bends with the others at a finite output weight.
+    """
+    chosen = EquilibriumRule(output_weight=1e-4, tol=1e-12) if rule == "equilibrium" else rule
+    net = relu_mlp([3, 5, 1], 4)
+    flat = nn.Sequential(net, nn.Flatten(0))
+    x, y = randn(1, 6, 3), randn(2, 6, 1).sigmoid()
+    found = []
+    for model, target in ((net, y), (flat, y[:, 0])):
+        loss = SheafTrainer(model, loss=name, rule=chosen).local_gradients(x, target)
+        found.append([loss, *(p.grad.clone() for p in net.parameters())])
+    for ours, wanted in zip(*found, strict=True):
+        assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-9)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference.networks import linear_mlp, randn, relu_mlp
-from torchsheaf.boundary import Pin, stationarity
+from torchsheaf.boundary import Pin, hold, stationarity
+from torchsheaf.harmonic import harmonic_extension
 from torchsheaf.outcome import ConvergenceError
+from torchsheaf.sheaf import encode
 from torchsheaf.train import EquilibriumRule, SheafTrainer
 from torchsheaf.train.losses import HuberLoss, Loss, loss_named
 
@@ -93,6 +95,42 @@ def test_linear_network_against_the_closed_form() -> None:
     for p, g in zip(net.parameters(), expected, strict=True):
         assert torch.allclose(p.grad, g, rtol=1e-9, atol=1e-10)
     assert w1.grad is not None
+
+
+def test_a_large_output_weight_tends_to_the_output_held() -> None:
+    """ε → ∞: S → K and `.grad` → −w (∂f/∂θ)ᵀ r with the output held at y, up to O(1/ε)."""
+    net = relu_mlp([2, 8, 6, 2], 5)
+    x, y = randn(5, 7, 2), randn(6, 7, 2)
+    problem = hold(encode(net, x), x)
+    start = harmonic_extension(problem.pin(Pin("output", y, weight=1e3)), tol=1e-11).cochain
+    held = harmonic_extension(problem.pin(Pin("output", y)), start=start, tol=1e-11)
+    layers = {"0": net[0], "2": net[2], "4": net[4]}
+    errors = []
+    for eps in (1e3, 1e4, 1e5):
+        rule = EquilibriumRule(output_weight=eps, tol=1e-10)
+        SheafTrainer(net, loss="l2", rule=rule).local_gradients(x, y)
+        errors.append(
+            max(
+                float((layer.bias.grad + held.residual[name].mean(0)).norm())
+                for name, layer in layers.items()
+            )
+        )
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert 8 < coarse / fine < 12, errors
+
+
+@pytest.mark.parametrize("eps", [0.1, 1.0, 10.0])
+def test_the_default_output_weight_halves_the_error_at_least(eps: float) -> None:
+    """K ≥ I (the edge into the output), so S = I/ε + K shortens e by 1 + 1/ε or more."""
+    assert EquilibriumRule().output_weight == 1.0
+    net = linear_mlp([3, 5, 4, 2], 2)
+    x, y = randn(7, 9, 3), randn(8, 9, 2)
+    rule = EquilibriumRule(output_weight=eps, tol=1e-11)
+    SheafTrainer(net, loss="l2", rule=rule).local_gradients(x, y)
+    assert rule.last is not None
+    left = rule.last.problem.residual(rule.last.cochain)["2"].norm(dim=1)
+    e = (y - net(x)).norm(dim=1)
+    assert bool((left <= e / (1 + 1 / eps) * (1 + 1e-9)).all())
 
 
 def test_residuals_carry_the_backpropagated_error_times_the_inverse_of_s() -> None:

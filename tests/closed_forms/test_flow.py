@@ -218,3 +218,38 @@ def test_gates_that_read_the_input_alone_are_no_walls() -> None:
     expected = torch.tensor([3.0, 0, 3.5]).double() + moved
     assert torch.allclose(flow.problem.free.flatten(flow.final)[0], expected, rtol=0, atol=1e-12)
     assert not flow.events
+
+
+@pytest.mark.parametrize("shape", [(2,), ()])
+@pytest.mark.parametrize("method", ["exact", "euler", "ode"])
+def test_a_gate_of_the_held_input_alone_has_no_wall(method, shape):
+    """c(t) = ReLU(x) + (c(0) − ReLU(x)) e^{−t}: nothing free is ever read by a gate."""
+    x = torch.linspace(-1, 1, 5).double().reshape(5, *[1] * len(shape)).expand(5, *shape)
+    problem = ts.hold(ts.encode(torch.nn.ReLU(), x), x)
+    start = problem.start("random", torch.Generator().manual_seed(1))
+    dt = 1e-3 if method == "euler" else None
+    flow = ts.heat_flow(problem, start, 1.5, method, dt=dt, times=4, record="states")
+    (name,) = problem.sheaf.outputs
+    decay = torch.exp(-flow.times).reshape(4, *[1] * (1 + len(shape)))
+    wanted = x.relu() + (start[name] - x.relu()) * decay
+    assert torch.allclose(flow.states[name], wanted, atol=1e-3 if method == "euler" else 1e-8)
+    assert len(flow.events) == 0
+
+
+def test_euler_ends_at_the_last_time_and_records_between_its_steps_on_the_chord():
+    """One Linear edge at rest but its output: c(t) = c* + (c(0) − c*)(1 − dt)^k at t = k dt."""
+    net, x = torch.nn.Linear(1, 1).double(), torch.ones(1, 1).double()
+    problem = ts.hold(ts.encode(net, x), x)
+    goal = net(x).detach()
+    start = problem.clamp({n: t + 1 for n, t in problem.start("forward").items()})
+    times = torch.tensor([0.0, 0.05, 0.1, 0.25, 0.7]).double()
+    flow = ts.heat_flow(problem, start, 0.7, "euler", dt=0.1, times=times, record="states")
+    (name,) = problem.sheaf.outputs
+    left = (flow.states[name] - goal).flatten()
+    between = (0.9**2 + 0.9**3) / 2
+    wanted = torch.tensor([1, 0.95, 0.9, between, 0.9**7]).double()
+    assert torch.allclose(left, wanted, atol=1e-12)
+    short = ts.heat_flow(problem, start, 0.25, "euler", dt=0.1, times=2)
+    assert torch.allclose(short.output - goal, torch.tensor(0.9**2 * 0.95).double(), atol=1e-12)
+    assert short.steps == 3
+    assert torch.allclose(short.energy[-1], problem.energy(short.final))

@@ -31,6 +31,8 @@ def data():
     return x[:30], y[:30], x[30:], y[30:]
 def wrong():
     return 3
+def broken():
+    return {}["x"]
 """
 
 
@@ -108,8 +110,14 @@ def test_an_interrupted_run_resumes_to_the_same_weights(here: Path) -> None:
         (["mine_to_train:model", "--data", "mine_to_train:wrong"], Exit.BAD_TARGET, "a int"),
         (["nowhere:model"], Exit.BAD_TARGET, "no module"),
         (["mine_to_train:model", "--loss", "l2"], Exit.BAD_INPUT, "targets have shape"),
-        (["mine_to_train:model", "--rate", "-1"], Exit.USAGE, "not positive"),
+        (["mine_to_train:model", "--rate", "-1"], Exit.USAGE, "not a positive finite"),
         (["digits", "--checkpoint", "missing/run.pt"], Exit.CANNOT_WRITE, "does not exist"),
+        (["mine_to_train:model", "--data", "mine_to_train:broken"], Exit.BAD_TARGET, "KeyError"),
+        (["mine_to_train:model", "--data", ":"], Exit.BAD_TARGET, "--data is ':'"),
+        (["mine_to_train:model", "--rate", "inf"], Exit.USAGE, "not a positive finite"),
+        (["mine_to_train:model", "--checkpoint", "a.safetensors", "--save", "a.safetensors"],
+         Exit.USAGE, "both name a.safetensors"),
+        (["mine_to_train:model", "--save", "weights.pt"], Exit.USAGE, "ends in .safetensors"),
         (["paraboloid", "--rule", "first-order", "--optimizer", "sgd", "--rate", "1e200"],
          Exit.NOT_CONVERGED, "non-finite"),
     ],

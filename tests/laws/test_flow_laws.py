@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torchsheaf as ts
-from torchsheaf.flow import Exact, euler_step
+from torchsheaf.flow import Exact, Walls, euler_step
+from torchsheaf.flow.euler import step_bound
 
 PER_CASE = 8
 """Trajectories per generated network: 125 networks make 1,000 cases."""
@@ -144,6 +145,26 @@ def test_the_flow_ends_at_the_forward_pass_and_at_verified_stationary_points(dee
         assert float(ts.stationarity(problem, flow.final).distance.max()) <= 1e-10
         assert bool(flow.stopped.isfinite().all())
         torch.testing.assert_close(flow.energy[-1], problem.energy(flow.final))
+
+
+def test_an_euler_step_that_switches_no_gate_changes_the_energy_by_its_formula(deep):
+    """E⁺ = E − αdt ‖g‖² + ½(αdt)² gᵀLg, a fall below 2/(αλ_max); through a wall E may rise."""
+    problem, alpha, rises = deep[2], 2.0, 0
+    walls = Walls.of(problem)
+    c = problem.start("random", torch.Generator().manual_seed(11))
+    step = alpha * step_bound(problem, c, walls, alpha) / 2
+    for _ in range(200):
+        g = problem.gradient(c)
+        square, bend = g.square_norm(), g.dot(problem.laplacian(c).apply(g))
+        energy, state = problem.energy(c), walls.state(problem.free.flatten(c))
+        c = euler_step(problem, c, step / alpha, alpha)
+        change = problem.energy(c) - energy
+        inside = (walls.state(problem.free.flatten(c)) == state).all(1)
+        wanted = -step * square + step**2 / 2 * bend
+        torch.testing.assert_close(change[inside], wanted[inside], rtol=1e-9, atol=1e-13)
+        assert bool((change[inside] <= 1e-14).all())
+        rises += int((change[~inside] > 1e-6).sum())
+    assert rises > 0
 
 
 def test_euler_with_the_output_held_never_becomes_stationary(deep):

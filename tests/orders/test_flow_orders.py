@@ -95,3 +95,22 @@ def test_the_runs_slide():
     slides = [len(runs(i)[0].events.slides) for i in range(len(NETS))]
     assert sum(s > 0 for s in slides) >= 8
     assert sum(slides) > 200
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_the_energy_that_chatter_leaves_at_a_minimum_on_a_wall_falls_as_dt(number):
+    """Euler beside the exact method's end: E stays O(dt) above it, however small the step."""
+    exact, _ = runs(number)
+    problem = exact.problem
+    end = ts.heat_flow(problem, exact.final, None, "exact").final
+    beside = end + 1e-3 * problem.start("random", torch.Generator().manual_seed(1))
+    steps = [8 * dt for dt in STEPS]
+    left = []
+    for dt in steps:
+        flow = ts.heat_flow(problem, beside, 6.0, "euler", dt=dt, times=25, throw=False)
+        left.append(float((flow.energy[12:] - problem.energy(end)).mean()))
+    if NETS[number][2]:
+        assert min(left) > 1e-5
+        assert slope(left) == pytest.approx(1, abs=0.1)
+    else:  # no minimum lies on a wall
+        assert max(left) < 1e-7

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, seed_option, target_argument
+from torchsheaf.cli.writing import writable_folder
 from torchsheaf.figures.flow import (
     energy_shares_figure,
     flow_animation,
@@ -44,6 +45,8 @@ METHODS = ("auto", "exact", "euler", "ode")
 @seed_option
 def relax(target: str, weights: str | None, folder: Path | None, **options: Any) -> None:
     """Relax random activations into agreement along the sheaf heat equation."""
+    if folder:
+        writable_folder(folder)
     torch.manual_seed(options["seed"])
     model, inputs, _ = load(target, weights)
     x = tuple(t[: options["samples"]] for t in inputs)
@@ -94,8 +97,7 @@ def summary(flow: Trajectory, forward: Tensor) -> dict[str, Any]:
 
 
 def draw(flow: Trajectory, folder: Path, forward: Any) -> list[str]:
-    """Write every picture of a flow; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write every picture of a flow into a folder that is there; returns their paths."""
     name = flow.problem.sheaf.outputs[0]
     pictures = {
         "energy": lambda: flow_energy_figure(flow),

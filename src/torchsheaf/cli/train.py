@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -70,9 +71,7 @@ class Job(NamedTuple):
 @click.pass_context
 def train(ctx: click.Context, **options: Any) -> None:
     """Train a model by local rules: no autograd runs through the network."""
-    for key in ("checkpoint", "save"):
-        if options[key] is not None:
-            writable(options[key], f"--{key}")
+    _check_files(options["checkpoint"], options["save"])
     job = _job(options["target"], options["weights"], options["data"], options["seed"])
     loss, rule = options["loss"] or job.loss, options["rule"]
     trainer = SheafTrainer(job.model, loss=loss, rule=rule)
@@ -98,6 +97,21 @@ def train(ctx: click.Context, **options: Any) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         _print(found)
+
+
+def _check_files(checkpoint: str | None, save: str | None) -> None:
+    files = [
+        writable(given, option)
+        for option, given in (("--checkpoint", checkpoint), ("--save", save))
+        if given is not None
+    ]
+    if save is not None and files[-1].suffix != ".safetensors":
+        raise click.UsageError(
+            f"--save is {save}; write a name that ends in .safetensors, by which --weights will "
+            "know it"
+        )
+    if len(files) == 2 and files[0] == files[1]:
+        raise click.UsageError(f"--checkpoint and --save both name {save}; write two names")
 
 
 def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
@@ -143,8 +157,9 @@ def _data(text: str) -> tuple[Tensor, ...]:
     module, _, name = text.partition(":")
     try:
         made = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise TargetError(f"--data is {text!r}, which cannot be loaded: {error}") from error
+    except Exception as error:  # the user's code: whatever it raises is the answer
+        said = f"{type(error).__name__}: {error}"
+        raise TargetError(f"--data is {text!r}, which cannot be loaded: {said}") from error
     good = isinstance(made, tuple) and len(made) in (2, 4)
     if not good or not all(isinstance(t, Tensor) for t in made):
         raise TargetError(
@@ -169,8 +184,8 @@ def _optimiser(
             rate = 1.0 if layers < 10 else 0.1
         else:
             rate = 0.1 if chosen is torch.optim.SGD else 0.01
-    if not rate > 0:
-        raise click.BadParameter(f"{rate} is not positive", param_hint="--rate")
+    if not 0 < rate < math.inf:
+        raise click.BadParameter(f"{rate} is not a positive finite number", param_hint="--rate")
     return chosen(trainer.model.parameters(), lr=rate), rate
 
 

@@ -13,3 +13,12 @@ def writable(out: str, option: str = "--out") -> Path:
         what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which does not exist"
         raise CommandFailed(f"{option}: {path} {what}; write a file name", Exit.CANNOT_WRITE)
     return path
+
+
+def writable_folder(folder: Path, option: str = "--out") -> None:
+    """Make a folder for results; where that fails, it is noticed before the work begins."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = f"{option}: {folder} cannot be made: {error.strerror}"
+        raise CommandFailed(said, Exit.CANNOT_WRITE) from error

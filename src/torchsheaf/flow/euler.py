@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.boundary.arguments import check_positive
 from torchsheaf.cochain import Cochain
-from torchsheaf.flow.method import Course, FlowMethod, Task
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
 from torchsheaf.harmonic import spectrum
@@ -18,6 +19,8 @@ from torchsheaf.outcome import Outcome
 
 CHECK_EVERY = 100
 """Steps between stationarity tests, which cost as much as a step."""
+SAME = 1e-9
+"""Of a step: a recorded time as near to a step's end as this is that end."""
 
 
 @torch.no_grad()
@@ -62,13 +65,19 @@ def step_bound(problem: Problem, c: Cochain, walls: Walls, alpha: float) -> floa
 class Euler(FlowMethod):
     """Explicit Euler with step `dt` (None: half the stability bound).
 
+    The last step ends at `until`; recorded states between two steps lie on the chord.
     Convergence is of first order in dt, also across walls. Where the energy has a minimum on a
-    wall (output held, docs/flow.md) it chatters for ever with an amplitude proportional to dt and
-    never becomes stationary.
+    wall (output held, docs/flow.md) it chatters for ever with an amplitude proportional to dt,
+    never becomes stationary, and E rises in some of the steps. In a step that switches no gate
+    E falls (affine edges): by αdt gᵀ(1 − αdt L/2)g, g = ∇E.
     """
 
     dt: float | None = None
     name = "euler"
+
+    def __post_init__(self) -> None:
+        if self.dt is not None:
+            check_positive("dt", self.dt, "a positive step, or None (half the bound)")
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         return None
@@ -78,7 +87,7 @@ class Euler(FlowMethod):
         bound = step_bound(task.problem, task.start, task.walls, task.alpha)
         if self.dt is None:
             return bound / 2
-        if not 0 < self.dt < bound:
+        if self.dt >= bound:
             raise ValueError(
                 f"dt is {self.dt:g}; explicit Euler is stable for 0 < dt < 2/(αλ_max) = "
                 f"{bound:.4g} on this problem: write dt={0.9 * bound:.2g} or less"
@@ -90,12 +99,12 @@ class Euler(FlowMethod):
         problem, walls, c = task.problem, task.walls, task.start
         dt = self.step_size(task)
         asked = math.ceil(task.until / dt - 1e-9) if math.isfinite(task.until) else task.max_steps
-        rows = torch.round(task.recorder.times / dt).to(torch.int64).tolist()
+        places = (task.recorder.times / dt).tolist()
         state = walls.state(problem.free.flatten(c))
         run = _Run(c, state, state, problem.like.new_full((problem.batch,), torch.inf), [])
         row, outcome, where, step = 0, Outcome.STOPPED_EARLY, "", 0
         while True:
-            while row < len(rows) and rows[row] <= step:
+            while row < len(places) and places[row] <= step + SAME:
                 task.recorder.write_all(row, run.c)
                 row += 1
             if step >= min(asked, task.max_steps):
@@ -111,11 +120,19 @@ class Euler(FlowMethod):
                 if bool(run.stopped.isfinite().all()):
                     outcome = Outcome.SETTLED
                     break
-            run.step(task, dt, step)
+            old, length = run.c, dt
+            if step + 1 == asked and task.until < (step + 1 - SAME) * dt:
+                length = task.until - step * dt
+            run.step(task, length, step * dt)
+            while row < len(places) and places[row] < step + 1 - SAME:
+                part = (places[row] - step) * dt / length
+                task.recorder.write_all(row, problem.clamp(old + part * (run.c - old)))
+                row += 1
             step += 1
-        for later in range(row, len(rows)):
+        for later in range(row, len(places)):
             task.recorder.write_all(later, run.c)
-        return Course(run.c, run.start, run.events, run.stopped, step, outcome, where)
+        advice = f"{RAISE}; method='exact' ends where Euler chatters"
+        return Course(run.c, run.start, run.events, run.stopped, step, outcome, where, advice)
 
 
 _LIMIT = Outcome.STEP_LIMIT
@@ -133,7 +150,7 @@ class _Run:
         settled = stationarity(problem, self.c).distance <= tol
         self.stopped = torch.where(settled, self.stopped.clamp_max(time), self.stopped)
 
-    def step(self, task: Task, dt: float, step: int) -> None:
+    def step(self, task: Task, dt: float, time: float) -> None:
         problem, old = task.problem, self.c
         new = euler_step(problem, old, dt, task.alpha, adjoint_output=task.adjoint_output)
         moving = self.stopped.isinf()
@@ -152,5 +169,5 @@ class _Run:
             low, high = problem.free.flatten(old)[:, walls.index], z[:, walls.index]
             low, high = low[sample, wall], high[sample, wall]
             part = ((met - low) / (high - low)).to(torch.float64)
-            self.events.append(((step + part) * dt, sample, wall, was, now))
+            self.events.append((time + part * dt, sample, wall, was, now))
         self.state = state

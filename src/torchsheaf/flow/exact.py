@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
+from torchsheaf.boundary.arguments import check_whole
 from torchsheaf.cochain import is_finite
 from torchsheaf.flow.crossing import Guards, first_crossing
-from torchsheaf.flow.method import Course, FlowMethod, Task
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
 from torchsheaf.flow.region import KrylovRegions, Piece, Region, RegionSolver, SpectralRegions
 from torchsheaf.flow.walls import Walls
 from torchsheaf.linalg.exponential import integral
@@ -36,6 +37,11 @@ class Exact(FlowMethod):
     max_events: int = 20_000
     name = "exact"
 
+    def __post_init__(self) -> None:
+        if self.solver not in (None, "spectral", "krylov"):
+            raise ValueError(f'solver is {self.solver!r}; write "spectral", "krylov" or None')
+        check_whole("max_events", self.max_events)
+
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         if not problem.sheaf.is_piecewise_affine:
             smooth = [e.name for e in problem.sheaf.edges.values() if not e.node.piecewise_affine]
@@ -50,8 +56,6 @@ class Exact(FlowMethod):
 
     def regions(self, problem: Problem, walls: Walls) -> RegionSolver:
         """The region solver that the settings and the size choose."""
-        if self.solver not in (None, "spectral", "krylov"):
-            raise ValueError(f'solver is {self.solver!r}; write "spectral", "krylov" or None')
         small = SpectralRegions.fits(problem, walls)
         if self.solver == "spectral" and not small:
             raise ValueError("solver='spectral' is for at most 32 free coordinates; use 'krylov'")
@@ -60,8 +64,8 @@ class Exact(FlowMethod):
     @torch.no_grad()
     def integrate(self, task: Task) -> Course:
         run = _Run.begin(task, self.regions(task.problem, task.walls))
-        rounds = 0
-        while run.active.numel() and rounds < min(task.max_steps, 2 * self.max_events):
+        rounds, most = 0, 2 * self.max_events
+        while run.active.numel() and rounds < min(task.max_steps, most):
             if not is_finite(run.flat):
                 break
             run.advance()
@@ -79,7 +83,10 @@ class Exact(FlowMethod):
         elif bool(run.stopped.isfinite().all()):
             outcome = Outcome.SETTLED
         assert run.first is not None
-        return Course(final, run.first, run.events, run.stopped, run.pieces, outcome, where)
+        advice = RAISE if task.max_steps <= most else (
+            f"write method=Exact(max_events=…) with more than {self.max_events}, or loosen tol"
+        )  # fmt: skip
+        return Course(final, run.first, run.events, run.stopped, rounds, outcome, where, advice)
 
 
 @dataclass
@@ -99,7 +106,6 @@ class _Run:
     hint: Tensor
     events: list[tuple[Tensor, ...]]
     first: Tensor | None = None
-    pieces: int = 0
 
     @classmethod
     def begin(cls, task: Task, solver: RegionSolver) -> "_Run":
@@ -135,7 +141,6 @@ class _Run:
         velocity = -task.alpha * region.moving * gradient
         left = (task.until - self.time[at]).to(above.dtype)
         piece = self.solver.solve(region, velocity, torch.minimum(left, self.hint[at]))
-        self.pieces += int(at.numel())
         rest = piece.modes.arrival(0.99 * task.alpha * task.tol)
         horizon = torch.minimum(torch.minimum(left, piece.modes.horizon), rest)
         guards = _guards(region, piece, above, below, drift)

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.boundary.arguments import (
+    check_generator,
+    check_not_negative,
+    check_positive,
+    check_whole,
+)
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
@@ -17,6 +23,7 @@ from torchsheaf.flow.recorder import Record, Recorder
 from torchsheaf.flow.trajectory import Trajectory
 from torchsheaf.flow.velocity import identity_output
 from torchsheaf.flow.walls import Walls
+from torchsheaf.harmonic.extension import first_cochain
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 
@@ -41,7 +48,8 @@ def heat_flow(
 
     `start` is "random" (standard normal, from `generator`), "zeros", "forward" or a cochain.
     `until` is the last time; a sample also stops once dist(0, ∂E) ≤ `tol` (1e-10 in float64, 1e-5
-    in float32), and with `until=None` only then. `times` are the recorded times, or how many.
+    in float32; 0: only at exact rest), and with `until=None` only then. `times` are the recorded
+    times, or how many.
     `method`: "exact" (piecewise linear gates; exact inside regions, exact crossings, slides),
     "euler" (the paper's scheme; `dt` below 2/(αλ_max)), "ode" (smooth edges), "auto" (exact where
     it can, else ode), or a `FlowMethod`. `record`: "energy", "states", names of vertices, or
@@ -51,7 +59,11 @@ def heat_flow(
     Raises ValueError for arguments, and `ConvergenceError` (unless `throw=False`) when the step
     limit came first or a number stopped being finite (the message names vertex and time).
 
-    Energy never rises (exact: to rounding). Source: Bosca & Ghrist 2026, section 4, Thm 4.1.
+    dE/dt = −α dist(0, ∂E)²: with "exact" E never rises (to rounding), with "ode" to its tolerance.
+    A step of "euler" in which no gate switches changes E by −αdt gᵀ(1 − αdt L/2)g with g = ∇E
+    (affine edges), a fall below the bound on dt; one through a wall may raise E, and where a
+    minimum lies on a wall (output held) E stays O(dt) above it. "identity" does not descend E.
+    Source: Bosca & Ghrist 2026, section 4, Thm 4.1.
 
     >>> from torchsheaf.sheaf import encode
     >>> from torchsheaf.boundary import hold
@@ -61,15 +73,13 @@ def heat_flow(
     >>> bool(torch.allclose(flow.output, net(x), atol=1e-6))
     True
     """
-    _check(until, alpha, output_force, max_steps)
+    tol = _tolerance(problem) if tol is None else tol
+    _check(until, alpha, tol, max_steps, output_force)
     walls = Walls.of(problem)
     if output_force == "identity":
         identity_output(problem)
     chosen = _choose(method, problem, walls, output_force == "jacobian", dt)
-    first = problem.clamp(start if isinstance(start, Cochain) else problem.start(start, generator))
-    if not first.is_finite():
-        raise ValueError(f"start contains NaN or infinity at {first.first_nonfinite()!r}")
-    tol = (1e-10 if problem.like.dtype == torch.float64 else 1e-5) if tol is None else tol
+    first = _first(problem, start, generator)
     end = math.inf if until is None else float(until)
     recorder = Recorder(problem, _grid(times, end, alpha, problem.like), record)
     with progress_bar(progress, chosen.name) as tell:
@@ -98,19 +108,40 @@ def heat_flow(
             f"{left} of {problem.batch} samples not stationary within {tol:.1e} after "
             f"{course.steps} steps (worst {float(distance.max()):.1e})"
         )
-        raise ConvergenceError(course.outcome, f"{chosen.name} flow: {said}", result)
+        advice = "" if course.outcome is Outcome.NONFINITE else course.advice
+        raise ConvergenceError(course.outcome, f"{chosen.name} flow: {said}", result, advice)
     return result
 
 
-def _check(until: float | None, alpha: float, output_force: str, max_steps: int) -> None:
-    if until is not None and not (until > 0 and math.isfinite(until)):
-        raise ValueError(f"until is {until!r}; write a positive time, or None (until stationary)")
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f"alpha is {alpha!r}; write a positive rate")
+def _tolerance(problem: Problem) -> float:
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem is a {type(problem).__name__}; write ts.hold(sheaf, x)")
+    return 1e-10 if problem.like.dtype == torch.float64 else 1e-5
+
+
+def _check(
+    until: float | None, alpha: float, tol: float, max_steps: int, output_force: str
+) -> None:  # fmt: skip
+    if until is not None:
+        check_positive("until", until, "a positive time, or None (until stationary)")
+    check_positive("alpha", alpha, "a positive rate")
+    check_not_negative("tol", tol)
+    check_whole("max_steps", max_steps)
     if output_force not in ("jacobian", "identity"):
         raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps!r}; write a positive number")
+
+
+def _first(
+    problem: Problem, start: str | Cochain, generator: torch.Generator | None
+) -> Cochain:  # fmt: skip
+    if isinstance(start, Cochain):
+        return problem.clamp(first_cochain(problem, start)[0])
+    if not isinstance(start, str):
+        raise TypeError(
+            f'start is a {type(start).__name__}; write "forward", "zeros", "random" or a Cochain'
+        )
+    check_generator(generator)
+    return problem.start(start, generator)
 
 
 def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tensor:
@@ -125,8 +156,7 @@ def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tens
         else:
             raise ValueError(f"times go to {float(grid[-1]):g}, beyond until={until:g}")
         return grid
-    if times < 2:
-        raise ValueError(f"times is {times!r}; write at least 2, or a tensor of times")
+    check_whole("times", times, 2, ", or a tensor of times")
     if math.isfinite(until):
         return torch.linspace(0, until, times, dtype=torch.float64, device=like.device)
     later = torch.logspace(-2, 6, times - 1, dtype=torch.float64, device=like.device) / alpha
@@ -143,8 +173,6 @@ def _kept(times: Tensor, stopped: Tensor, until: float) -> Tensor:
 def _choose(
     method: str | FlowMethod, problem: Problem, walls: Walls, adjoint_output: bool, dt: float | None
 ) -> FlowMethod:
-    if isinstance(method, FlowMethod):
-        return method
     if dt is not None and method != "euler":
         raise ValueError(f'dt is a setting of method="euler"; method is {method!r}')
     known: dict[str, FlowMethod] = {"exact": Exact(), "ode": Ode(), "euler": Euler(dt)}
@@ -156,10 +184,11 @@ def _choose(
                 return candidate
             reasons.append(f"{candidate.name}: {reason}")
         raise ValueError("no method takes this problem; " + "; ".join(reasons))
-    if method not in known:
+    chosen = method if isinstance(method, FlowMethod) else known.get(str(method))
+    if chosen is None:
         names = ", ".join(repr(n) for n in known)
         raise ValueError(f'method is {method!r}; write "auto", {names}, or a FlowMethod')
-    reason = known[method].refuses(problem, walls, adjoint_output)
+    reason = chosen.refuses(problem, walls, adjoint_output)
     if reason is not None:
-        raise ValueError(f"method={method!r} does not take this problem: {reason}")
-    return known[method]
+        raise ValueError(f"method={chosen.name!r} does not take this problem: {reason}")
+    return chosen

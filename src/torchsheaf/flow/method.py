@@ -35,7 +35,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Course:
-    """What an integrator hands back; `events` are rows for `Events.gather`."""
+    """What an integrator hands back; `events` are rows for `Events.gather`.
+
+    `steps` counts what `Task.max_steps` limits; `advice` says what to do where it stopped short.
+    """
 
     final: Cochain
     start_states: Tensor
@@ -44,6 +47,11 @@ class Course:
     steps: int
     outcome: Outcome
     where: str = ""
+    advice: str = ""
+
+
+RAISE = "raise max_steps or loosen tol"
+"""What helps after a step limit, whatever the method."""
 
 
 class FlowMethod(ABC):

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.boundary.arguments import check_positive
 from torchsheaf.cochain import Cochain
-from torchsheaf.flow.method import Course, FlowMethod, Task
+from torchsheaf.flow.exact import Exact
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
 from torchsheaf.network import ScalarGate
@@ -46,6 +48,12 @@ class Ode(FlowMethod):
     layer: float = 1e-7
     name = "ode"
 
+    def __post_init__(self) -> None:
+        if self.solver is not None and self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}; write one of {', '.join(SOLVERS)}")
+        for name in ("rtol", "atol", "layer"):
+            check_positive(name, getattr(self, name), "a positive number such as 1e-8")
+
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         return None
 
@@ -53,7 +61,7 @@ class Ode(FlowMethod):
     def integrate(self, task: Task) -> Course:
         run = _Run.begin(task)
         stepper = self._stepper(task, run)
-        outcome, where, steps = Outcome.STOPPED_EARLY, "", 0
+        outcome, where, advice, steps = Outcome.STOPPED_EARLY, "", RAISE, 0
         while stepper.status == "running":
             if steps >= task.max_steps:
                 outcome = Outcome.STEP_LIMIT
@@ -66,7 +74,10 @@ class Ode(FlowMethod):
                 break
             if stepper.status == "failed":
                 outcome = Outcome.STALLED
-                where = f"at t = {stepper.t:.4g}: {message} A slide does this: see method='exact'"
+                exact = Exact().refuses(task.problem, task.walls, task.adjoint_output) is None
+                other = "exact" if exact else "euler"
+                where = f"at t = {stepper.t:.4g}: {message}"
+                advice = f"a slide does this: write method={other!r}"
                 break
             run.passed(task, stepper.t_old, stepper.t, stepper.dense_output())
             if math.isfinite(task.until):
@@ -76,15 +87,13 @@ class Ode(FlowMethod):
                 break
         run.finish(task, stepper.y)
         return Course(
-            run.cochain(stepper.y), run.first, run.events, run.stopped, int(stepper.nfev),
-            outcome, where,
+            run.cochain(stepper.y), run.first, run.events, run.stopped, steps, outcome, where,
+            advice,
         )  # fmt: skip
 
     def _stepper(self, task: Task, run: "_Run") -> Any:
         n, batch = task.problem.free.dim, task.problem.batch
         name = self.solver or ("BDF" if n * batch <= MAX_JACOBIAN else "RK45")
-        if name not in SOLVERS:
-            raise ValueError(f"solver is {name!r}; write one of {', '.join(SOLVERS)}")
         import scipy.integrate
         import scipy.sparse
 

@@ -51,11 +51,11 @@ class Recorder:
 
 def _choose(problem: Problem, record: Record) -> dict[str, tuple[Tensor | None, tuple[int, ...]]]:
     vertices = problem.sheaf.vertices
-    if isinstance(record, str):
-        if record == "energy":
-            return {}
-        if record == "states":
-            return {n: (None, v.shape) for n, v in vertices.items()}
+    if isinstance(record, str) and record == "energy":
+        return {}
+    if isinstance(record, str) and record == "states":
+        return {n: (None, v.shape) for n, v in vertices.items()}
+    if isinstance(record, str) or not isinstance(record, Sequence | Mapping):
         raise ValueError(
             f'record is {record!r}; write "energy", "states", a list of vertices, or a mapping '
             "from vertex to coordinates"

@@ -21,7 +21,8 @@ class Trajectory:
     `start_states` (batch, walls) are the gate states just after t = 0 and `events` the switches
     since. `stopped` (batch,) is the time at which a sample was found stationary (∞: it was not),
     after which it stands still; `stationarity` (batch,) is dist(0, ∂E) at the end. `steps` counts
-    steps (Euler), linear pieces (exact) or evaluations of the velocity (ode).
+    what `max_steps` limits: steps (Euler), linear pieces of the sample that has most (exact) or
+    accepted steps (ode).
     """
 
     problem: Problem

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
+from torchsheaf.cochain import coordinates
 from torchsheaf.network import ScalarGate
 from torchsheaf.network.network import Node
 from torchsheaf.network.rules import Kind
@@ -108,7 +109,7 @@ class Walls:
             held = r.wall < 0
             if bool(held.any()):
                 z = problem.sheaf.network.gate_operands(r.node, c)[r.operation][1]
-                slope = r.gate.select(z).flatten(1)
+                slope = coordinates(r.gate.select(z))
             if not bool(held.all()):  # else there may be no wall at all to look at
                 piece = interval[:, r.wall.clamp_min(0)]
                 free = r.slopes.expand(piece.shape[0], -1, -1).gather(2, piece[..., None])[..., 0]

@@ -10,10 +10,15 @@ from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network
 
 
-def check_complete(network: Network, model: nn.Module, unused: str = "error") -> None:
-    """Raise `UnsupportedModel` naming every parameter that no node uses (unless allowed)."""
+def check_unused(unused: str) -> None:
+    """Raise ValueError unless `unused` is one of the two choices."""
     if unused not in ("error", "allow"):
         raise ValueError(f'unused_parameters is {unused!r}; write "error" or "allow"')
+
+
+def check_complete(network: Network, model: nn.Module, unused: str = "error") -> None:
+    """Raise `UnsupportedModel` naming every parameter that no node uses (unless allowed)."""
+    check_unused(unused)
     claimed = {s for node in network.nodes for s in node.states}
     shared = {id(network.state(name)) for name in claimed}
     missing = [

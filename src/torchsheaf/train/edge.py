@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from torchsheaf.boundary.arguments import check_positive, check_whole
 from torchsheaf.network.parameters import WeightEdge
 from torchsheaf.train.rule import (
     Batch,
@@ -26,10 +27,13 @@ class EdgeRule(LocalRule):
         D_G = F_Gᵀ (A_G A_Gᵀ + μ I)⁻¹ A_G,  μ = damping · ‖A_G‖_F² / positions,
     and `.grad` = −mean_G D_G (groups weighted by their number of samples), so that
     `torch.optim.SGD(lr=η)` makes the step; η = 8 / (number of weight edges) with cross-entropy is
-    a good fixed setting. A has one row per sample and position (of a convolution, of a sequence);
-    μ does not grow with the number of positions, as it does with that of samples. Parameters of
-    other edges (norm layers, embeddings, grouped convolutions) take the first-order rule. A frozen
-    bias drops the column of ones.
+    a good fixed setting for plain networks. A squared loss falls, to first order and in one group,
+    for η < 2/λ_max(Σ_e J_e J_eᵀ), J_e the Jacobian from weight edge e to the output: about
+    1 / (number of weight edges) in plain networks, far less in residual ones without norms. A has
+    one row per sample and position (of a convolution, of a sequence); μ does not grow with the
+    number of positions, as it does with that of samples. Parameters of other edges (norm layers,
+    embeddings, grouped convolutions) take the first-order rule. A frozen bias drops the column of
+    ones.
 
     Known under other names: FOOF and LocoProp; the input factor of K-FAC (docs/learning.md). Cost
     over a backprop step: about g (n_in + n_out) / (3 n_in n_out) of it per edge, for groups of g
@@ -43,10 +47,9 @@ class EdgeRule(LocalRule):
     name: str = "edge"
 
     def __post_init__(self) -> None:
-        if not self.damping > 0:
-            raise ValueError(f"damping is {self.damping}; write a positive number such as 0.01")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"group is {self.group}; write a number of samples ≥ 1, or None")
+        check_positive("damping", self.damping, "a positive number such as 0.01")
+        if self.group is not None:
+            check_whole("group", self.group, 1, ", or None (one group)")
 
     def gradients(self, batch: Batch) -> LocalGradients:
         total = LocalGradients(batch.size, {})

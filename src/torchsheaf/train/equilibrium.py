@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Pin, Problem, hold
-from torchsheaf.cochain import Cochain
+from torchsheaf.boundary.arguments import check_positive, check_whole
+from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import harmonic_extension
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
@@ -46,9 +47,11 @@ class EquilibriumRule(LocalRule):
     equilibrium. `warm=True` keeps the relaxed cochain and starts from it when the same batch comes
     again, as in full-batch training.
 
-    Per unit of learning rate slower than back-propagation by S = I/ε + K (docs/learning.md);
-    ε → 0 gives ε times the back-propagated gradient. Source: Bosca & Ghrist 2026, section 5.2,
-    Algorithm 12.4 of the course, corrected (docs/errata.md).
+    `output_weight` is ε. Squared loss, pattern fixed: the forces w_e r_e are what back-propagation
+    makes of S⁻¹e instead of the error e, S = I/ε + K with K ≥ I at unit weights; at the default
+    ε = 1 of e/2 or less, so raise the learning rate (docs/learning.md). ε → 0: `.grad` is ε times
+    the back-propagated gradient; ε → ∞: that of the energy with the output held at y. Source:
+    Bosca & Ghrist 2026, section 5.2, Algorithm 12.4 of the course, corrected (docs/errata.md).
 
     Raises ValueError for a loss of unbounded curvature (L1, Lp).
     """
@@ -66,10 +69,12 @@ class EquilibriumRule(LocalRule):
     last: Relaxation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not (self.output_weight > 0 and math.isfinite(self.output_weight)):
-            raise ValueError(
-                f"output_weight is {self.output_weight}; write a positive finite number"
-            )
+        check_positive("output_weight", self.output_weight, "a positive finite number")
+        if self.tol is not None:
+            check_positive("tol", self.tol)
+        check_whole("max_rounds", self.max_rounds)
+        if self.max_passes is not None:
+            check_whole("max_passes", self.max_passes, 1, ", or None (relax to tol)")
 
     def gradients(self, batch: Batch) -> LocalGradients:
         self.last = self.relax(batch)
@@ -118,7 +123,7 @@ class EquilibriumRule(LocalRule):
             # The majoriser's gradient vanishes here; the true one differs at the output only.
             z_new = state[batch.output]
             error = loss.gradient(z_new, batch.target) - kappa * (z_new - goal)
-            gap = self.output_weight * error.flatten(1).norm(dim=1)
+            gap = self.output_weight * coordinates(error).norm(dim=1)
             settled = found.outcome.ok and bool((gap <= tol).all())
             if settled or passes >= budget:
                 break

@@ -1,7 +1,7 @@
 """The first-order rule: the nudged limit of the equilibrium rule; equals back-propagation."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule, adjoint_substitution
 
@@ -16,6 +16,7 @@ class FirstOrderRule(LocalRule):
     """
 
     name: str = "first-order"
+    solves: ClassVar[bool] = False
 
     def gradients(self, batch: Batch) -> LocalGradients:
         arriving = adjoint_substitution(batch)

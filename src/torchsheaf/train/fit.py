@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
+from torchsheaf.boundary.arguments import check_generator, check_positive, check_whole
 from torchsheaf.cochain import is_finite
+from torchsheaf.network.completeness import run
 from torchsheaf.outcome import ConvergenceError, Outcome
+from torchsheaf.train.batches import Data, Input, every_epoch, pair, tensors
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
 from torchsheaf.train.trainer import SheafTrainer
 
-Input = Tensor | tuple[Tensor, ...]
-Data = DataLoader[Any] | tuple[Input, Tensor]
 Callback = Callable[["Progressed"], None]
 
 
@@ -78,8 +79,10 @@ def fit(
     with the same numbers as an uninterrupted one. Under data parallelism every process passes its
     own shard, of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
 
-    Raises ValueError for an empty loader, wrong targets, an optimiser of other parameters, or a
-    checkpoint of another run (rule, loss, optimiser or, without a scheduler, its settings);
+    Raises TypeError or ValueError for arguments (validation is tried once before the first step),
+    an empty loader, wrong targets, an optimiser of other parameters, or a checkpoint of another run
+    (rule or loss and their settings, optimiser, kind of scheduler or, without one, other settings
+    of the optimiser);
     `ConvergenceError` for a loss or weights that are not finite and for a rule that fails (with
     `throw=False` the history is returned with that outcome). After any error the weights, the
     optimiser and the rule's memory are those at the end of the last whole epoch.
@@ -93,16 +96,15 @@ def fit(
     >>> history.losses[-1] < history.losses[0]
     True
     """
-    for name, count in (("epochs", epochs), ("patience", patience)):
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"{name} is {count!r}; write a whole number, 1 or more")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip is {clip}; write a positive number")
-    mine = {id(p) for p in trainer.learnable.values()}
-    if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("the optimizer has no parameter of this model; write model.parameters()")
+    _check_numbers(epochs, patience, clip)
+    _check_parts(trainer, optimizer, scheduler, callbacks)
+    check_generator(generator)
     generator = generator or torch.Generator().manual_seed(0)
-    batches = _batches(data, batch_size, generator)
+    batches = every_epoch(data, batch_size, generator)
+    if validation is not None:
+        validation = pair("validation", validation)
+        trainer.sheaf(validation[0])  # refuses a mode in which a forward pass would change buffers
+        evaluate(trainer, *validation)
     history = History()
     loop = _Loop(trainer, optimizer, scheduler, generator, data, history)
     file = None if checkpoint is None else _own_file(Path(checkpoint))
@@ -121,7 +123,7 @@ def fit(
                 if validation is not None:
                     record |= _validated(trainer, *validation)
             except Exception as error:
-                loop.load(good)
+                loop.restore(good)
                 if isinstance(error, ConvergenceError):
                     history.outcome = error.outcome
                     if not throw:
@@ -138,6 +140,38 @@ def fit(
                 callback(Progressed(history.epochs - 1, trainer, record))
             bar.update(task, advance=1, loss=record["loss"])
     return history
+
+
+def _check_numbers(epochs: int, patience: int | None, clip: float | None) -> None:
+    check_whole("epochs", epochs)
+    if patience is not None:
+        check_whole("patience", patience)
+    if clip is not None:
+        check_positive("clip", clip)
+
+
+def _check_parts(
+    trainer: SheafTrainer,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    callbacks: Sequence[Callback],
+) -> None:
+    if not isinstance(trainer, SheafTrainer):
+        raise TypeError(f"trainer is a {type(trainer).__name__}; write ts.SheafTrainer(model)")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer is {optimizer!r}; write torch.optim.SGD(model.parameters(), …)")
+    if not isinstance(scheduler, LRScheduler | None):
+        raise TypeError(f"scheduler is {scheduler!r}; write one of torch.optim.lr_scheduler")
+    if scheduler is not None and scheduler.optimizer is not optimizer:
+        raise ValueError("the scheduler drives another optimizer; make it from this run's")
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(f"callbacks is {callbacks!r}; write a list of functions")
+    for one in callbacks:
+        if not callable(one):
+            raise TypeError(f"callbacks holds {one!r}, which cannot be called")
+    mine = {id(p) for p in trainer.learnable.values()}
+    if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("the optimizer has no parameter of this model; write model.parameters()")
 
 
 def _validated(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
@@ -157,7 +191,8 @@ def evaluate(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
     The model's mode is left alone: the sheaf was read in that mode, and dropout and batch
     statistics were refused then.
     """
-    z = trainer.model(*(x if isinstance(x, tuple) else (x,)))
+    xs, y = tensors(x, y)
+    z = run(trainer.model, xs)
     target = trainer.loss.target(z, y)
     out = {"validation_loss": float(trainer.loss.potential(z, target).mean())}
     if trainer.loss.name == "cross_entropy":
@@ -211,34 +246,9 @@ def _advance(scheduler: LRScheduler, record: dict[str, float]) -> None:
 
 def _own_file(path: Path) -> Path:
     rank = torch.distributed.get_rank() if is_parallel() else 0
+    if path.is_dir():
+        raise ValueError(f"checkpoint is {path}, a folder; write a file name")
     return path.with_name(f"{path.name}.rank{rank}") if rank else path
-
-
-def _batches(
-    data: Data, size: int | None, generator: torch.Generator
-) -> Callable[[], Iterator[tuple[Input, Tensor]]]:
-    if isinstance(data, DataLoader):
-        return lambda: iter(data)
-    given, y = data
-    xs = given if isinstance(given, tuple) else (given,)
-    samples = y.shape[0]
-    for x in xs:
-        if x.shape[0] != samples:
-            raise ValueError(f"{x.shape[0]} inputs came with {samples} targets")
-    if samples == 0:
-        raise ValueError("the loader is empty: x has no sample")
-    size = samples if size is None else size
-    if size < 1:
-        raise ValueError(f"batch_size is {size}; write a number ≥ 1")
-
-    def shuffled() -> Iterator[tuple[Input, Tensor]]:
-        order = torch.randperm(samples, generator=generator).to(y.device)
-        for start in range(0, samples, size):
-            index = order[start : start + size]
-            cut = tuple(x[index] for x in xs)
-            yield (cut if isinstance(given, tuple) else cut[0]), y[index]
-
-    return shuffled
 
 
 def _stale(records: list[dict[str, float]]) -> int:
@@ -278,9 +288,9 @@ class _Loop:
         return copy.deepcopy(self.state())
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put everything back; raises ValueError for the checkpoint of another run."""
+        """Put back a checkpoint; raises ValueError for that of another run."""
         for key, mine in self._names().items():
-            if (its := state[f"name of {key}"]) != mine:
+            if (its := state.get(f"name of {key}")) != mine:
                 raise ValueError(
                     f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
                     "pass resume=False (--restart) or another file"
@@ -292,12 +302,16 @@ class _Loop:
             )
         if self.scheduler is None:
             self._refuse_other_settings(state["optimizer"]["param_groups"])
+        self.restore(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put everything back, as it was in this run or the one that a checkpoint continues."""
         try:
             self.trainer.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"the checkpoint does not fit this model: {error}") from error
-        if self.scheduler is not None and state["scheduler"] is not None:
+        if self.scheduler is not None:
             self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         self.trainer.rule.load_state_dict(state["rule"])
         for generator, saved in zip(self._generators(), state["random"], strict=True):
@@ -318,8 +332,11 @@ class _Loop:
     def _names(self) -> dict[str, str]:
         return {
             "rule": self.trainer.rule.name,
+            "rule settings": _settings(self.trainer.rule),
             "loss": self.trainer.loss.name,
+            "loss settings": _settings(self.trainer.loss),
             "optimizer": type(self.optimizer).__name__,
+            "scheduler": "none" if self.scheduler is None else type(self.scheduler).__name__,
         }
 
     def _generators(self) -> list[torch.Generator]:
@@ -331,6 +348,11 @@ class _Loop:
                 if isinstance(g, torch.Generator) and all(g is not f for f in found)
             ]
         return found
+
+
+def _settings(chosen: object) -> str:
+    """The fields of a rule or loss that are shown, which are its settings; its memory is not."""
+    return repr(chosen) if is_dataclass(chosen) else ""
 
 
 def _bar(shown: bool) -> Progress:

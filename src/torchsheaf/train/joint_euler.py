@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.boundary.arguments import check_positive, check_whole
 from torchsheaf.cochain import is_finite
 from torchsheaf.outcome import ConvergenceError, Outcome
+from torchsheaf.train.batches import kind, tensors
 from torchsheaf.train.losses import Loss, SquaredLoss, loss_named
 
 
@@ -68,8 +70,10 @@ class JointEuler:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "dt"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; write a positive number")
+            check_positive(name, getattr(self, name))
+        if not isinstance(self.beta, Tensor | None):
+            check_positive("beta", self.beta, "a positive number, a tensor (runs,) or None")
+        loss_named(self.loss)
 
     @torch.no_grad()
     def start(
@@ -86,12 +90,21 @@ class JointEuler:
         Each model is `nn.Sequential` of Linear, ReLU, …, Linear, all of the same widths. One
         generator per run draws its stalks.
 
-        Raises ValueError for another architecture, wrong targets or a wrong number of generators.
+        Raises TypeError or ValueError for another architecture, an input that does not fit it,
+        wrong targets or a wrong number of generators.
         """
-        group = [models] if isinstance(models, nn.Sequential) else list(models)
+        group = [models] if isinstance(models, nn.Sequential) else models
+        if not isinstance(group, Sequence) or not group:
+            raise TypeError(f"models is {kind(models)}; write one nn.Sequential or a list of them")
+        (x, *others), y = tensors(x, y)
+        if others:
+            raise ValueError(f"{len(others) + 1} inputs came; joint flow is for one tensor x")
         layers = [_layers(m) for m in group]
         if len({tuple(tuple(p.weight.shape) for p in one) for one in layers}) != 1:
             raise ValueError("the models have different widths; runs side by side need equal ones")
+        _check_input(x, layers[0][0].weight)
+        if not isinstance(generators, Sequence | None):
+            raise TypeError(f"generators is {kind(generators)}; write a list, one for each run")
         if generators is not None and len(generators) != len(group):
             raise ValueError(f"{len(generators)} generators came for {len(group)} models")
         runs, n = len(group), x.shape[0]
@@ -147,6 +160,8 @@ class JointEuler:
 
         Raises `ConvergenceError` with the state when something stops being finite.
         """
+        check_whole("steps", steps, 0)
+        check_whole("every", every)
         rate = self._weight_rate(state)
         for i in range(1, steps + 1):
             self._step(state, rate)
@@ -166,7 +181,10 @@ class JointEuler:
         """β dt per run, (R, 1, 1)."""
         runs, _, n = state.y.shape
         beta = 1 / n if self.beta is None else self.beta
-        return (torch.as_tensor(beta, dtype=state.y.dtype) * self.dt).expand(runs).view(-1, 1, 1)
+        rate = torch.as_tensor(beta, dtype=state.y.dtype, device=state.y.device) * self.dt
+        if rate.numel() not in (1, runs):
+            raise ValueError(f"beta has shape {tuple(rate.shape)}; write one number or ({runs},)")
+        return rate.flatten().expand(runs).view(-1, 1, 1)
 
     def _step(self, state: JointState, rate: Tensor) -> None:
         """One step: every force from the old state, then every update in place."""
@@ -194,6 +212,17 @@ class JointEuler:
             return loss.gradient(z, y)
         flat = loss.gradient(z.mT.flatten(0, 1), y.mT.flatten(0, 1))
         return flat.view(z.shape[0], z.shape[2], z.shape[1]).mT
+
+
+def _check_input(x: Tensor, weight: Tensor) -> None:
+    if x.ndim != 2 or x.shape[1] != weight.shape[1] or x.shape[0] == 0:
+        raise ValueError(
+            f"input x has shape {tuple(x.shape)}; write (samples, {weight.shape[1]}), one or more"
+        )
+    if x.dtype != weight.dtype:
+        raise ValueError(f"input x is {x.dtype}, the weights {weight.dtype}; make them alike")
+    if not is_finite(x):
+        raise ValueError("input x contains NaN or infinity; pass finite numbers")
 
 
 def _with_ones(a: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchsheaf.cochain import is_finite
+from torchsheaf.boundary.arguments import check_positive
+from torchsheaf.boundary.pin import is_number
+from torchsheaf.cochain import coordinates, is_finite
 
 
 class Loss(ABC):
@@ -40,13 +42,15 @@ class Loss(ABC):
                 f"targets have shape {tuple(y.shape)}; {self.name} needs that of the output, "
                 f"{tuple(z.shape)}"
             )
+        if y.is_complex():
+            raise ValueError(f"targets are complex; {self.name} needs real numbers")
         if not is_finite(y):
             raise ValueError("targets contain NaN or infinity; pass finite numbers")
         return y.to(z.dtype)
 
 
 def _total(t: Tensor) -> Tensor:
-    return t.flatten(1).sum(1)
+    return coordinates(t).sum(1)
 
 
 @final
@@ -74,8 +78,8 @@ class PowerLoss(Loss):
     curvature: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.p >= 1:
-            raise ValueError(f"p is {self.p}; write a power ≥ 1")
+        if not is_number(self.p) or not 1 <= self.p < math.inf:
+            raise ValueError(f"p is {self.p!r}; write a finite power ≥ 1")
 
     def potential(self, z: Tensor, y: Tensor) -> Tensor:
         return _total((z - y).abs().pow(self.p)) / self.p
@@ -95,8 +99,7 @@ class HuberLoss(Loss):
     curvature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.delta > 0:
-            raise ValueError(f"delta is {self.delta}; write a positive number")
+        check_positive("delta", self.delta)
 
     def potential(self, z: Tensor, y: Tensor) -> Tensor:
         u = (z - y).abs()
@@ -178,7 +181,7 @@ def loss_named(loss: str | Loss) -> Loss:
     """A loss by name ("l2", "l1", "huber", "bce", "cross_entropy"), or the loss itself."""
     if isinstance(loss, Loss):
         return loss
-    if loss not in _NAMED:
+    if not isinstance(loss, str) or loss not in _NAMED:
         known = ", ".join(repr(n) for n in _NAMED)
         raise ValueError(f"loss is {loss!r}; write one of {known}, or a Loss such as PowerLoss(3)")
     return _NAMED[loss]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.boundary.arguments import check_not_negative
+
 
 @dataclass(frozen=True)
 class Reluctance:
@@ -20,8 +22,15 @@ class Reluctance:
     anchor: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ValueError(f"strength is {self.strength}; write a number ≥ 0")
+        check_not_negative("strength", self.strength)
+
+        if not isinstance(self.anchor, Mapping | None):
+            raise TypeError(f"anchor is a {type(self.anchor).__name__}; write a state dict or None")
+
+    def check(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Raise ValueError unless the anchor has a tensor of its shape for every parameter."""
+        for name, p in parameters.items():
+            self._anchor(name, p)
 
     @torch.no_grad()
     def energy(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
@@ -41,4 +50,9 @@ class Reluctance:
             return 0.0
         if name not in self.anchor:
             raise ValueError(f"the anchor has no tensor for parameter {name!r}")
-        return self.anchor[name].to(p)
+        found = self.anchor[name]
+        if found.shape != p.shape:
+            raise ValueError(
+                f"the anchor of {name!r} has shape {tuple(found.shape)}; write {tuple(p.shape)}"
+            )
+        return found.to(p)

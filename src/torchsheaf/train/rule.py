@@ -72,6 +72,8 @@ class LocalRule(ABC):
     """Whether sums over the processes of a data-parallel group mean anything."""
     sweeps_back: ClassVar[bool] = True
     """Whether it carries cotangents through the maps of the forward pass (`Batch.maps`)."""
+    solves: ClassVar[bool] = True
+    """Whether it solves linear systems, which torch cannot in half precision."""
 
     @abstractmethod
     def gradients(self, batch: Batch) -> LocalGradients:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.network.completeness import check_unused
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.sheaf import Sheaf, encode
+from torchsheaf.train.batches import inputs, tensors
 from torchsheaf.train.edge import EdgeRule
 from torchsheaf.train.equilibrium import EquilibriumRule
 from torchsheaf.train.first_order import FirstOrderRule
@@ -29,7 +31,9 @@ class SheafTrainer:
     """Local gradients for a model: a drop-in for `loss.backward()`.
 
     `rule` is "edge" (recommended with cross-entropy), "first-order", "equilibrium", "recursive",
-    or a rule object with its options. The model must be in the mode it is trained in but without
+    or a rule object with its options. `unused_parameters="allow"` leaves parameters that do not
+    reach the output without gradient; else they are refused, as by `encode`. The model must be in
+    the mode it is trained in but without
     batch statistics or active dropout (those are not functions of one sample). Under an
     initialised `torch.distributed` group the gradients are those of the global batch.
 
@@ -49,19 +53,31 @@ class SheafTrainer:
         loss: str | Loss = "cross_entropy",
         rule: str | LocalRule = "edge",
         reluctance: Reluctance | None = None,
+        unused_parameters: str = "error",
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module")
+        if not isinstance(reluctance, Reluctance | None):
+            raise TypeError(
+                f"reluctance is a {type(reluctance).__name__}; write ts.Reluctance({reluctance!r})"
+            )
+        check_unused(unused_parameters)
         self.model = model
         self.loss = loss_named(loss)
         self.rule = self._rule(rule)
         self.reluctance = reluctance
+        self.unused_parameters = unused_parameters
         self._sheaves: dict[tuple[tuple[int, bool], ...], dict[int, Sheaf]] = {}
 
     @staticmethod
     def _rule(rule: str | LocalRule) -> LocalRule:
         if isinstance(rule, LocalRule):
             return rule
-        if rule not in RULES:
-            raise ValueError(f"rule is {rule!r}; write one of {', '.join(map(repr, RULES))}")
+        if not isinstance(rule, str) or rule not in RULES:
+            raise ValueError(
+                f"rule is {rule!r}; write one of {', '.join(map(repr, RULES))}, or a rule object "
+                "such as EdgeRule()"
+            )
         return RULES[rule]()
 
     @property
@@ -77,12 +93,12 @@ class SheafTrainer:
 
         It is read anew when a module was replaced or has changed its mode.
         """
-        inputs = (x,) if isinstance(x, Tensor) else tuple(x)
-        batch = inputs[0].shape[0] if inputs[0].ndim else 0
+        xs = inputs(x)
+        batch = xs[0].shape[0] if xs[0].ndim else 0
         modules = tuple((id(m), m.training) for m in self.model.modules())
         sheaves = self._sheaves.setdefault(modules, {})
         if not sheaves:
-            first = encode(self.model, inputs)
+            first = encode(self.model, xs, unused_parameters=self.unused_parameters)
             if len(first.outputs) != 1:
                 raise ValueError(
                     f"the model returns {len(first.outputs)} outputs ({', '.join(first.outputs)}); "
@@ -115,6 +131,8 @@ class SheafTrainer:
                 f"rule {self.rule.name!r} has a memory of its own samples and cannot be reduced "
                 "over processes; write rule='edge', 'first-order' or 'equilibrium'"
             )
+        if self.reluctance is not None:
+            self.reluctance.check(self.learnable)
         self._store(batch.sheaf, reduce_gradients(self.rule.gradients(batch)))
         if self.reluctance is not None:
             self.reluctance.add_to(self.learnable)
@@ -123,13 +141,23 @@ class SheafTrainer:
     @torch.no_grad()
     def batch(self, x: Tensor | Sequence[Tensor], y: Tensor) -> Batch:
         """The forward pass of a batch with its checked target and loss, as rules take it."""
-        sheaf = self.sheaf(x)
+        xs, y = tensors(x, y)
+        sheaf = self.sheaf(xs)
+        self._check_precision(sheaf)
         back = self.rule.sweeps_back
-        values, maps = sheaf.trace(x) if back else (sheaf.forward(x), {})
+        values, maps = sheaf.trace(xs) if back else (sheaf.forward(xs), {})
         output = sheaf.outputs[0]
         target = self.loss.target(values[output], y)
         potential = self.loss.potential(values[output], target)
         return Batch(sheaf, values, target, potential, self.loss, output, maps)
+
+    def _check_precision(self, sheaf: Sheaf) -> None:
+        dtype = sheaf.network.nodes[0].dtype
+        if self.rule.solves and dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"rule {self.rule.name!r} solves linear systems, which torch does not do in "
+                f"{dtype}; write rule='first-order', or make the model and its input float32"
+            )
 
     @staticmethod
     def _store(sheaf: Sheaf, found: LocalGradients) -> None:
