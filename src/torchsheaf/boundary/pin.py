@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import number
 from torchsheaf.cochain import is_finite
 
 Coordinates = int | Sequence[int] | Tensor | None
@@ -32,11 +32,10 @@ class Pin:
     weight: float = math.inf
 
     def __post_init__(self) -> None:
-        if not is_number(self.weight) or not self.weight > 0:
-            raise ValueError(
-                f"pin on {self.vertex!r}: weight is {self.weight!r}; write a positive number, or "
-                "math.inf for a hard pin"
-            )
+        number(
+            f"pin on {self.vertex!r}: weight", self.weight, lambda w: w > 0,
+            "a positive number, or math.inf for a hard pin",
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         value, where = (_short(given) for given in (self.value, self.where))
@@ -120,11 +119,6 @@ class Pin:
         raise ValueError(
             f"pin on {self.vertex!r}: the value has shape {tuple(value.shape)}; write {wanted}"
         )
-
-
-def is_number(given: object) -> bool:
-    """Whether this is a real number, of Python or NumPy; truth values are not."""
-    return isinstance(given, Real) and not isinstance(given, bool)
 
 
 def _short(given: object) -> str:

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary.pin import Coordinates, Pin, is_number
+from torchsheaf.arguments import positive_number
+from torchsheaf.boundary.pin import Coordinates, Pin
 from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
 
@@ -317,8 +318,7 @@ def hold(
     for name, w in (weights or {}).items():
         if name not in sheaf.edges:
             raise ValueError(f"no edge named {name!r}; write one of: {', '.join(sheaf.edges)}")
-        if not is_number(w) or not (w > 0 and math.isfinite(w)):
-            raise ValueError(f"weight of edge {name!r} is {w!r}; write a positive finite number")
+        positive_number(f"weight of edge {name!r}", w, "a positive finite number")
     return Problem(sheaf, held, values, weights=weights, given=given)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import whole_number
 from torchsheaf.boundary import Problem, require_problem
-from torchsheaf.boundary.numbers import whole_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import Extension
 from torchsheaf.sheaf import Sheaf

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import finite_number
 from torchsheaf.boundary import Problem, require_problem
-from torchsheaf.boundary.numbers import finite_number
 from torchsheaf.cochain import coordinates
 from torchsheaf.diagnose.discord import DiscordEdge, discord_edges
 from torchsheaf.diagnose.findings import Finding, at_most

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import finite_number, whole_number
 from torchsheaf.boundary import Problem, require_problem
-from torchsheaf.boundary.numbers import finite_number, whole_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import class_numbers
 from torchsheaf.diagnose.discord import Discord, discord_edges

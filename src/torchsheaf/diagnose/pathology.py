@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, require_problem
-from torchsheaf.boundary.numbers import positive_number
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import are_classes
 from torchsheaf.diagnose.findings import Finding, at_most

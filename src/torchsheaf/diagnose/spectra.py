@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, require_problem
-from torchsheaf.boundary.numbers import positive_number
 from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic import Spectrum, spectrum
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.arguments import whole_number
 from torchsheaf.boundary import Problem, hold
-from torchsheaf.boundary.numbers import whole_number
 from torchsheaf.diagnose.classes import require_labels
 from torchsheaf.diagnose.evolution import Evolution
 from torchsheaf.diagnose.findings import Finding

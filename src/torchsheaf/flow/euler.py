@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, stationarity
-from torchsheaf.boundary.arguments import check_positive
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
 from torchsheaf.flow.velocity import descent
@@ -77,7 +77,7 @@ class Euler(FlowMethod):
 
     def __post_init__(self) -> None:
         if self.dt is not None:
-            check_positive("dt", self.dt, "a positive step, or None (half the bound)")
+            positive_number("dt", self.dt, "a positive step, or None (half the bound)")
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         return None

@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import whole_number
 from torchsheaf.boundary import Problem
-from torchsheaf.boundary.arguments import check_whole
 from torchsheaf.cochain import is_finite
 from torchsheaf.flow.crossing import Guards, first_crossing
 from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
@@ -40,7 +40,7 @@ class Exact(FlowMethod):
     def __post_init__(self) -> None:
         if self.solver not in (None, "spectral", "krylov"):
             raise ValueError(f'solver is {self.solver!r}; write "spectral", "krylov" or None')
-        check_whole("max_events", self.max_events)
+        whole_number("max_events", self.max_events)
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         if not problem.sheaf.is_piecewise_affine:

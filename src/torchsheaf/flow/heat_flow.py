@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Problem, stationarity
-from torchsheaf.boundary.arguments import (
-    check_generator,
-    check_not_negative,
-    check_positive,
-    check_whole,
+from torchsheaf.arguments import (
+    nonnegative_number,
+    positive_number,
+    require_generator,
+    whole_number,
 )
+from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
@@ -123,10 +123,10 @@ def _check(
     until: float | None, alpha: float, tol: float, max_steps: int, output_force: str
 ) -> None:  # fmt: skip
     if until is not None:
-        check_positive("until", until, "a positive time, or None (until stationary)")
-    check_positive("alpha", alpha, "a positive rate")
-    check_not_negative("tol", tol)
-    check_whole("max_steps", max_steps)
+        positive_number("until", until, "a positive time, or None (until stationary)")
+    positive_number("alpha", alpha, "a positive rate")
+    nonnegative_number("tol", tol)
+    whole_number("max_steps", max_steps)
     if output_force not in ("jacobian", "identity"):
         raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
 
@@ -140,7 +140,7 @@ def _first(
         raise TypeError(
             f'start is a {type(start).__name__}; write "forward", "zeros", "random" or a Cochain'
         )
-    check_generator(generator)
+    require_generator(generator)
     return problem.start(start, generator)
 
 
@@ -156,7 +156,7 @@ def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tens
         else:
             raise ValueError(f"times go to {float(grid[-1]):g}, beyond until={until:g}")
         return grid
-    check_whole("times", times, 2, ", or a tensor of times")
+    whole_number("times", times, 2, ", or a tensor of times")
     if math.isfinite(until):
         return torch.linspace(0, until, times, dtype=torch.float64, device=like.device)
     later = torch.logspace(-2, 6, times - 1, dtype=torch.float64, device=like.device) / alpha

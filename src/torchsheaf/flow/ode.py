@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, stationarity
-from torchsheaf.boundary.arguments import check_positive
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
@@ -52,7 +52,7 @@ class Ode(FlowMethod):
         if self.solver is not None and self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}; write one of {', '.join(SOLVERS)}")
         for name in ("rtol", "atol", "layer"):
-            check_positive(name, getattr(self, name), "a positive number such as 1e-8")
+            positive_number(name, getattr(self, name), "a positive number such as 1e-8")
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         return None

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import positive_number, require_generator, whole_number
 from torchsheaf.boundary import GateStates, Problem, Stationarity, stationarity
 from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.block_descent import BlockDescent, over_relaxed
@@ -111,14 +112,10 @@ def harmonic_extension(
     >>> bool(torch.equal(harmonic_extension(hold(encode(net, x), x)).output, net(x)))
     True
     """
-    if not isinstance(starts, int) or starts < 1:
-        raise ValueError(f"starts is {starts!r}; write a whole number, 1 or more")
+    starts, max_passes = whole_number("starts", starts), whole_number("max_passes", max_passes)
+    require_generator(generator)
     chosen = _choose(solver, problem)
-    tol = _tolerance(problem) if tol is None else tol
-    if not tol > 0:
-        raise ValueError(f"tol is {tol}; write a positive number")
-    if max_passes < 1:
-        raise ValueError(f"max_passes is {max_passes}; write 1 or more")
+    tol = _tolerance(problem) if tol is None else positive_number("tol", tol)
     # substitution needs no start: computing one would cost as much as the answer
     direct = isinstance(chosen, Substitution) and starts == 1 and start in ("auto", "forward")
     if direct:

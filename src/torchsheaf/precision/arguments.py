@@ -1,61 +1,27 @@
 """What plan and refute are given: numbers, names, inputs and a model, each refused in words."""
 
-import math
-import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram, trace_aten
 from torchsheaf.precision.dataflow import Dataflow, read_dataflow
 from torchsheaf.precision.execute import run_exact
 from torchsheaf.precision.formats import Format, find_format
 
 
-def number(name: str, value: Any, fits: Callable[[float], bool], wanted: str) -> float:
-    """A number of Python, NumPy or a tensor without axes as a float.
-
-    Raises `ValueError` naming the argument and what is wanted where it is none, or does not fit.
-    """
-    plain, found = _plain(value), math.nan
-    if isinstance(plain, numbers.Real):
-        try:
-            found = float(plain)
-        except OverflowError:  # an integer past the largest float
-            found = math.inf
-    if math.isnan(found) or not fits(found):
-        raise ValueError(f"{name} is {value!r}; write {wanted}")
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """What a tensor without axes holds; None for a truth value, which counts nothing."""
-    plain = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
-    return None if isinstance(plain, bool) else plain
-
-
 def error_budget(value: Any, name: str = "budget") -> float:
     """An allowed output error: positive and finite."""
-    return number(
-        name, value, lambda v: 0 < v < math.inf, "a positive number in the output's units"
-    )
-
-
-def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
-    """A whole number of at least `least`; `ValueError` says so, and `otherwise`."""
-    plain = _plain(value)
-    if not isinstance(plain, numbers.Integral) or plain < least:
-        wanted = f"a whole number, {least} or more{otherwise}"
-        raise ValueError(f"{name} is {value!r}; write {wanted}")
-    return int(plain)
+    return positive_number(name, value, "a positive number in the output's units")
 
 
 def probe_count(value: Any) -> int | str:
     """How many random adjoints, or "full"."""
     full = isinstance(value, str) and value == "full"
-    return "full" if full else whole("probes", value, 1, ', or "full"')
+    return "full" if full else whole_number("probes", value, 1, ', or "full"')
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> str:
@@ -94,17 +60,6 @@ def _name(argument: str, key: Any) -> str:
     if not isinstance(key, str):
         raise ValueError(f"{argument}: {key!r} is no name; write a label, a module or an operator")
     return key
-
-
-def refuse_others(generator: Any, log: Any) -> None:
-    """`ValueError` where one is no generator (or None), or the other cannot be called."""
-    if not callable(log):
-        raise ValueError(f"log is {log!r}; pass a function of one line")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator is {generator!r}; pass a torch.Generator, for instance "
-            "torch.Generator().manual_seed(0)"
-        )
 
 
 def refuse_device(device: str) -> None:

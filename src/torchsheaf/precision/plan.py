@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchsheaf.arguments import number, require_generator, whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import (
     doubt,
@@ -26,16 +27,13 @@ from torchsheaf.precision.admission import (
 from torchsheaf.precision.apply import apply_assignment
 from torchsheaf.precision.arguments import (
     error_budget,
-    number,
     one_of,
     probe_count,
     read_formats,
     read_groups,
     read_model,
     read_pins,
-    refuse_others,
     runnable,
-    whole,
 )
 from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_weights, weigh
 from torchsheaf.precision.autocast import fixed_rules
@@ -246,9 +244,11 @@ def plan(
     one_of("norm", norm, NORMS)
     margin = number("margin", margin, lambda v: 0 < v <= 1, "a number in (0, 1]")
     range_margin = number("range_margin", range_margin, lambda v: 1 <= v < math.inf, "a number ≥ 1")
-    probes, rounds = probe_count(probes), whole("rounds", rounds, 0)
+    probes, rounds = probe_count(probes), whole_number("rounds", rounds, 0)
     fixed, tied, cost_profile = read_pins(pins), read_groups(together), load_profile(profile)
-    refuse_others(generator, log)
+    require_generator(generator)
+    if not callable(log):
+        raise TypeError(f"log is {log!r}; write a function of one line")
     flow = read_model(model, inputs[0] if isinstance(inputs, list) and inputs else inputs)
     refuse_no_output(flow)
     batches = chunks(flow, inputs)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.arguments import whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite, refuse_undefined
-from torchsheaf.precision.arguments import error_budget, read_model, runnable, whole
+from torchsheaf.precision.arguments import error_budget, read_model, runnable
 from torchsheaf.precision.bounds import _Walk
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
@@ -105,7 +106,11 @@ def refute(
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
     Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
     """
-    form, budget, sweeps = find_format(format), error_budget(budget), whole("sweeps", sweeps, 0)
+    form, budget, sweeps = (
+        find_format(format),
+        error_budget(budget),
+        whole_number("sweeps", sweeps, 0),
+    )
     flow = read_model(model, inputs)
     inputs = runnable(flow, inputs)
     refuse_no_output(flow)

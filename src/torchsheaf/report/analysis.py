@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.arguments import whole_number
 from torchsheaf.boundary import Pin, Problem, hold
-from torchsheaf.boundary.numbers import whole_number
 from torchsheaf.diagnose import Discord, Finding, agreement, discord
 from torchsheaf.diagnose import pathologies as known_faults
 from torchsheaf.diagnose.classes import require_labels

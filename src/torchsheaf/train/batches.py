@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from torchsheaf.boundary.arguments import check_whole
+from torchsheaf.arguments import whole_number
 
 Input = Tensor | tuple[Tensor, ...]
 Data = DataLoader[Any] | tuple[Input, Tensor]
@@ -65,7 +65,7 @@ def every_epoch(
         return lambda: (pair("a batch of the loader", one) for one in data)
     given, y = pair("data", data)
     if size is not None:
-        check_whole("batch_size", size, 1, ", or None (all samples)")
+        whole_number("batch_size", size, 1, ", or None (all samples)")
     xs, samples = inputs(given), y.shape[0]
     step = samples if size is None else size
 

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary.arguments import check_positive, check_whole
+from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.network.parameters import WeightEdge
 from torchsheaf.train.rule import (
     Batch,
@@ -47,9 +47,9 @@ class EdgeRule(LocalRule):
     name: str = "edge"
 
     def __post_init__(self) -> None:
-        check_positive("damping", self.damping, "a positive number such as 0.01")
+        positive_number("damping", self.damping, "a positive number such as 0.01")
         if self.group is not None:
-            check_whole("group", self.group, 1, ", or None (one group)")
+            whole_number("group", self.group, 1, ", or None (one group)")
 
     def gradients(self, batch: Batch) -> LocalGradients:
         total = LocalGradients(batch.size, {})

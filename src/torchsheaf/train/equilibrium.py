@@ -8,8 +8,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.boundary import Pin, Problem, hold
-from torchsheaf.boundary.arguments import check_positive, check_whole
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import harmonic_extension
 from torchsheaf.outcome import ConvergenceError, Outcome
@@ -69,12 +69,12 @@ class EquilibriumRule(LocalRule):
     last: Relaxation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        check_positive("output_weight", self.output_weight, "a positive finite number")
+        positive_number("output_weight", self.output_weight, "a positive finite number")
         if self.tol is not None:
-            check_positive("tol", self.tol)
-        check_whole("max_rounds", self.max_rounds)
+            positive_number("tol", self.tol)
+        whole_number("max_rounds", self.max_rounds)
         if self.max_passes is not None:
-            check_whole("max_passes", self.max_passes, 1, ", or None (relax to tol)")
+            whole_number("max_passes", self.max_passes, 1, ", or None (relax to tol)")
 
     def gradients(self, batch: Batch) -> LocalGradients:
         self.last = self.relax(batch)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from torchsheaf.boundary.arguments import check_generator, check_positive, check_whole
+from torchsheaf.arguments import positive_number, require_generator, whole_number
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.completeness import run
 from torchsheaf.outcome import ConvergenceError, Outcome
@@ -98,7 +98,7 @@ def fit(
     """
     _check_numbers(epochs, patience, clip)
     _check_parts(trainer, optimizer, scheduler, callbacks)
-    check_generator(generator)
+    require_generator(generator)
     generator = generator or torch.Generator().manual_seed(0)
     batches = every_epoch(data, batch_size, generator)
     if validation is not None:
@@ -143,11 +143,11 @@ def fit(
 
 
 def _check_numbers(epochs: int, patience: int | None, clip: float | None) -> None:
-    check_whole("epochs", epochs)
+    whole_number("epochs", epochs)
     if patience is not None:
-        check_whole("patience", patience)
+        whole_number("patience", patience)
     if clip is not None:
-        check_positive("clip", clip)
+        positive_number("clip", clip)
 
 
 def _check_parts(

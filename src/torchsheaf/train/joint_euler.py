@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.boundary.arguments import check_positive, check_whole
+from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.cochain import is_finite
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.batches import kind, tensors
@@ -70,9 +70,9 @@ class JointEuler:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "dt"):
-            check_positive(name, getattr(self, name))
+            positive_number(name, getattr(self, name))
         if not isinstance(self.beta, Tensor | None):
-            check_positive("beta", self.beta, "a positive number, a tensor (runs,) or None")
+            positive_number("beta", self.beta, "a positive number, a tensor (runs,) or None")
         loss_named(self.loss)
 
     @torch.no_grad()
@@ -160,8 +160,8 @@ class JointEuler:
 
         Raises `ConvergenceError` with the state when something stops being finite.
         """
-        check_whole("steps", steps, 0)
-        check_whole("every", every)
+        whole_number("steps", steps, 0)
+        whole_number("every", every)
         rate = self._weight_rate(state)
         for i in range(1, steps + 1):
             self._step(state, rate)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchsheaf.boundary.arguments import check_positive
-from torchsheaf.boundary.pin import is_number
+from torchsheaf.arguments import number, positive_number
 from torchsheaf.cochain import coordinates, is_finite
 
 
@@ -78,8 +77,7 @@ class PowerLoss(Loss):
     curvature: float = math.inf
 
     def __post_init__(self) -> None:
-        if not is_number(self.p) or not 1 <= self.p < math.inf:
-            raise ValueError(f"p is {self.p!r}; write a finite power ≥ 1")
+        number("p", self.p, lambda p: 1 <= p < math.inf, "a finite power ≥ 1")
 
     def potential(self, z: Tensor, y: Tensor) -> Tensor:
         return _total((z - y).abs().pow(self.p)) / self.p
@@ -99,7 +97,7 @@ class HuberLoss(Loss):
     curvature: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive("delta", self.delta)
+        positive_number("delta", self.delta)
 
     def potential(self, z: Tensor, y: Tensor) -> Tensor:
         u = (z - y).abs()

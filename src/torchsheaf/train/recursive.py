@@ -8,8 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary.arguments import check_positive
-from torchsheaf.boundary.pin import is_number
+from torchsheaf.arguments import number, positive_number
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.rule import (
     Batch,
@@ -46,9 +45,8 @@ class RecursiveRule(LocalRule):
     inverse_moments: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        check_positive("damping", self.damping, "a positive number such as 0.01")
-        if not is_number(self.memory) or not self.memory > 1:
-            raise ValueError(f"memory is {self.memory!r}; write a number > 1, or math.inf")
+        positive_number("damping", self.damping, "a positive number such as 0.01")
+        number("memory", self.memory, lambda m: m > 1, "a number > 1, or math.inf")
 
     def gradients(self, batch: Batch) -> LocalGradients:
         total = LocalGradients(batch.size, {})

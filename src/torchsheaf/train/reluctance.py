@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.boundary.arguments import check_not_negative
+from torchsheaf.arguments import nonnegative_number
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Reluctance:
     anchor: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        check_not_negative("strength", self.strength)
+        nonnegative_number("strength", self.strength)
 
         if not isinstance(self.anchor, Mapping | None):
             raise TypeError(f"anchor is a {type(self.anchor).__name__}; write a state dict or None")

@@ -1,0 +1,63 @@
+"""What a caller writes: numbers and generators, read where they come in and refused by name."""
+
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def number(name: str, given: object, fits: Callable[[float], bool], write: str) -> float:
+    """A number of Python, NumPy or a tensor without axes as a float.
+
+    Raises ValueError naming the argument, what came and what to write (`write`) for NaN, truth
+    values and what is no number, and where it does not fit.
+    """
+    plain, found = _plain(given), math.nan
+    if isinstance(plain, Real):
+        try:
+            found = float(plain)
+        except OverflowError:  # an integer past the largest float
+            found = math.inf
+    if math.isnan(found) or not fits(found):
+        raise ValueError(f"{name} is {given!r}; write {write}")
+    return found
+
+
+def finite_number(name: str, given: object, write: str = "a finite number") -> float:
+    """As `number`, of either sign."""
+    return number(name, given, math.isfinite, write)
+
+
+def positive_number(name: str, given: object, write: str = "a positive number") -> float:
+    """As `number`, finite and above 0."""
+    return number(name, given, lambda v: 0 < v < math.inf, write)
+
+
+def nonnegative_number(name: str, given: object, write: str = "a number ≥ 0") -> float:
+    """As `number`, finite and 0 or more."""
+    return number(name, given, lambda v: 0 <= v < math.inf, write)
+
+
+def whole_number(name: str, given: object, least: int = 1, otherwise: str = "") -> int:
+    """A whole number of at least `least`. Raises ValueError that says so, and `otherwise`."""
+    plain = _plain(given)
+    if not isinstance(plain, Integral) or plain < least:
+        wanted = f"a whole number, {least} or more{otherwise}"
+        raise ValueError(f"{name} is {given!r}; write {wanted}")
+    return int(plain)
+
+
+def require_generator(given: object) -> None:
+    """Raise TypeError unless `given` is a `torch.Generator` or None."""
+    if not isinstance(given, torch.Generator | None):
+        seed = int(given) if isinstance(given, Integral) else 0
+        raise TypeError(f"generator is {given!r}; write torch.Generator().manual_seed({seed})")
+
+
+def _plain(given: object) -> Any:
+    """What a tensor without axes holds; None for a truth value, which counts nothing."""
+    plain = given.item() if isinstance(given, Tensor) and given.ndim == 0 else given
+    return None if isinstance(plain, bool) else plain
