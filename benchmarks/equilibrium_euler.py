@@ -11,8 +11,10 @@ CHECK_EVERY = 50
 
 
 @torch.no_grad()
-def euler_until(problem: ts.Problem, energy: float, *, cap: int) -> dict[str, Any]:
-    """Steps and seconds from the forward pass until E ≤ 1.01 · `energy`, or `cap` steps.
+def euler_until(
+    problem: ts.Problem, energy: float, *, cap: int, start: str = "forward", seed: int = 0
+) -> dict[str, Any]:
+    """Steps and seconds from a start until E ≤ 1.01 · `energy`, or `cap` steps.
 
     dt = 1.9 / λ_max at the forward pass (the largest over samples). Written out by hand for the
     path z_1, a_1, …, z_{k+1} so that no generality of the library slows it down.
@@ -20,13 +22,13 @@ def euler_until(problem: ts.Problem, energy: float, *, cap: int) -> dict[str, An
     sheaf = problem.sheaf
     weights = list(sheaf.network.parameters().values())
     w, b = weights[0::2], weights[1::2]
-    start = problem.start("forward")
+    first = problem.start(start, torch.Generator().manual_seed(seed))
     names = list(sheaf.edges)
     top = float(ts.spectrum(problem, which="largest", tol=1e-3).values.max())
     dt = 1.9 / top
     x = problem.values[sheaf.inputs[0]]
-    z = [start[n].clone() for n in names[0::2]]
-    a = [start[n].clone() for n in names[1::2]]
+    z = [first[n].clone() for n in names[0::2]]
+    a = [first[n].clone() for n in names[1::2]]
     begin, steps, now = time.perf_counter(), 0, float("inf")
     while steps < cap:
         below = [x, *a]

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 import torchsheaf as ts
 from tests.reference.held import (
     OVERLAPPING,
+    Attending,
     PostActivation,
     PreActivation,
     falls,
@@ -42,6 +44,13 @@ class Convolutional(nn.Module):
         return self.out(x.flatten(1))
 
 
+def deep(gate: type[nn.Module], width: int = 16, layers: int = 8) -> nn.Sequential:
+    """A path of so many hidden layers."""
+    widths = [3, *[width] * layers, 2]
+    stack = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), gate())]
+    return nn.Sequential(*stack[:-1])
+
+
 SHAPES: dict[str, Callable[[], nn.Module]] = {
     "residual, post-activation": lambda: fill(PostActivation(16, 4), 0),
     "residual, pre-activation": lambda: fill(PreActivation(16, 4), 0),
@@ -57,6 +66,8 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
     "hardtanh": lambda: path(nn.Hardtanh(), 0),
     "tanh": lambda: path(nn.Tanh(), 0),
     "gelu": lambda: path(nn.GELU(), 0),
+    "tanh, eight layers": lambda: fill(deep(nn.Tanh), 1),
+    "attention": lambda: fill(Attending(), 0),
 }
 
 

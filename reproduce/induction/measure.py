@@ -140,6 +140,7 @@ def study() -> dict[str, Any]:
     correlations, energies, maps = [], [], []
     stationarity: list[float] = []
     bent_stationarity: list[float] = []
+    passes: dict[str, list[int]] = {"logits held": [], "heads pinned": []}
     sheaf = ts.encode(model, ids[:2, :-1])
     for seen, swapped, right, rival in cases(model):
         problem = ts.hold(sheaf, seen)
@@ -147,12 +148,14 @@ def study() -> dict[str, Any]:
         patched.append(patching(problem, corrupted, right, rival))
         relaxed = exchanged(problem, right, rival)
         stationarity.append(float(relaxed.stationarity.max()))
+        passes["logits held"].append(relaxed.passes)
         total = sum(float(r.square().sum()) for r in relaxed.residual.values())
         discords.append({v: float(relaxed.residual[v].square().sum()) / total for v in READ})
         pairs = [(abs(patched[-1][v]), discords[-1][v]) for v in READ]
         correlations.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
         change, before, bent = two_way(problem, corrupted)
         bent_stationarity.append(float(bent.stationarity.max()))
+        passes["heads pinned"].append(bent.passes)
         maps.append(change)
         energies.append((before, float(bent.energy[0])))
     found["patching"] = {v: sum(p[v] for p in patched) / len(patched) for v in READ}
@@ -161,6 +164,7 @@ def study() -> dict[str, Any]:
     found["worst_stationarity"] = max(stationarity)
     found["head_pin_stationarity"] = bent_stationarity
     found["head_pin_energy_forward_and_relaxed"] = energies
+    found["passes"] = passes
     found["first_sequence"] = next(cases(model))[0][0].tolist()
     found["pull"] = {v: maps[0][v].tolist() for v in READ}
     return found
@@ -205,7 +209,7 @@ def main() -> None:
     os.chmod(file.name, 0o644)
     os.replace(file.name, RESULTS)
     pictures(found)
-    shown = ("accuracy", "attention", "patching", "discord_share", "rank_correlation")
+    shown = ("accuracy", "attention", "patching", "discord_share", "rank_correlation", "passes")
     print(json.dumps({k: found[k] for k in (*shown, "worst_stationarity")}, indent=1))
     print(found["head_pin_energy_forward_and_relaxed"])
 

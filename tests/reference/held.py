@@ -52,6 +52,25 @@ class Pooled(nn.Module):
         return self.out(x.flatten(1))
 
 
+class Attending(nn.Module):
+    """A residual stream of five places, one layer of two causal heads on its norm, two outputs."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, width)
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList([nn.Linear(width, width) for _ in range(3)])
+        self.write = nn.Linear(width, width)
+        self.out = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        q, k, v = (f(self.norm(h)).unflatten(-1, (2, -1)).transpose(1, 2) for f in self.heads)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = h + self.write(y.transpose(1, 2).flatten(2))
+        return self.out(h[:, -1])
+
+
 class Overlapping(nn.Module):
     """Two pools of the same values, whose windows overlap within and between them."""
 
@@ -109,6 +128,14 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "relu, then pool": lambda s: fill(Pooled(pool_first=False), s),
     "pool, then relu": lambda s: fill(Pooled(pool_first=True), s),
 }
+
+
+@cache
+def held_attention(seed: int, batch: int = 6) -> ts.Problem:
+    """Both outputs and the input of `Attending` held, the outputs at random values."""
+    x = randn(seed + 1, batch, 5, 3)
+    problem = ts.hold(ts.encode(fill(Attending(), seed), x), x)
+    return problem.pin(ts.Pin("output", 3 * randn(seed + 2, batch, 2)))
 
 
 @cache

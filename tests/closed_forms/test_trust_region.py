@@ -1,0 +1,101 @@
+"""Conjugate gradients that end where they leave a trust region (Steihaug 1983)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchsheaf as ts
+from tests.reference.held import held_attention, held_output
+from torchsheaf.harmonic.curvature import Curvature
+from torchsheaf.harmonic.frozen_system import FrozenSystem, newton_direction
+from torchsheaf.harmonic.reduced_energy import branch, forces
+from torchsheaf.harmonic.reduction import Reduction
+
+TIGHT = 1e-10
+
+
+@torch.no_grad()
+def system_of(problem: ts.Problem) -> tuple[FrozenSystem, Tensor]:
+    """The model with second derivatives at the forward pass, and its gradient."""
+    reduction = Reduction.of(problem)
+    c = reduction.layout.gather(problem.start("forward"))
+    here = forces(reduction, c, reduction.incoming(c))
+    network, point = problem.sheaf.network, reduction.point(c)
+    maps = {x.node.name: network.linearise(x.node, point, {}) for x in reduction.layout.cells}
+    system = FrozenSystem(reduction.layout, maps, branch(reduction, c, here.gates))
+    pull = here.on_values.clone()
+    gradient = system.reverse(here.on_variables.clone(), pull, overwrite=True)
+    curvature = Curvature(reduction.layout, network, point, pull) or None
+    return replace(system, curvature=curvature), gradient
+
+
+def constant(value: float, like: Tensor) -> Tensor:
+    return like.new_full((like.shape[0],), value)
+
+
+def model(system: FrozenSystem, gradient: Tensor, u: Tensor) -> Tensor:
+    return torch.linalg.vecdot(u, gradient + 0.5 * system.product(u)[0])
+
+
+@torch.no_grad()
+def test_a_wide_region_changes_nothing():
+    system, g = system_of(held_output("mlp").samples(torch.arange(4)))
+    plain = newton_direction(system, g, constant(TIGHT, g))
+    wide = newton_direction(system, g, constant(TIGHT, g), radius=constant(1e6, g))
+    torch.testing.assert_close(wide.u, plain.u)
+    assert not wide.edge.any()
+    torch.testing.assert_close(wide.model, model(system, g, wide.u))
+    torch.testing.assert_close(wide.norm, wide.u.norm(dim=1))
+
+
+@torch.no_grad()
+def test_every_sample_ends_on_its_own_edge_or_inside_it():
+    system, g = system_of(held_output("mlp").samples(torch.arange(4)))
+    whole = newton_direction(system, g, constant(TIGHT, g))
+    share = torch.tensor([0.1, 0.5, 0.9, 2.0], dtype=g.dtype)
+    radius = share * whole.norm
+    found = newton_direction(system, g, constant(TIGHT, g), radius=radius)
+    assert found.edge.tolist() == [True, True, True, False]
+    expected = torch.where(found.edge, radius, whole.norm)
+    torch.testing.assert_close(found.u.norm(dim=1), expected)
+    torch.testing.assert_close(found.model, model(system, g, found.u))
+    # the model falls along the path of the conjugate gradients
+    assert bool((found.model[:3] > whole.model[:3]).all())
+    assert bool((found.model < 0).all())
+    dc, dm = system.forward(found.u)
+    torch.testing.assert_close(found.dc, dc)
+    torch.testing.assert_close(found.dm, dm)
+
+
+@torch.no_grad()
+def test_a_tiny_region_gives_steepest_descent():
+    system, g = system_of(held_attention(0))
+    radius = constant(1e-7, g)
+    found = newton_direction(system, g, constant(TIGHT, g), radius=radius)
+    expected = -g / g.norm(dim=1, keepdim=True) * radius[:, None]
+    torch.testing.assert_close(found.u, expected, rtol=1e-5, atol=1e-14)
+
+
+@torch.no_grad()
+def test_where_the_model_bends_downwards_the_edge_is_reached():
+    """Without a region such a direction stops its sample; with one it is followed to the edge."""
+    problem = held_attention(2)
+    system, g = system_of(problem)
+    stopped = newton_direction(system, g, constant(TIGHT, g))
+    residual = (system.product(stopped.u)[0] + g).norm(dim=1)
+    bent = residual > 1e-3 * g.norm(dim=1)
+    assert bent.any(), "the example has no negative curvature"
+    radius = 2 * stopped.norm + 1
+    found = newton_direction(system, g, constant(TIGHT, g), radius=radius)
+    assert found.edge[bent].all()
+    torch.testing.assert_close(found.norm[bent], radius[bent])
+    assert bool((found.model[bent] < stopped.model[bent]).all())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_attention_converges_at_second_order(seed):
+    """To 1e-11: fused attention has no second derivative, and without it 20,000 passes fail."""
+    found = ts.harmonic_extension(held_attention(seed), tol=1e-11, max_passes=800)
+    assert float(found.stationarity.max()) <= 1e-11
