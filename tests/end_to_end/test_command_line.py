@@ -252,7 +252,11 @@ FAILURES = [
     (["inspect", "nets:small", "--weights", "nets.py"], Exit.BAD_TARGET, "nets.py"),
     (["report", "nets:small", "--nearest", "9"], Exit.BAD_INPUT, "2 classes, numbered 0 … 1"),
     (["report", "nets:small", "--samples", "0"], Exit.USAGE, "'--samples': 0 is not in"),
-    (["report", "nets:small", "--budget", "-1"], Exit.USAGE, "budget is -1.0; write a positive number"),
+    (
+        ["report", "nets:small", "--budget", "-1"],
+        Exit.USAGE,
+        "budget is -1.0; write a positive number",
+    ),
     (["report", "nets:small", "-o", "absent/page.html"], Exit.CANNOT_WRITE, "does not exist"),
     (["reproduce"], Exit.NO_CHECKOUT, "clone the repository"),
     (["lab", "09"], Exit.NO_CHECKOUT, "clone the repository"),

@@ -23,6 +23,11 @@ class Step:
     trials: int
 
 
+def rounding(energy: Tensor) -> Tensor:
+    """Differences of the energy below this are rounding error."""
+    return NOISE * max(1.0, torch.finfo(energy.dtype).eps / 2.3e-16) * energy
+
+
 def line_search(
     along: Along, energy: Tensor, slope: Tensor, *, whole: tuple[Tensor, Tensor] | None = None,
     refine: int = 3, max_halvings: int = 40,
@@ -33,7 +38,7 @@ def line_search(
     φ is lower. `whole` is (φ(1), φ′(1)) where the caller knows it. For a frozen branch E_s ≥ E
     this is Armijo on E too (docs/notes/solver.md §3).
     """
-    noise = NOISE * max(1.0, torch.finfo(energy.dtype).eps / 2.3e-16) * energy
+    noise = rounding(energy)
     t = torch.ones_like(energy)
     value, derivative = along(t) if whole is None else whole
     trials = int(whole is None)

@@ -10,7 +10,7 @@ from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
 from torchsheaf.harmonic.kinks import Frozen, Geometry, Kinks, kink_sites
-from torchsheaf.harmonic.line_search import Step, line_search
+from torchsheaf.harmonic.line_search import Step, line_search, rounding
 from torchsheaf.harmonic.reduced_energy import Forces, branch, forces
 from torchsheaf.harmonic.reduction import Reduction
 from torchsheaf.harmonic.solver import Solution
@@ -237,7 +237,7 @@ class SynchronousNewton:
         moved = (length > 0)[:, None]
         now.c, now.m = torch.where(moved, c, now.c), torch.where(moved, m, now.m)
         if not self.sites:
-            self._trust(direction, step.energy - here.energy, length)
+            self._trust(direction, here, step.energy, length)
         now.turn = torch.where(length > 0, 0, now.turn)
         return bool((turned | (length > 0)).any())
 
@@ -259,16 +259,17 @@ class SynchronousNewton:
         now.radius = torch.minimum(now.radius, (2 * here.energy).sqrt())
         return now.radius
 
-    def _trust(self, direction: Direction, change: Tensor, length: Tensor) -> None:
+    def _trust(self, direction: Direction, here: Forces, energy: Tensor, length: Tensor) -> None:
         """New radii: the part of the step that was taken, where it had to be shortened; half of it
-        where the model foretold less than a quarter; twice as far where the edge was good.
+        where E fell by less than a quarter of what was foretold; twice as far where a step to the
+        edge did better than three quarters. What is foretold below rounding error says nothing.
         """
         radius, norm = self.now.radius, direction.norm
-        share = change / direction.model.clamp_max(-torch.finfo(change.dtype).tiny)
-        radius = torch.where((share > 0.75) & direction.edge, 2 * radius, radius)
-        radius = torch.where(share < 0.25, 0.5 * norm, radius)
-        radius = torch.where(length < 1, length.clamp_min(0.1) * norm, radius)
-        self.now.radius = radius
+        foretold, fell = -direction.model, here.energy - energy
+        audible = foretold > 10 * rounding(here.energy)
+        radius = torch.where((fell > 0.75 * foretold) & direction.edge, 2 * radius, radius)
+        radius = torch.where(audible & (fell < 0.25 * foretold), 0.5 * norm, radius)
+        self.now.radius = torch.where(length < 1, length.clamp_min(0.1) * norm, radius)
 
     def _unblock(
         self, system: FrozenSystem, here: Forces, gradient: Tensor, direction: Direction
