@@ -71,6 +71,7 @@ class SynchronousNewton:
         layout, nodes = reduction.layout, [c.node for c in reduction.layout.cells]
         self.smooth = any(not n.piecewise_affine for n in nodes)
         self.sites = bool(kink_sites(layout))
+        self.regions = self.smooth and not self.sites
         self.divisible = reduction.problem.sheaf.network.fixed_batch is None
         c = layout.gather(start)
         self.final = c.clone()
@@ -100,8 +101,10 @@ class SynchronousNewton:
                 break
             self._note_states(here)
             system = self._system(here)
-            self.pull = here.on_values.clone()
-            gradient = system.reverse(here.on_variables.clone(), self.pull, overwrite=True)
+            self.pull = here.on_values.clone() if self.regions else here.on_values
+            gradient = system.reverse(
+                here.on_variables.clone(), self.pull, overwrite=self.regions
+            )  # fmt: skip
             self.passes += 1
             done = self._arrived(system, here, gradient)
             turned = self._turn(done)
@@ -209,7 +212,7 @@ class SynchronousNewton:
         """
         now = self.now
         forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
-        radius = None if self.sites else self._radius(here)
+        radius = self._radius(here) if self.regions else None
         if self.smooth:
             system = self._with_curvature(system, here)
         direction = newton_direction(system, gradient, forcing, radius=radius)
@@ -223,20 +226,24 @@ class SynchronousNewton:
             direction, slope = self._steepest(system, gradient, direction, slope, uphill)
         moving = self.left[now.index] & ~turned
         slope = torch.where(moving, slope, 0)
-        path = self._bent(direction) if self.sites else self._mixed(system, direction)
-        step, (c, m) = self._search(path, direction, here, slope)
+        if self.regions:
+            path, whole = self._mixed(system, direction)
+            step, (c, m) = self._search(path, here, slope, whole)
+        else:
+            path = self._bent(direction) if self.sites else self._straight(direction)
+            step, (c, m) = self._search(path, here, slope)
         length = step.length * moving
         if self.sites and bool((moving & (length == 0)).any()):
             stopped = length == 0
             straight, (c_straight, m_straight) = self._search(
-                self._straight(direction), direction, here, slope
+                self._straight(direction), here, slope
             )
             length = torch.where(stopped, straight.length * moving, length)
             c = torch.where(stopped[:, None], c_straight, c)
             m = torch.where(stopped[:, None], m_straight, m)
         moved = (length > 0)[:, None]
         now.c, now.m = torch.where(moved, c, now.c), torch.where(moved, m, now.m)
-        if not self.sites:
+        if self.regions:
             self._trust(direction, here, step.energy, length)
         now.turn = torch.where(length > 0, 0, now.turn)
         return bool((turned | (length > 0)).any())
@@ -244,8 +251,9 @@ class SynchronousNewton:
     def _with_curvature(self, system: FrozenSystem, here: Forces) -> FrozenSystem:
         """Add the second derivatives of smooth edges, each weighted with the pull on its value.
 
-        Where values move on a straight line that is the force of its own edge; where residuals do,
-        the derivative that has come back through the network. Both agree at equilibria.
+        Where values last moved on a straight line that is the force of its own edge; where
+        residuals did, the derivative that has come back through the network. Both agree at
+        equilibria.
         """
         now = self.now
         point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
@@ -254,9 +262,9 @@ class SynchronousNewton:
         return replace(system, curvature=curvature or None)
 
     def _radius(self, here: Forces) -> Tensor:
-        """Of the trust regions; at first the norm of all residuals, which no u need exceed."""
+        """Of the trust regions; at first the norm of all residuals."""
         now = self.now
-        now.radius = torch.minimum(now.radius, (2 * here.energy).sqrt())
+        now.radius = torch.where(now.radius.isinf(), (2 * here.energy).sqrt(), now.radius)
         return now.radius
 
     def _trust(self, direction: Direction, here: Forces, energy: Tensor, length: Tensor) -> None:
@@ -287,7 +295,7 @@ class SynchronousNewton:
             gradient = system.reverse(here.on_variables, here.on_values)
             forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
             direction = newton_direction(system, gradient, forcing)
-            self.passes += 1 + 2 * direction.steps
+            self.passes += 1 + (2 if system.curvature is None else 3) * direction.steps
         return system, gradient, direction
 
     def _straight(self, direction: Direction) -> Path:
@@ -314,28 +322,28 @@ class SynchronousNewton:
 
         return path
 
-    def _mixed(self, system: FrozenSystem, direction: Direction) -> Path:
-        """Per sample straight, or curved so that residuals move evenly: the lower one at t = 1."""
+    def _mixed(
+        self, system: FrozenSystem, direction: Direction
+    ) -> tuple[Path, tuple[Tensor, Tensor, Tensor]]:
+        """Per sample straight, or curved so that residuals move evenly: the lower one at t = 1.
+
+        Also (C, M) and E there. Cost: two forward passes, and one for every further trial.
+        """
         now, move = self.now, system.branch.scale * direction.u
-        slope, straight = system.branch.slope, self._straight(direction)
 
         def curved(t: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
             pick, t = chosen[:, None], t[:, None]
             by = t * torch.where(pick, move, direction.dc)
             self.passes += 1
-            return now.reduction.substituted(now.c, now.m, by, slope * pick)
+            return now.reduction.substituted(now.c, now.m, by, system.branch.slope * pick)
 
         whole = torch.ones_like(direction.norm)
-        ends = [straight(whole), curved(whole, torch.ones_like(now.curved))]
-        energies = [forces(now.reduction, c, m).energy for c, m in ends]
+        ends = [self._straight(direction)(whole), curved(whole, torch.ones_like(now.curved))]
+        energies = [forces(now.reduction, c, m).energy.nan_to_num(nan=torch.inf) for c, m in ends]
         now.curved = energies[1] < energies[0]
         pick = now.curved[:, None]
         c, m = (torch.where(pick, b, a) for a, b in zip(*ends, strict=True))
-
-        def path(t: Tensor) -> tuple[Tensor, Tensor]:
-            return (c, m) if bool((t == 1).all()) else curved(t, now.curved)
-
-        return path
+        return lambda t: curved(t, now.curved), (c, m, torch.minimum(*energies))
 
     def _steepest(
         self, system: FrozenSystem, gradient: Tensor, direction: Direction, slope: Tensor,
@@ -348,23 +356,30 @@ class SynchronousNewton:
             torch.where(pick, -gradient, direction.u),
             torch.where(pick, dc, direction.dc),
             torch.where(pick, dm, direction.dm),
-            direction.steps, direction.model, direction.edge, direction.norm,
-        )  # fmt: skip
+            direction.steps,
+            direction.model.masked_fill(uphill, 0),
+            direction.edge & ~uphill,
+            torch.where(uphill, gradient.norm(dim=1), direction.norm),
+        )
         return mixed, torch.where(uphill, -gradient.square().sum(1), slope)
 
     def _search(
-        self, path: Path, direction: Direction, here: Forces, slope: Tensor
-    ) -> tuple[Step, tuple[Tensor, Tensor]]:
-        """How far along the path, and (C, M) there: the last trial is where every sample ends."""
-        end = (self.now.c, self.now.m)
+        self, path: Path, here: Forces, slope: Tensor,
+        whole: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> tuple[Step, tuple[Tensor, Tensor]]:  # fmt: skip
+        """How far along the path, and (C, M) there: the last trial is where every sample ends.
+
+        `whole` is (C, M) and E at t = 1 where they are known.
+        """
+        end = (self.now.c, self.now.m) if whole is None else whole[:2]
 
         def along(t: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal end
             end = path(t)
-            there = forces(self.now.reduction, *end)
-            return there.energy, there.slope(direction.dc, direction.dm)
+            return forces(self.now.reduction, *end).energy, slope  # no secants: no slope is asked
 
-        return line_search(along, here.energy, slope, refine=0), end
+        first = None if whole is None else (whole[2], slope)
+        return line_search(along, here.energy, slope, whole=first, refine=0), end
 
     def _solution(self, outcome: Outcome) -> Solution:
         now, whole = self.now, self.whole
