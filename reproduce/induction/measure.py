@@ -42,9 +42,11 @@ RESULTS, IMAGES = ROOT / "reproduce" / "results" / "induction.json", ROOT / "doc
 SAMPLES, LAST = 24, LENGTH - 1
 READ = {
     "letters": "letters", "add": "stream 0", "layers.0.queries": "L0 Q", "layers.0.keys": "L0 K",
-    "layers.0.values": "L0 V", "layers.0": "L0 heads", "layers.0.write": "L0 out",
+    "layers.0.values": "L0 V", "layers.0.scaled_dot_product_attention": "L0 heads",
+    "layers.0.write": "L0 out",
     "add_1": "stream 1", "layers.1.queries": "L1 Q", "layers.1.keys": "L1 K",
-    "layers.1.values": "L1 V", "layers.1": "L1 heads", "layers.1.write": "L1 out",
+    "layers.1.values": "L1 V", "layers.1.scaled_dot_product_attention": "L1 heads",
+    "layers.1.write": "L1 out",
     "add_2": "stream 2",
 }  # fmt: skip
 """Vertices shown, by their short name (the norms are left out: they follow the stream)."""
@@ -113,11 +115,13 @@ def two_way(
 ) -> tuple[dict[str, Tensor], float, ts.Extension]:
     """Pin layer 1's heads at the last position to the corrupted run: where does it pull?"""
     size = WIDTH // HEADS
-    mask = torch.zeros(problem.sheaf.vertices["layers.1"].shape, dtype=torch.bool)
+    mask = torch.zeros(
+        problem.sheaf.vertices["layers.1.scaled_dot_product_attention"].shape, dtype=torch.bool
+    )
     mask[:, LAST] = True
-    value = corrupted["layers.1"][0][mask]
+    value = corrupted["layers.1.scaled_dot_product_attention"][0][mask]
     assert value.numel() == HEADS * size
-    pinned = problem.pin(ts.Pin("layers.1", value, where=mask))
+    pinned = problem.pin(ts.Pin("layers.1.scaled_dot_product_attention", value, where=mask))
     before = pinned.start("forward")
     relaxed = ts.harmonic_extension(pinned, tol=1e-4, max_passes=5000, throw=False)
     clean = problem.start("forward")
@@ -186,7 +190,7 @@ def pictures(found: dict[str, Any]) -> None:
     figure.tight_layout()
     figure.savefig(IMAGES / "induction_discord.png", dpi=110)
     plt.close(figure)
-    upstream = names[: names.index("layers.1") + 1]
+    upstream = names[: names.index("layers.1.scaled_dot_product_attention") + 1]
     picture = torch.tensor([found["pull"][n] for n in upstream])
     figure, ax = plt.subplots(figsize=(8, 3.4))
     image = ax.imshow(picture, aspect="auto", cmap="Blues")

@@ -78,6 +78,8 @@ def test_with_no_tolerance_no_sample_stops_before_the_end(problem):
 def test_what_is_no_problem_and_what_is_no_start_are_named(problem):
     with pytest.raises(TypeError, match=r"problem is a Sheaf; write ts\.hold\(sheaf, x\)"):
         ts.heat_flow(problem.sheaf)
+    with pytest.raises(TypeError, match="problem is a int"):
+        ts.heat_flow(3, tol=1e-3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match='start is a Tensor; write "forward", "zeros", "random"'):
         ts.heat_flow(problem, torch.zeros(4, 3))
     zeros = problem.start("zeros")

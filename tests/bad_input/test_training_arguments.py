@@ -132,7 +132,9 @@ def test_what_is_no_trainer_no_optimiser_and_no_model() -> None:
         SheafTrainer(net, rule=EdgeRule)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"loss is \[\]"):
         SheafTrainer(net, loss=[])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"reluctance is a float; write ts.Reluctance\(0.1\)"):
+    with pytest.raises(
+        TypeError, match=r"reluctance is a float; write torchsheaf.train.Reluctance\(0.1\)"
+    ):
         SheafTrainer(net, reluctance=0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unused_parameters is 'yes'"):
         SheafTrainer(net, unused_parameters="yes")

@@ -164,3 +164,14 @@ def block_thomas(diagonal, above, right):
     for i in reversed(range(len(diagonal) - 1)):
         x.insert(0, torch.linalg.solve(d[i], r[i] - above[i] @ x[0]))
     return x
+
+
+@pytest.mark.parametrize("start", ["auto", "forward", "zeros"])
+def test_no_start_is_tried_twice(start):
+    """On a smooth net "auto" is the forward pass."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    x = randn(1, 4, 2)
+    held = ts.hold(ts.encode(net.double(), x), x).pin(ts.Pin("output", 1.0))
+    found = ts.harmonic_extension(held, start=start, starts=4).equilibria
+    assert sorted(found.starts) == ["forward", "random 0", "random 1", "zeros"]

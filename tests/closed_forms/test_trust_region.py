@@ -8,12 +8,17 @@ from torch import Tensor
 
 import torchsheaf as ts
 from tests.reference.held import held_attention, held_output
+from tests.reference.networks import fill, randn
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import FrozenSystem, newton_direction
 from torchsheaf.harmonic.reduced_energy import branch, forces
 from torchsheaf.harmonic.reduction import Reduction
 
 TIGHT = 1e-10
+
+
+def linear(m: int, n: int) -> torch.nn.Linear:
+    return torch.nn.Linear(m, n, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -92,6 +97,29 @@ def test_where_the_model_bends_downwards_the_edge_is_reached():
     assert found.edge[bent].all()
     torch.testing.assert_close(found.norm[bent], radius[bent])
     assert bool((found.model[bent] < stopped.model[bent]).all())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+def test_free_inputs_may_move_farther_than_the_residuals_are_large(scale):
+    """Weights times s: the inputs must move by 1/s, however small the energy is by then."""
+    net = fill(torch.nn.Sequential(linear(4, 8), torch.nn.Tanh(), linear(8, 2)), 0)
+    with torch.no_grad():
+        net[0].weight.mul_(scale)
+        wanted = net(randn(2, 10, 4))
+    x = randn(1, 10, 4)
+    held = ts.hold(ts.encode(net, x), x, where=[]).pin(ts.Pin("output", wanted))
+    found = ts.harmonic_extension(held, max_passes=1000)
+    assert float(found.energy.max()) < 1e-10
+
+
+def test_a_tolerance_below_rounding_stalls_and_one_above_does_not():
+    held = held_attention(0)
+    found = ts.harmonic_extension(held, tol=1e-17, max_passes=20_000, throw=False)
+    assert found.outcome is ts.Outcome.STALLED
+    assert found.passes < 2_000
+    assert float(found.stationarity.max()) < 1e-9
+    settled = ts.harmonic_extension(held, tol=1e-10, max_passes=20_000)
+    torch.testing.assert_close(settled.energy, found.energy, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -51,6 +51,39 @@ def test_names_change_nothing(names: tuple[str, ...], form: str) -> None:
     assert set(kept) <= set(found[1].problem.sheaf.vertices)
 
 
+class PostNorm(nn.Module):
+    """As in BERT: the norm comes last, and the sum before it is not what the module returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dense(x))
+
+
+class Residual(PostNorm):
+    """The sum comes last: it is what the module returns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dense(self.norm(x))
+
+
+def test_a_modules_name_is_what_a_hook_on_it_sees() -> None:
+    model = nn.Sequential(PostNorm(), Residual(), nn.Sequential(PostNorm(), nn.ReLU())).double()
+    x, seen = randn(1, 5, 4), {}
+    values = ts.encode(model, x).forward(x)
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda m, given, y, name=name: seen.update({name: y}))
+    model(x)
+    shared = set(seen) & set(values)
+    assert {"0.dense", "0.norm", "1", "1.norm", "2.0.norm"} <= shared
+    assert {"0", "2.0"}.isdisjoint(shared)
+    assert {"0.add", "2.0.add"} <= set(values)
+    for name in shared:
+        torch.testing.assert_close(values[name], seen[name], rtol=1e-12, atol=1e-12)
+
+
 def test_an_input_whose_name_a_module_has_too() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -34,7 +34,7 @@ def prediction(problem: Problem, at: Cochain, edge: str) -> Prediction:
     """The predicted-against-actual view of one edge at a cochain.
 
     Raises ValueError for an unknown edge, a cochain that does not fit or weights that are not
-    finite. Cost: one operation.
+    finite. Cost: one operation, and a look at all weights and values for NaN.
     Source: Bosca & Ghrist 2026, figures of section 6.3.
 
     >>> from torchsheaf.boundary import hold

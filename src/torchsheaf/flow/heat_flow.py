@@ -73,7 +73,10 @@ def heat_flow(
     >>> bool(torch.allclose(flow.output, net(x), atol=1e-6))
     True
     """
-    tol = _tolerance(problem) if tol is None else tol
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem is a {type(problem).__name__}; write ts.hold(sheaf, x)")
+    if tol is None:
+        tol = 1e-10 if problem.like.dtype == torch.float64 else 1e-5
     _check(until, alpha, tol, max_steps, output_force)
     walls = Walls.of(problem)
     if output_force == "identity":
@@ -111,12 +114,6 @@ def heat_flow(
         advice = "" if course.outcome is Outcome.NONFINITE else course.advice
         raise ConvergenceError(course.outcome, f"{chosen.name} flow: {said}", result, advice)
     return result
-
-
-def _tolerance(problem: Problem) -> float:
-    if not isinstance(problem, Problem):
-        raise TypeError(f"problem is a {type(problem).__name__}; write ts.hold(sheaf, x)")
-    return 1e-10 if problem.like.dtype == torch.float64 else 1e-5
 
 
 def _check(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number
+from torchsheaf.arguments import nonnegative_number, positive_number
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
@@ -51,8 +51,9 @@ class Ode(FlowMethod):
     def __post_init__(self) -> None:
         if self.solver is not None and self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}; write one of {', '.join(SOLVERS)}")
-        for name in ("rtol", "atol", "layer"):
+        for name in ("rtol", "layer"):
             positive_number(name, getattr(self, name), "a positive number such as 1e-8")
+        nonnegative_number("atol", self.atol)
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         return None

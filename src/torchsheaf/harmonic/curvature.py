@@ -11,14 +11,14 @@ from torchsheaf.network import Network, Node
 
 
 class Curvature:
-    """dc ↦ ∇²⟨φ, f(·)⟩ dc summed over the smooth edges, φ = ∂E/∂M held fixed.
+    """dc ↦ ∇²⟨p, f(·)⟩ dc summed over the smooth edges, the pull p on their values held fixed.
 
     Built by reverse over reverse differentiation, once per step; each product is one more local
     reverse pass. Operations that torch cannot differentiate twice are left to Gauss–Newton.
     """
 
     def __init__(
-        self, layout: Layout, network: Network, point: Mapping[str, Tensor], on_values: Tensor
+        self, layout: Layout, network: Network, point: Mapping[str, Tensor], pull: Tensor
     ) -> None:
         self._layout = layout
         self._parts: list[tuple[tuple[str, ...], Callable[..., Sequence[Tensor]]]] = []
@@ -27,8 +27,8 @@ class Curvature:
             parents = tuple(p for p in node.parents if p in layout.slots)
             if node.piecewise_affine or not parents:
                 continue
-            force = on_values[:, cell.rows].reshape(-1, *layout.shapes[node.name])
-            product = _hessian(network, node, point, parents, force)
+            on_value = pull[:, cell.rows].reshape(-1, *layout.shapes[node.name])
+            product = _hessian(network, node, point, parents, on_value)
             if product is not None:
                 self._parts.append((parents, product))
 
@@ -50,7 +50,7 @@ def _hessian(
     node: Node,
     point: Mapping[str, Tensor],
     parents: tuple[str, ...],
-    force: Tensor,
+    pull: Tensor,
 ) -> Callable[..., Sequence[Tensor]] | None:
     rest = {p: point[p] for p in node.parents if p not in parents}
 
@@ -59,7 +59,7 @@ def _hessian(
             return network.evaluate(node, rest | dict(zip(parents, given, strict=True)))
 
     def gradient(*given: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(value, *given)[1](force)
+        return torch.func.vjp(value, *given)[1](pull)
 
     try:
         inputs = tuple(point[p].contiguous() for p in parents)

@@ -56,13 +56,15 @@ class Equilibria:
 def starting_cochains(
     problem: Problem, first: tuple[str, Cochain], count: int, generator: torch.Generator | None
 ) -> list[tuple[str, Cochain]]:
-    """`count` starts: the given one, the forward pass, zeros, then random ones.
+    """`count` different starts: the given one, the forward pass, zeros, then random ones.
 
     Random starts are the forward pass plus normal noise of the size of each vertex's values.
     """
     generator = generator or torch.Generator().manual_seed(0)
     forward = problem.start("forward")
-    named = [first, ("forward", forward), ("zeros", problem.start("zeros"))][:count]
+    others = [("forward", forward), ("zeros", problem.start("zeros"))]
+    named = [first, *(o for o in others if o[0] != first[0])][:count]
+    plain = len(named)
     while len(named) < count:
         noise = problem.free.random(problem.batch, problem.like, generator)
         scale = (1.0, 2.0, 0.5)[len(named) % 3]
@@ -72,7 +74,7 @@ def starting_cochains(
                 size = value.reshape(value.shape[0], -1).square().mean(1).sqrt() + 0.1
                 value = value + scale * per_sample(size, value) * noise[name]
             blocks[name] = value
-        named.append((f"random {len(named) - 3}", problem.clamp(blocks)))
+        named.append((f"random {len(named) - plain}", problem.clamp(blocks)))
     return named
 
 

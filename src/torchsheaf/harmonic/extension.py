@@ -21,6 +21,10 @@ from torchsheaf.outcome import ConvergenceError, Outcome
 
 SOLVERS: tuple[HarmonicSolver, ...] = (Substitution(), Newton(), BlockDescent())
 """In the order in which solver="auto" tries them."""
+_MORE = (
+    "raise max_passes, loosen tol, give a neighbouring solution as start, or take the partial "
+    "result with throw=False"
+)
 FALL_BACK = 400
 """Passes of block descent before a stalled solver is given a second try."""
 
@@ -154,6 +158,7 @@ def _unsettled(result: Extension, tol: float) -> ConvergenceError:
         f"{result.solver} left {left} of {result.problem.batch} samples above tol={tol:.1e} "
         f"(worst stationarity {worst:.1e}) after {result.passes} passes",
         result,
+        _MORE if result.outcome is Outcome.STEP_LIMIT else "",
     )
 
 

@@ -21,7 +21,8 @@ class FrozenSystem:
     """H = I + GᵀG in the variables u, with dc = D u + S dm and dm = J dc solved forward.
 
     The identity covers free heads (and pulled sources); G reads the pinned rows. All eigenvalues
-    are ≥ 1 unless sources are free. Source: docs/notes/solver.md §2.
+    are ≥ 1 unless sources are free. `curvature` adds the second derivatives of smooth edges, with
+    which H may be indefinite. Source: docs/notes/solver.md §2 and §3.
     """
 
     layout: Layout
@@ -104,7 +105,7 @@ class FrozenSystem:
         return torch.mul(branch.scale, total, out=total) if overwrite else branch.scale * total
 
     def product(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(H u, dc, dm). Cost: two sweeps."""
+        """(H u, dc, dm). Cost: two sweeps, and one local one with curvature."""
         dc, dm = self.forward(u)
         pinned = self.reverse(*self.pinned(dc, dm))
         return pinned + self.identity(u), dc, dm

@@ -1,12 +1,13 @@
 """Newton's method step by step for the whole batch: smooth edges, and kinks that stay."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from torchsheaf.cochain import Cochain, is_finite
+from torchsheaf.harmonic.active import Active
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
 from torchsheaf.harmonic.kinks import Frozen, Geometry, Kinks, kink_sites
@@ -18,40 +19,14 @@ from torchsheaf.network import Composition
 from torchsheaf.outcome import Outcome
 
 FORCING = 0.1
+PATIENCE = 10
+"""Steps without progress after which a sample is given up."""
+FLOOR = 1e-12
+"""Relative fall of the energy that counts as progress."""
 Path = Callable[[Tensor], tuple[Tensor, Tensor]]
 """t (batch,) ↦ (C, M) after t of a step."""
 BLOCKINGS = 4
 """How often a direction that runs into a kink at once is solved for again."""
-
-
-@dataclass
-class _Active:
-    """The samples still moving: who they are, where they are."""
-
-    index: Tensor
-    reduction: Reduction
-    c: Tensor
-    m: Tensor
-    turn: Tensor
-    radius: Tensor
-    curved: Tensor
-    state: Tensor | None = None
-    quiet: Tensor | None = None
-    frozen: Frozen | None = None
-
-    def samples(self, keep: Tensor) -> "_Active":
-        return _Active(
-            self.index[keep],
-            self.reduction.samples(keep),
-            self.c[keep],
-            self.m[keep],
-            self.turn[keep],
-            self.radius[keep],
-            self.curved[keep],
-            None if self.state is None else self.state[keep],
-            None if self.quiet is None else self.quiet[keep],
-            None if self.frozen is None else self.frozen.samples(keep),
-        )
 
 
 class SynchronousNewton:
@@ -81,16 +56,17 @@ class SynchronousNewton:
         self.passes = 1
         self.trace: list[float] = []
         index = torch.arange(c.shape[0], device=c.device)
-        self.now = _Active(
-            index, reduction, c, reduction.incoming(c), torch.zeros_like(index),
-            torch.full_like(self.energy, torch.inf), torch.zeros_like(self.settled),
+        none, far = torch.zeros_like(index), torch.full_like(self.energy, torch.inf)
+        self.now = Active(
+            index, reduction, c, reduction.incoming(c), turn=none, radius=far,
+            curved=torch.zeros_like(self.settled), least=far, lowest=far, failed=none,
         )  # fmt: skip
         self._maps: Maps = {}
         self._geometry: Geometry = {}
         self.kinks: Kinks
 
     def run(self) -> Solution:
-        outcome = Outcome.SETTLED
+        outcome, stuck = Outcome.SETTLED, False
         while True:
             now = self.now
             here = forces(now.reduction, now.c, now.m)
@@ -109,8 +85,12 @@ class SynchronousNewton:
             done = self._arrived(system, here, gradient)
             turned = self._turn(done)
             done &= ~turned
+            hopeless = self._hopeless(here, gradient) & ~done & self.left[now.index]
+            stuck |= bool(hopeless.any())
+            done |= hopeless
             self._retire(done)
             if not bool(self.left.any()):
+                outcome = Outcome.STALLED if stuck else outcome
                 break
             if self.passes >= self.max_passes:
                 outcome = Outcome.STEP_LIMIT
@@ -184,6 +164,17 @@ class SynchronousNewton:
         if self.whole.holds.keep is not None:
             plain = plain * self.whole.holds.keep
         return near & (plain.norm(dim=1) <= self.tol)
+
+    def _hopeless(self, here: Forces, gradient: Tensor) -> Tensor:
+        """Smooth edges: samples whose energy has not fallen and whose gradient has not halved since
+        its best, in `PATIENCE` steps: they are at the rounding floor.
+        """
+        now, size = self.now, gradient.norm(dim=1)
+        better = (here.energy < (1 - FLOOR) * now.lowest) | (size <= 0.5 * now.least)
+        now.failed = (now.failed + 1).masked_fill(better, 0)
+        now.least = torch.minimum(size, now.least)
+        now.lowest = torch.minimum(here.energy, now.lowest)
+        return (now.failed >= PATIENCE) if self.regions else torch.zeros_like(better)
 
     def _turn(self, rest: Tensor) -> Tensor:
         """Samples at rest that have not yet tried every choice at tied windows pulled upwards."""

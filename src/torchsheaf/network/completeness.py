@@ -45,6 +45,8 @@ def run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
     try:
         with torch.random.fork_rng(devices):
             return torch.func.functional_call(model, buffers, tuple(x.clone() for x in inputs))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         given = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
         types = {t.dtype for t in model.parameters() if t.is_floating_point()}

@@ -1,4 +1,4 @@
-"""What vertices are called: module path, with the operation appended where a module has several."""
+"""What vertices are called: a module's path is its result; what it did before has its operation."""
 
 import re
 from collections import Counter
@@ -32,10 +32,12 @@ def source_line(node: FxNode) -> str:
 def name_vertices(
     nodes: Sequence[Node], outputs: tuple[str, ...], inputs: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Node, ...], tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Rename vertices by module path, with the op appended where a module has several.
+    """Rename vertices by module path, with the op appended unless it is the module's result.
 
-    Names are unique. Inputs come first, then modules that are one vertex: they keep their path;
-    what else would have such a name gets a number. "output" is kept for the model's only output.
+    A module that has one vertex of its own, computed after those of its submodules, gives it its
+    path: there a forward hook sees the same value (in the module's layout). Names are unique.
+    Inputs come first, then such modules; what else would have such a name gets a number. "output"
+    is kept for the model's only output.
     """
     per_module = Counter(node.module for node in nodes)
     names = {n: "input" if len(inputs) == 1 else f"input.{n}" for n in inputs}
@@ -50,7 +52,8 @@ def name_vertices(
         )  # fmt: skip
         taken.add(names[node.name])
 
-    paths = {n.name for n in nodes if n.module and per_module[n.module] == 1}
+    last = _computed_last(nodes)
+    paths = {n.name for n in nodes if n.module and per_module[n.module] == 1 and n.name in last}
     for node in nodes:
         if node.name in paths and node.op != "identity":
             name(node, node.module)
@@ -66,6 +69,17 @@ def name_vertices(
         renamed.append(replace(node, name=names[node.name], operations=operations, parents=parents))
     shapes = {names[n]: s for n, s in inputs.items()}
     return tuple(renamed), tuple(names[o] for o in outputs), shapes
+
+
+def _computed_last(nodes: Sequence[Node]) -> set[str]:
+    """Nodes after which no submodule of their module computes anything."""
+    found, followed = set(), set[str]()
+    for node in reversed(nodes):
+        if node.module not in followed:
+            found.add(node.name)
+        parts = node.module.split(".")
+        followed |= {".".join(parts[:i]) for i in range(1, len(parts))}
+    return found
 
 
 def _rename(op: Operation, names: Mapping[str, str]) -> Operation:

@@ -103,8 +103,7 @@ def fit(
     batches = every_epoch(data, batch_size, generator)
     if validation is not None:
         validation = pair("validation", validation)
-        trainer.sheaf(validation[0])  # refuses a mode in which a forward pass would change buffers
-        evaluate(trainer, *validation)
+        _try(trainer, *validation)
     history = History()
     loop = _Loop(trainer, optimizer, scheduler, generator, data, history)
     file = None if checkpoint is None else _own_file(Path(checkpoint))
@@ -184,6 +183,21 @@ def _validated(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
     return found
 
 
+def _try(trainer: SheafTrainer, x: Input, y: Tensor) -> None:
+    """Validate once before the first step: on two samples, or on all where those do not fit."""
+    xs, y = tensors(x, y)
+
+    def attempt(given: tuple[Tensor, ...], wanted: Tensor) -> None:
+        trainer.sheaf(given)  # refuses a mode in which a forward pass would change buffers
+        run(trainer.model, given)  # its failure says what it was given
+        evaluate(trainer, given, wanted)
+
+    try:
+        attempt(tuple(one[:2] for one in xs), y[:2])
+    except (ValueError, RuntimeError):
+        attempt(xs, y)
+
+
 @torch.no_grad()
 def evaluate(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
     """Loss, and accuracy where it makes sense, of the plain forward pass.
@@ -192,7 +206,7 @@ def evaluate(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
     statistics were refused then.
     """
     xs, y = tensors(x, y)
-    z = run(trainer.model, xs)
+    z = trainer.model(*xs)
     target = trainer.loss.target(z, y)
     out = {"validation_loss": float(trainer.loss.potential(z, target).mean())}
     if trainer.loss.name == "cross_entropy":
@@ -290,7 +304,7 @@ class _Loop:
     def load(self, state: dict[str, Any]) -> None:
         """Put back a checkpoint; raises ValueError for that of another run."""
         for key, mine in self._names().items():
-            if (its := state.get(f"name of {key}")) != mine:
+            if (its := state.get(f"name of {key}", mine)) != mine:
                 raise ValueError(
                     f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
                     "pass resume=False (--restart) or another file"

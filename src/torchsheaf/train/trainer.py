@@ -59,7 +59,8 @@ class SheafTrainer:
             raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module")
         if not isinstance(reluctance, Reluctance | None):
             raise TypeError(
-                f"reluctance is a {type(reluctance).__name__}; write ts.Reluctance({reluctance!r})"
+                f"reluctance is a {type(reluctance).__name__}; write "
+                f"torchsheaf.train.Reluctance({reluctance!r})"
             )
         check_unused(unused_parameters)
         self.model = model
