@@ -83,11 +83,13 @@ def test_what_is_no_problem_and_what_is_no_start_are_named(problem):
     with pytest.raises(TypeError, match='start is a Tensor; write "forward", "zeros", "random"'):
         ts.heat_flow(problem, torch.zeros(4, 3))
     zeros = problem.start("zeros")
-    with pytest.raises(ValueError, match="start has no cell '0'"):
+    with pytest.raises(ValueError, match="start has no value for vertex '0'"):
         ts.heat_flow(problem, ts.Cochain({"1": zeros["1"]}))
-    with pytest.raises(ValueError, match=r"cell '0' has shape \(1, 3\); write \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"start\['0'\] has shape \(1, 3\); write \(4, 3\)"):
         ts.heat_flow(problem, zeros.samples(torch.tensor([0])))
-    with pytest.raises(ValueError, match=r"cell '0' is torch\.float32, the problem torch\.float64"):
+    with pytest.raises(
+        ValueError, match=r"start\['0'\] is torch\.float32; write \.to\(torch\.float64\)"
+    ):
         ts.heat_flow(problem, ts.Cochain({n: t.float() for n, t in zeros.items()}))
 
 
@@ -124,7 +126,7 @@ def test_euler_above_the_bound_says_the_bound(problem):
 def test_a_start_with_nan_is_refused_by_name(problem):
     start = problem.start("zeros")
     bad = ts.Cochain({n: t * (torch.nan if n == "1" else 1) for n, t in start.items()})
-    with pytest.raises(ValueError, match="start: cell '1' contains NaN or infinity"):
+    with pytest.raises(ValueError, match=r"start\['1'\] contains NaN or infinity"):
         ts.heat_flow(problem, bad)
 
 

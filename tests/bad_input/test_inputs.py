@@ -267,7 +267,9 @@ def test_what_is_not_a_pin_or_a_start(problem: Problem) -> None:
     with pytest.raises(TypeError, match='start is a dict; write a Cochain, "auto"'):
         harmonic_extension(held, start={"input": randn(1, 2)})  # type: ignore[arg-type]
     single = Cochain({n: t.float() for n, t in held.start("forward").items()})
-    with pytest.raises(ValueError, match=r"cell .* is torch\.float32, the problem torch\.float64"):
+    with pytest.raises(
+        ValueError, match=r"start.* is torch\.float32; write \.to\(torch\.float64\)"
+    ):
         harmonic_extension(held, start=single)
     with pytest.raises(ValueError, match=r"starts is 2\.5; write a whole number"):
         harmonic_extension(held, starts=2.5)  # type: ignore[arg-type]

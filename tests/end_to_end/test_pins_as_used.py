@@ -1,6 +1,7 @@
 """Pins, free inputs and starts as a new user meets them."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -153,3 +154,17 @@ def test_printed_objects_fit_a_line_or_two(sheaf: ts.Sheaf) -> None:
     for thing in printed:
         assert type(thing).__name__ in repr(thing)
         assert len(repr(thing)) < 240, repr(thing)
+
+
+def test_weights_may_be_numbers_of_any_kind():
+    net, x = relu_mlp([2, 3, 1], 0), randn(1, 4, 2)
+    sheaf = ts.encode(net, x)
+
+    def energy(half: object, two: object) -> torch.Tensor:
+        held = ts.hold(sheaf, x, weights={"0": half})  # type: ignore[dict-item]
+        pinned = held.pin(ts.Pin("output", 1.0, weight=two))  # type: ignore[arg-type]
+        return ts.harmonic_extension(pinned).energy
+
+    plain = energy(0.5, 2)
+    for half, two in ((Fraction(1, 2), Fraction(2)), (torch.tensor(0.5), np.float32(2))):
+        assert torch.equal(energy(half, two), plain)

@@ -32,10 +32,11 @@ class Pin:
     weight: float = math.inf
 
     def __post_init__(self) -> None:
-        number(
+        weight = number(
             f"pin on {self.vertex!r}: weight", self.weight, lambda w: w > 0,
             "a positive number, or math.inf for a hard pin",
         )  # fmt: skip
+        object.__setattr__(self, "weight", weight)
 
     def __repr__(self) -> str:
         value, where = (_short(given) for given in (self.value, self.where))

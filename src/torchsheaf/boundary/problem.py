@@ -1,7 +1,7 @@
 """A sheaf with held values: which coordinates are free, and the energy to be minimised."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -152,21 +152,24 @@ class Problem:
         if both := sorted(chosen & taken):
             raise ValueError(f"{pin} conflicts with the input hold: both hold {name!r} at {both}")
 
-    def require_values(self, what: str, at: Mapping[str, Tensor]) -> None:
+    def require_values(
+        self, what: str, at: Mapping[str, Tensor], names: Collection[str] | None = None
+    ) -> None:
         """Refuse what is not one finite value per vertex, of the network's shapes and types.
 
-        Raises TypeError or ValueError naming the argument `what` and the vertex.
+        `names` are the vertices to look at, all of them by default. Raises TypeError or ValueError
+        naming the argument `what` and the vertex.
         """
         if not isinstance(at, Mapping):
             raise TypeError(f"{what} is a {type(at).__name__}; pass a Cochain or a dict")
         types = {n.name: n.dtype for n in self.sheaf.network.nodes}
-        for name, vertex in self.sheaf.vertices.items():
+        for name in self.sheaf.vertices if names is None else names:
+            wanted = (self.batch, *self.sheaf.vertices[name].shape)
             if name not in at:
-                raise ValueError(f"{what} has no value for vertex {name!r}")
+                raise ValueError(f"{what} has no value for vertex {name!r}; write one of {wanted}")
             value, here = at[name], f"{what}[{name!r}]"
             if not isinstance(value, Tensor):
                 raise TypeError(f"{here} is a {type(value).__name__}; pass a tensor")
-            wanted = (self.batch, *vertex.shape)
             if tuple(value.shape) != wanted:
                 raise ValueError(f"{here} has shape {tuple(value.shape)}; write {wanted}")
             # as traced, or as the whole model is since: it may have been converted after encode
@@ -315,11 +318,12 @@ def hold(
     sheaf = sheaf.at_batch(batch, values)
     if not isinstance(weights, Mapping | None):
         raise TypeError(f"weights is a {type(weights).__name__}; write a dict by edge name")
+    read = {}
     for name, w in (weights or {}).items():
         if name not in sheaf.edges:
             raise ValueError(f"no edge named {name!r}; write one of: {', '.join(sheaf.edges)}")
-        positive_number(f"weight of edge {name!r}", w, "a positive finite number")
-    return Problem(sheaf, held, values, weights=weights, given=given)
+        read[name] = positive_number(f"weight of edge {name!r}", w, "a positive finite number")
+    return Problem(sheaf, held, values, weights=read or None, given=given)
 
 
 def require_problem(problem: object) -> None:

@@ -48,7 +48,9 @@ class Counterfactual:
 
     @property
     def price(self) -> Tensor:
-        """Least energy at which the pins can be had, `(batch,)`."""
+        """Energy of the equilibrium reached, `(batch,)`: what it costs to have the pins, by a local
+        minimum (an upper bound where it was not reached). Soft pins count with their own term.
+        """
         return self.extension.energy
 
     @cached_property

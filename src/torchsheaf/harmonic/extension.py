@@ -208,7 +208,7 @@ def first_cochain(
     """The cochain that a start names, and what it is called in the result."""
     _check_kind(start)
     if isinstance(start, Cochain):
-        _check_start(problem, start)
+        problem.require_values("start", start, problem.free.shapes)
         return start, "given"
     if start != "auto":
         return problem.start(start, generator), start
@@ -224,25 +224,6 @@ def _check_kind(start: object) -> None:
             f"start is a {type(start).__name__}; write a Cochain, "
             '"auto", "forward", "zeros" or "random"'
         )
-
-
-def _check_start(problem: Problem, start: Cochain) -> None:
-    for name, shape in problem.free.shapes.items():
-        wanted = (problem.batch, *shape)
-        if name not in start:
-            raise ValueError(
-                f"start has no cell {name!r}; write one block of shape {wanted} for it"
-            )
-        if tuple(start[name].shape) != wanted:
-            raise ValueError(
-                f"start: cell {name!r} has shape {tuple(start[name].shape)}; write {wanted}"
-            )
-        if start[name].dtype != problem.like.dtype:
-            raise ValueError(
-                f"start: cell {name!r} is {start[name].dtype}, the problem {problem.like.dtype}"
-            )
-    if (bad := start.first_nonfinite()) is not None:
-        raise ValueError(f"start: cell {bad!r} contains NaN or infinity")
 
 
 def _tolerance(problem: Problem) -> float:

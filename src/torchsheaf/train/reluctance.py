@@ -23,14 +23,13 @@ class Reluctance:
 
     def __post_init__(self) -> None:
         nonnegative_number("strength", self.strength)
-
         if not isinstance(self.anchor, Mapping | None):
             raise TypeError(f"anchor is a {type(self.anchor).__name__}; write a state dict or None")
 
     def check(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Raise ValueError unless the anchor has a tensor of its shape for every parameter."""
         for name, p in parameters.items():
-            self._anchor(name, p)
+            self._find(name, p)
 
     @torch.no_grad()
     def energy(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
@@ -46,8 +45,12 @@ class Reluctance:
                 p.grad.add_(p - self._anchor(name, p), alpha=self.strength)
 
     def _anchor(self, name: str, p: Tensor) -> Tensor | float:
+        found = self._find(name, p)
+        return 0.0 if found is None else found.to(p)
+
+    def _find(self, name: str, p: Tensor) -> Tensor | None:
         if self.anchor is None:
-            return 0.0
+            return None
         if name not in self.anchor:
             raise ValueError(f"the anchor has no tensor for parameter {name!r}")
         found = self.anchor[name]
@@ -55,4 +58,4 @@ class Reluctance:
             raise ValueError(
                 f"the anchor of {name!r} has shape {tuple(found.shape)}; write {tuple(p.shape)}"
             )
-        return found.to(p)
+        return found
