@@ -16,6 +16,13 @@ hypothesis.settings.load_profile("torchsheaf")
 
 
 @pytest.fixture
+def no_grad() -> Iterator[None]:
+    """No autograd graph is recorded."""
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
 def browser_page(tmp_path: Path) -> Iterator[BrowserPage]:
     """A headless Chromium tab that records console errors, exceptions and requests.
 

@@ -5,6 +5,7 @@ import torch
 
 import torchsheaf as ts
 from tests.reference.brute_force import brute_force
+from tests.reference.frozen import frozen_at
 from tests.reference.networks import linear_mlp, paper_network, randn, relu_mlp
 
 SHAPES = ([2, 4, 1], [2, 3, 3, 1], [2, 2, 2, 2, 1], [3, 5, 2])
@@ -115,21 +116,14 @@ def test_free_inputs_are_recovered_when_the_output_can_be_had():
 
 def test_block_elimination_gives_the_same_newton_step():
     """Block-Thomas on the tridiagonal Hessian in a, densely, against conjugate gradients."""
-    from torchsheaf.harmonic.frozen_system import FrozenSystem, newton_direction
-    from torchsheaf.harmonic.reduced_energy import branch, forces
-    from torchsheaf.harmonic.reduction import Reduction
+    from torchsheaf.harmonic.frozen_system import newton_direction
 
     net, x, y = relu_mlp([2, 5, 4, 3, 1], 7), randn(1, 3, 2), randn(2, 3, 1)
     problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", y))
-    reduction = Reduction.of(problem)
-    c = reduction.layout.gather(problem.start("random", torch.Generator().manual_seed(3)))
-    m = reduction.incoming(c)
+    start = problem.start("random", torch.Generator().manual_seed(3))
+    _, c, _, here, system = frozen_at(problem, start)
+    model = system.branch
     with torch.no_grad():
-        here = forces(reduction, c, m)
-        model = branch(reduction, c, here.gates)
-        network, point = problem.sheaf.network, reduction.point(c)
-        maps = {k.node.name: network.linearise(k.node, point, {}) for k in reduction.layout.cells}
-        system = FrozenSystem(reduction.layout, maps, model)
         g = system.reverse(here.on_variables, here.on_values)
         found = newton_direction(system, g, torch.full((3,), 1e-13, dtype=c.dtype))
         plain = system.reverse(here.on_variables, here.on_values, substitute=False, scaled=False)

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 import torchsheaf as ts
+from tests.reference.frozen import frozen_at
 from tests.reference.held import held_attention, held_output
 from tests.reference.networks import fill, randn
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import FrozenSystem, newton_direction
-from torchsheaf.harmonic.reduced_energy import branch, forces
-from torchsheaf.harmonic.reduction import Reduction
 
 TIGHT = 1e-10
 
@@ -24,15 +23,11 @@ def linear(m: int, n: int) -> torch.nn.Linear:
 @torch.no_grad()
 def system_of(problem: ts.Problem) -> tuple[FrozenSystem, Tensor]:
     """The model with second derivatives at the forward pass, and its gradient."""
-    reduction = Reduction.of(problem)
-    c = reduction.layout.gather(problem.start("forward"))
-    here = forces(reduction, c, reduction.incoming(c))
-    network, point = problem.sheaf.network, reduction.point(c)
-    maps = {x.node.name: network.linearise(x.node, point, {}) for x in reduction.layout.cells}
-    system = FrozenSystem(reduction.layout, maps, branch(reduction, c, here.gates))
+    reduction, c, _, here, system = frozen_at(problem, problem.start("forward"))
     pull = here.on_values.clone()
     gradient = system.reverse(here.on_variables.clone(), pull, overwrite=True)
-    curvature = Curvature(reduction.layout, network, point, pull) or None
+    point = reduction.point(c)
+    curvature = Curvature(reduction.layout, problem.sheaf.network, point, pull) or None
     return replace(system, curvature=curvature), gradient
 
 

@@ -4,19 +4,14 @@ import pytest
 import torch
 
 import torchsheaf as ts
+from tests.reference.frozen import frozen_at
 from tests.reference.held import MODELS, held_output
 from tests.reference.networks import randn
-from torchsheaf.harmonic.frozen_system import FrozenSystem, newton_direction
-from torchsheaf.harmonic.reduced_energy import branch, forces
+from torchsheaf.harmonic.frozen_system import newton_direction
+from torchsheaf.harmonic.reduced_energy import forces
 from torchsheaf.harmonic.reduction import Reduction
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-@pytest.fixture
-def no_grad():
-    with torch.no_grad():
-        yield
 
 
 PINS = {
@@ -32,20 +27,7 @@ PINS = {
 
 def at_random(problem: ts.Problem, seed: int):
     """A system at a generic point: no kink is active there."""
-    reduction = Reduction.of(problem)
-    start = problem.start("random", torch.Generator().manual_seed(seed))
-    c = reduction.layout.gather(start)
-    m = reduction.incoming(c)
-    here = forces(reduction, c, m)
-    network, point = problem.sheaf.network, reduction.point(c)
-    maps = {x.node.name: network.linearise(x.node, point, {}) for x in reduction.layout.cells}
-    return (
-        reduction,
-        c,
-        m,
-        here,
-        FrozenSystem(reduction.layout, maps, branch(reduction, c, here.gates)),
-    )
+    return frozen_at(problem, problem.start("random", torch.Generator().manual_seed(seed)))
 
 
 def value(reduction: Reduction, c: torch.Tensor) -> torch.Tensor:

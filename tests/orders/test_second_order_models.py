@@ -7,20 +7,13 @@ import torch
 from torch import Tensor
 
 import torchsheaf as ts
+from tests.reference.frozen import frozen_at
 from tests.reference.held import held_attention, held_output
 from tests.reference.networks import randn
 from torchsheaf.harmonic.curvature import Curvature
-from torchsheaf.harmonic.frozen_system import FrozenSystem
-from torchsheaf.harmonic.reduced_energy import branch, forces
-from torchsheaf.harmonic.reduction import Reduction
+from torchsheaf.harmonic.reduced_energy import forces
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-@pytest.fixture
-def no_grad():
-    with torch.no_grad():
-        yield
 
 
 HELD = {
@@ -37,17 +30,10 @@ class Models:
     """E along a random step from a random cochain, and the two models of it."""
 
     def __init__(self, problem: ts.Problem) -> None:
-        self.reduction = reduction = Reduction.of(problem)
         start = problem.start("random", torch.Generator().manual_seed(3))
-        self.c = reduction.layout.gather(start)
-        self.m = reduction.incoming(self.c)
-        self.here = here = forces(reduction, self.c, self.m)
-        self.network, self.point = problem.sheaf.network, reduction.point(self.c)
-        maps = {
-            x.node.name: self.network.linearise(x.node, self.point, {})
-            for x in reduction.layout.cells
-        }
-        self.system = FrozenSystem(reduction.layout, maps, branch(reduction, self.c, here.gates))
+        self.reduction, self.c, self.m, here, self.system = frozen_at(problem, start)
+        self.here, self.network = here, problem.sheaf.network
+        self.point = self.reduction.point(self.c)
         self.returned = here.on_values.clone()
         self.gradient = self.system.reverse(
             here.on_variables.clone(), self.returned, overwrite=True
@@ -97,7 +83,7 @@ def test_curved_steps_feel_the_pull_that_came_back_through_the_network(name):
 
 @pytest.mark.parametrize("name", HELD)
 def test_residuals_move_evenly_along_the_curve(name):
-    models, slope = Models(HELD[name]()), None
+    models = Models(HELD[name]())
     slope = models.system.branch.slope
     move = 0.3 * models.system.branch.scale * models.u
     c, m = models.reduction.substituted(models.c, models.m, move, slope)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import is_finite
+
 
 def are_classes(y: Tensor, output: Tensor) -> bool:
     """Whether labels are class numbers `(batch,)` for an output `(batch, classes)`."""
@@ -31,6 +33,12 @@ def class_numbers(name: str, y: Tensor, output: Tensor) -> Tensor:
             f"numbered 0 … {classes - 1}"
         )
     return numbers
+
+
+def require_finite_labels(values: Tensor) -> None:
+    """Raise ValueError for wanted values that are NaN or infinite."""
+    if not is_finite(values):
+        raise ValueError("y contains NaN or infinity; pass finite labels")
 
 
 def require_labels(name: str, y: object, samples: int) -> None:

@@ -4,8 +4,13 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem, require_problem
-from torchsheaf.cochain import Cochain, coordinates, is_finite
-from torchsheaf.diagnose.classes import are_classes, class_numbers, require_labels
+from torchsheaf.cochain import Cochain, coordinates
+from torchsheaf.diagnose.classes import (
+    are_classes,
+    class_numbers,
+    require_finite_labels,
+    require_labels,
+)
 from torchsheaf.diagnose.discord import Discord, discord_edges
 from torchsheaf.network import Kind
 
@@ -36,8 +41,7 @@ def output_error(problem: Problem, name: str, output: Tensor, y: Tensor | None) 
             f"y is {y.dtype} of shape {tuple(y.shape)}; write class numbers ({output.shape[0]},) "
             f"of an integer type, or values {tuple(output.shape)}"
         )
-    if not is_finite(values):
-        raise ValueError("y contains NaN or infinity; pass finite labels")
+    require_finite_labels(values)
     return values.to(output) - output
 
 

@@ -64,6 +64,7 @@ class SynchronousNewton:
         self._maps: Maps = {}
         self._geometry: Geometry = {}
         self.kinks: Kinks
+        self.returned: Tensor
 
     def run(self) -> Solution:
         outcome, stuck = Outcome.SETTLED, False
@@ -77,17 +78,14 @@ class SynchronousNewton:
                 break
             self._note_states(here)
             system = self._system(here)
-            self.pull = here.on_values.clone() if self.regions else here.on_values
-            gradient = system.reverse(
-                here.on_variables.clone(), self.pull, overwrite=self.regions
-            )  # fmt: skip
-            self.passes += 1
+            gradient = self._gradient(system, here)
             done = self._arrived(system, here, gradient)
             turned = self._turn(done)
             done &= ~turned
-            hopeless = self._hopeless(here, gradient) & ~done & self.left[now.index]
-            stuck |= bool(hopeless.any())
-            done |= hopeless
+            if self.regions:
+                hopeless = self._hopeless(here, gradient) & ~done & self.left[now.index]
+                stuck |= bool(hopeless.any())
+                done |= hopeless
             self._retire(done)
             if not bool(self.left.any()):
                 outcome = Outcome.STALLED if stuck else outcome
@@ -99,7 +97,8 @@ class SynchronousNewton:
                 keep = ~done
                 self.now = self.now.samples(keep)
                 here, gradient, turned = here.samples(keep), gradient[keep], turned[keep]
-                self.pull = self.pull[keep]
+                if self.regions:
+                    self.returned = self.returned[keep]
                 system = self._system(here, self.now.frozen)
             if not self._advance(system, here, gradient, turned):
                 outcome = Outcome.STALLED
@@ -152,6 +151,14 @@ class SynchronousNewton:
             now.quiet = same.all(1)
         now.state = state
 
+    def _gradient(self, system: FrozenSystem, here: Forces) -> Tensor:
+        """∂E/∂u; for curved steps `returned` keeps what the sweep carries past every value."""
+        self.passes += 1
+        if not self.regions:
+            return system.reverse(here.on_variables, here.on_values)
+        self.returned = here.on_values.clone()
+        return system.reverse(here.on_variables.clone(), self.returned, overwrite=True)
+
     def _arrived(self, system: FrozenSystem, here: Forces, gradient: Tensor) -> Tensor:
         """Which samples are stationary: ‖∂E/∂C‖ ≤ tol, tested where ‖g_u‖ comes near."""
         near = gradient.norm(dim=1) <= 10 * self.tol
@@ -174,7 +181,7 @@ class SynchronousNewton:
         now.failed = (now.failed + 1).masked_fill(better, 0)
         now.least = torch.minimum(size, now.least)
         now.lowest = torch.minimum(here.energy, now.lowest)
-        return (now.failed >= PATIENCE) if self.regions else torch.zeros_like(better)
+        return now.failed >= PATIENCE
 
     def _turn(self, rest: Tensor) -> Tensor:
         """Samples at rest that have not yet tried every choice at tied windows pulled upwards."""
@@ -248,7 +255,9 @@ class SynchronousNewton:
         """
         now = self.now
         point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
-        pull = torch.where(now.curved[:, None], self.pull, here.on_values)
+        pull = here.on_values
+        if self.regions:
+            pull = torch.where(now.curved[:, None], self.returned, pull)
         curvature = Curvature(now.reduction.layout, network, point, pull)
         return replace(system, curvature=curvature or None)
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram as ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.errors import Offender, UnsupportedModel, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +176,9 @@ def _lower(model: nn.Module | ExportedProgram, inputs: tuple[Any, ...]) -> Expor
             )
             return program.run_decompositions()
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModel(
             "torch.export could not lower this model to core ATen",
-            [Offender(type(error).__name__, "", "", first)],
+            [Offender(type(error).__name__, "", "", first_line(error))],
         ) from error
 
 

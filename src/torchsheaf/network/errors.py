@@ -19,6 +19,11 @@ class Offender:
         return f"{self.node} in {where}{source}: {self.reason}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class UnsupportedModel(ValueError):
     """The model cannot be read as a network; lists every offending node with its module path."""
 

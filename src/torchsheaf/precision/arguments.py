@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram, trace_aten
+from torchsheaf.network.errors import first_line
 from torchsheaf.precision.dataflow import Dataflow, read_dataflow
 from torchsheaf.precision.execute import run_exact
 from torchsheaf.precision.formats import Format, find_format
@@ -67,9 +68,9 @@ def refuse_device(device: str) -> None:
     try:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"device is {device!r}, which cannot be used here: {first}; write cpu, for instance"
+            f"device is {device!r}, which cannot be used here: {first_line(error)}; write cpu, for "
+            "instance"
         ) from error
 
 
@@ -122,8 +123,8 @@ def runnable(flow: Dataflow, inputs: Any) -> tuple[Any, ...]:
     except NotImplementedError:
         pass  # no kernel here for the model's own format; other formats may have one
     except (RuntimeError, TypeError, IndexError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"the model does not run on these inputs: {first}; pass what its forward takes"
+            f"the model does not run on these inputs: {first_line(error)}; pass what its forward "
+            "takes"
         ) from error
     return parts

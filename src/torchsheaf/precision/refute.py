@@ -106,11 +106,8 @@ def refute(
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
     Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
     """
-    form, budget, sweeps = (
-        find_format(format),
-        error_budget(budget),
-        whole_number("sweeps", sweeps, 0),
-    )
+    form, budget = find_format(format), error_budget(budget)
+    sweeps = whole_number("sweeps", sweeps, 0)
     flow = read_model(model, inputs)
     inputs = runnable(flow, inputs)
     refuse_no_output(flow)

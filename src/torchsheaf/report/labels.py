@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from torchsheaf.cochain import is_finite
-from torchsheaf.diagnose.classes import are_classes, class_numbers, require_labels
+from torchsheaf.diagnose.classes import (
+    are_classes,
+    class_numbers,
+    require_finite_labels,
+    require_labels,
+)
 
 HOLDS = ("auto", "one-hot", "class mean")
 SOFT_WEIGHT = 100.0
@@ -56,8 +60,7 @@ def read_labels(y: Tensor, output: Tensor, hold: str = "auto") -> Labels:
             f"y has shape {tuple(y.shape)} and type {y.dtype}; write {tuple(output.shape)} values, "
             f"or {len(output)} class numbers of an integer type"
         )
-    if not is_finite(values):
-        raise ValueError("y contains NaN or infinity; pass finite labels")
+    require_finite_labels(values)
     return Labels(values, values, False, "The output is held at the wanted value.")
 
 
