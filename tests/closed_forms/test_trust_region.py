@@ -27,7 +27,8 @@ def system_of(problem: ts.Problem) -> tuple[FrozenSystem, Tensor]:
     pull = here.on_values.clone()
     gradient = system.reverse(here.on_variables.clone(), pull, overwrite=True)
     point = reduction.point(c)
-    curvature = Curvature(reduction.layout, problem.sheaf.network, point, pull) or None
+    network = problem.sheaf.network
+    curvature = Curvature(reduction.layout, network, system.maps, point, pull) or None
     return replace(system, curvature=curvature), gradient
 
 

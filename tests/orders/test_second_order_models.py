@@ -43,7 +43,9 @@ class Models:
 
     def model(self, t: float, pull: Tensor) -> Tensor:
         """E + t g·u + ½ t² u·Hu, with the second derivatives of the edges weighted by `pull`."""
-        curvature = Curvature(self.reduction.layout, self.network, self.point, pull)
+        curvature = Curvature(
+            self.reduction.layout, self.network, self.system.maps, self.point, pull
+        )
         assert curvature, "no edge is left out"
         product, _, _ = replace(self.system, curvature=curvature).product(self.u)
         g, second = (torch.linalg.vecdot(v, self.u) for v in (self.gradient, product))

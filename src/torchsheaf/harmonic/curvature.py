@@ -7,19 +7,21 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchsheaf.harmonic.reduction import Layout
-from torchsheaf.network import Network, Node
+from torchsheaf.network import Composition, Network, Node
 
 
 class Curvature:
     """dc ↦ ∇²⟨p, f(·)⟩ dc summed over the smooth edges, the pull p on their values held fixed.
 
     Built by reverse over reverse differentiation, once per step; each product is one more local
-    reverse pass. Operations that torch cannot differentiate twice are left to Gauss–Newton.
+    reverse pass, or f''(x) p · dc where a node acts on every entry alone. Operations that torch
+    cannot differentiate twice are left to Gauss–Newton.
     """
 
     def __init__(
-        self, layout: Layout, network: Network, point: Mapping[str, Tensor], pull: Tensor
-    ) -> None:
+        self, layout: Layout, network: Network, maps: Mapping[str, Composition],
+        point: Mapping[str, Tensor], pull: Tensor,
+    ) -> None:  # fmt: skip
         self._layout = layout
         self._parts: list[tuple[tuple[str, ...], Callable[..., Sequence[Tensor]]]] = []
         for cell in layout.cells:
@@ -29,6 +31,8 @@ class Curvature:
                 continue
             on_value = pull[:, cell.rows].reshape(-1, *layout.shapes[node.name])
             product = _hessian(network, node, point, parents, on_value)
+            if product is not None and maps[node.name].entrywise:
+                product = _entrywise(*product((torch.ones_like(point[parents[0]]),)))
             if product is not None:
                 self._parts.append((parents, product))
 
@@ -68,3 +72,7 @@ def _hessian(
     except (RuntimeError, NotImplementedError):
         return None
     return product
+
+
+def _entrywise(diagonal: Tensor) -> Callable[..., Sequence[Tensor]]:
+    return lambda blocks: (diagonal * blocks[0],)

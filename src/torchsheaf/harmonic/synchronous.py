@@ -258,7 +258,7 @@ class SynchronousNewton:
         pull = here.on_values
         if self.regions:
             pull = torch.where(now.curved[:, None], self.returned, pull)
-        curvature = Curvature(now.reduction.layout, network, point, pull)
+        curvature = Curvature(now.reduction.layout, network, self._maps, point, pull)
         return replace(system, curvature=curvature or None)
 
     def _radius(self, here: Forces) -> Tensor:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.network.differential import Differential, Relabelling, Selected, Tangent
+from torchsheaf.network.differential import (
+    Differential,
+    Pointwise,
+    Relabelling,
+    Selected,
+    Tangent,
+)
 from torchsheaf.network.operation import Operation
 from torchsheaf.network.rules import Kind, Site
 
@@ -19,6 +25,11 @@ class Composition(Differential):
 
     parts: dict[str, Differential]
     parents: tuple[str, ...]
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether every operation inside acts on each entry alone: J is diagonal."""
+        return all(isinstance(part, Pointwise) for part in self.parts.values())
 
     def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
         if len(self.parts) == 1:

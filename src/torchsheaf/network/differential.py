@@ -207,21 +207,73 @@ class Combination(Differential):
 class Pointwise(Differential):
     """y_i = f(x_i): J is diagonal, so push and pull are one and the same product f'(x) · u.
 
-    The slope is recomputed at every product: nothing is kept beside the state.
+    f'(x) is computed at the first product and kept: one number per entry of x.
     """
 
     operand: str
     x: Tensor
     function: Callable[[Tensor], Tensor]
 
-    def _product(self, u: Tensor) -> Tensor:
-        return torch.func.vjp(self.function, self.x)[1](u)[0]
+    @cached_property
+    def _traced(self) -> tuple[Tensor, Tensor]:
+        value, pullback = torch.func.vjp(self.function, self.x)[:2]
+        return value, pullback(torch.ones_like(value))[0]
+
+    @property
+    def value(self) -> Tensor:
+        return self._traced[0]
 
     def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
-        return self._product(tangents[self.operand])
+        return self._traced[1] * tangents[self.operand]
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
-        return {self.operand: self._product(cotangent)}
+        return {self.operand: self._traced[1] * cotangent}
+
+
+@final
+@dataclass(frozen=True)
+class LayerNorm(Differential):
+    """y = w ∘ x̂ + b with x̂ = (x − mean) r, r = 1/√(var + ε), over the last axes.
+
+    Push w ∘ r (u − mean(u) − x̂ mean(x̂ u)); pull torch's own reverse kernel.
+    """
+
+    operand: str
+    x: Tensor
+    shape: Sequence[int]
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    @cached_property
+    def _traced(self) -> tuple[Tensor, Tensor, Tensor]:
+        """y, mean and r."""
+        return torch.ops.aten.native_layer_norm.default(
+            self.x, self.shape, self.weight, self.bias, self.eps
+        )
+
+    @property
+    def value(self) -> Tensor:
+        return self._traced[0]
+
+    @cached_property
+    def _normalised(self) -> Tensor:
+        _, mean, r = self._traced
+        return (self.x - mean) * r
+
+    def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        u, axes = tangents[self.operand], tuple(range(-len(self.shape), 0))
+        along = (self._normalised * u).mean(axes, keepdim=True)
+        moved = self._traced[2] * (u - u.mean(axes, keepdim=True) - self._normalised * along)
+        moved = moved if self.weight is None else self.weight * moved
+        return moved.to(u.dtype)  # mean and r of half-precision values are in single precision
+
+    def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
+        _, mean, r = self._traced
+        grad = torch.ops.aten.native_layer_norm_backward.default(
+            cotangent, self.x, self.shape, mean, r, self.weight, self.bias, [True, False, False]
+        )[0]
+        return {self.operand: grad}
 
 
 @final

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from torchsheaf.network.differential import Differential, LayerNorm
 from torchsheaf.network.rules.affine import pointwise
-from torchsheaf.network.rules.rule import Kind, Rule
+from torchsheaf.network.rules.rule import Kind, Rule, Site
 
 # hardswish, selu, celu and elu with alpha ≠ 1 have a kink of slope; they are locally Lipschitz
 # and smooth in pieces, which is all that T2 asks, but carry no pattern that could be frozen.
@@ -18,12 +19,11 @@ _POINTWISE = (
 
 _DENSE = (
     "softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
-    "logsumexp.default", "layer_norm.default", "rms_norm.default",
-    "group_norm.default", "var.correction", "var.dim", "std.dim",
-    "std.correction", "var_mean.correction", "linalg_vector_norm.default", "norm.ScalarOpt_dim",
-    "prod.dim_int", "glu.default", "pow.Tensor_Tensor", "pow.Scalar", "atan2.default",
-    "logaddexp.default", "gru_cell.default", "lstm_cell.default", "rnn_tanh_cell.default",
-    "rnn_relu_cell.default", "cumprod.default",
+    "logsumexp.default", "rms_norm.default", "group_norm.default", "var.correction", "var.dim",
+    "std.dim", "std.correction", "var_mean.correction", "linalg_vector_norm.default",
+    "norm.ScalarOpt_dim", "prod.dim_int", "glu.default", "pow.Tensor_Tensor", "pow.Scalar",
+    "atan2.default", "logaddexp.default", "gru_cell.default", "lstm_cell.default",
+    "rnn_tanh_cell.default", "rnn_relu_cell.default", "cumprod.default",
 )  # fmt: skip
 
 
@@ -42,9 +42,21 @@ def _instance_norm(args: tuple[Any, ...], kwargs: Any) -> str | None:
     return None
 
 
+def _layer_norm(site: Site) -> Differential | None:
+    name, given = site.name_at(0), dict(site.kwargs)
+    for position, key in enumerate(("weight", "bias", "eps"), start=2):
+        if len(site.args) > position:
+            given[key] = site.args[position]
+    if name is None or len(site.operands) != 1:
+        return None
+    weight, bias, eps = given.get("weight"), given.get("bias"), given.get("eps", 1e-5)
+    return LayerNorm(name, site.args[0], site.args[1], weight, bias, eps)
+
+
 SMOOTH: dict[str, Rule] = {
     **{f"aten.{name}": Rule(Kind.SMOOTH, shortcut=pointwise) for name in _POINTWISE},
     **{f"aten.{name}": Rule(Kind.SMOOTH) for name in _DENSE},
+    "aten.layer_norm.default": Rule(Kind.SMOOTH, shortcut=_layer_norm),
     "aten.instance_norm.default": Rule(Kind.SMOOTH, refuse=_instance_norm),
     **{
         f"aten.{name}.input": Rule(Kind.SMOOTH, refuse=_recurrent_dropout(5, 6))
