@@ -181,6 +181,18 @@ class Problem:
             if not is_finite(value):
                 raise ValueError(f"{here} contains NaN or infinity; pass finite numbers")
 
+    def pull(self, vertex: str) -> tuple[Tensor, Tensor] | None:
+        """All soft pins of a vertex together: Σ γ `(dim,)` and Σ γ p `(batch, dim)`; or None."""
+        pins = [p for p in self.soft if p.vertex == vertex]
+        if not pins:
+            return None
+        gamma = self.like.new_zeros(self.sheaf.vertices[vertex].dim)
+        moment = self.like.new_zeros(self.batch, len(gamma))
+        for p in pins:
+            gamma.index_add_(0, p.index, self.like.new_full((p.index.numel(),), p.weight))
+            moment.index_add_(1, p.index, p.weight * p.target)
+        return gamma, moment
+
     def samples(self, index: Tensor) -> "Problem":
         """The problem of the chosen samples only."""
         values = {n: t[index] for n, t in self.values.items()}

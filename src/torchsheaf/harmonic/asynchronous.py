@@ -9,11 +9,12 @@ from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.elimination import Eliminated
 from torchsheaf.harmonic.frozen_system import FrozenSystem, Maps
 from torchsheaf.harmonic.line_search import line_search
-from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces
+from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces, restored
 from torchsheaf.harmonic.reduction import Reduction
 from torchsheaf.harmonic.segments import Segments
 from torchsheaf.harmonic.solver import Solution
 from torchsheaf.harmonic.stages import Rows, Stage
+from torchsheaf.harmonic.stall import note_progress
 from torchsheaf.outcome import Outcome
 
 FORCING = 0.7
@@ -26,8 +27,6 @@ WAITING = 8
 """Line searches are made when one sample in so many waits for one."""
 PATIENCE = 5
 """Tests of arrival that may fail without progress."""
-FLOOR = 1e-12
-"""Relative fall of the energy that counts as progress."""
 EXACT = 1e-6
 """Relative error of the predicted decrease below which a frozen model counts as exact."""
 
@@ -64,22 +63,22 @@ class AsynchronousNewton:
     def run(self) -> Solution:
         """Tick until every sample has arrived or cannot move, or the passes are used up."""
         outcome = Outcome.SETTLED
-        self.maps = self._linearise()
+        self.maps: Maps = self.reduction.linearise(self.rows.c)
         if not is_finite(self.energy):
             return self._solution(Outcome.NONFINITE)
-        census = self.rows.census()
+        counts = self.rows.counts()
         while True:
-            self._tick(census)
+            self._tick(counts)
             rows = self.rows
             if not is_finite(rows.rr):
                 outcome = Outcome.NONFINITE
                 break
-            census = rows.census()
-            waiting = census[Stage.READY]
-            if waiting and (waiting * WAITING >= len(rows.index) or not census[Stage.DESCENT]):
+            counts = rows.counts()
+            waiting = counts[Stage.READY]
+            if waiting and (waiting * WAITING >= len(rows.index) or not counts[Stage.DESCENT]):
                 self._search()
-                census = rows.census()
-            left = len(rows.index) - census[Stage.OVER]
+                counts = rows.counts()
+            left = len(rows.index) - counts[Stage.OVER]
             if not left:
                 break
             if self.passes >= self.max_passes:
@@ -87,19 +86,13 @@ class AsynchronousNewton:
                 break
             if self.divisible and left <= 0.75 * len(rows.index):
                 self._compact()
-                census[Stage.OVER] = 0
+                counts[Stage.OVER] = 0
             if self.ticks % FRESH_EVERY == 0:
                 self.rows.m = self.reduction.incoming(self.rows.c)
                 self.passes += 1
         if outcome is Outcome.SETTLED and bool(self.stuck.any()):
             outcome = Outcome.STALLED
         return self._solution(outcome)
-
-    def _linearise(self) -> Maps:
-        problem, cells = self.reduction.problem, self.reduction.layout.cells
-        point = self.reduction.point(self.rows.c)
-        network = problem.sheaf.network
-        return {c.node.name: network.linearise(c.node, point, {}) for c in cells}
 
     def _fresh(self, c: Tensor, m: Tensor) -> Rows:
         """Every sample at the gradient stage."""
@@ -123,7 +116,7 @@ class AsynchronousNewton:
             failed=torch.zeros(n, dtype=torch.long, device=c.device),
         )  # fmt: skip
 
-    def _tick(self, census: list[int]) -> None:
+    def _tick(self, counts: list[int]) -> None:
         """One forward and one reverse sweep; no forward one when nobody descends."""
         rows, layout = self.rows, self.reduction.layout
         model = Branch(
@@ -132,7 +125,7 @@ class AsynchronousNewton:
         system = FrozenSystem(layout, self.maps, model)
         on_c, on_m, pc, pm = (t[: len(rows.index)] for t in self.space)
         moving, new, checking = (
-            bool(census[s]) for s in (Stage.DESCENT, Stage.GRADIENT, Stage.CHECK)
+            bool(counts[s]) for s in (Stage.DESCENT, Stage.GRADIENT, Stage.CHECK)
         )
         gradient = rows.at(Stage.GRADIENT)
         descent, check = rows.at(Stage.DESCENT), rows.at(Stage.CHECK)
@@ -162,25 +155,27 @@ class AsynchronousNewton:
         """A conjugate gradient step: −g·u grows by α ‖r‖², and the model falls by half of that."""
         rows = self.rows
         curvature = torch.linalg.vecdot(rows.p, q)
-        bent = descent
+        convex = descent
         if self.reduction.layout.sources:  # elsewhere H ≥ 1
-            bent = descent & (curvature > 1e-14 * torch.linalg.vecdot(rows.p, rows.p))
-        alpha = length = torch.where(bent, rows.rr / curvature.clamp_min(1e-300), 0)
-        if bent is not descent:  # without curvature the first direction is steepest descent
-            alpha = torch.where((descent ^ bent) & (rows.steps == 0), 1, length)
+            convex = descent & (curvature > 1e-14 * torch.linalg.vecdot(rows.p, rows.p))
+        alpha = length = torch.where(
+            convex, rows.rr / curvature.clamp_min(torch.finfo(rows.rr.dtype).tiny), 0
+        )
+        if convex is not descent:  # without curvature the first direction is steepest descent
+            alpha = torch.where((descent ^ convex) & (rows.steps == 0), 1, length)
         rows.dc.addcmul_(alpha[:, None], pc)
         rows.dm.addcmul_(alpha[:, None], pm)
         rows.slope.addcmul_(alpha, rows.rr, value=-1)
         rows.r.addcmul_(length[:, None], q, value=-1)
         fresh = torch.linalg.vecdot(rows.r, rows.r)
         # p ← r + β p, and p as it was where there was no curvature or no descent
-        kept = torch.where(bent, fresh / rows.rr.clamp_min(1e-300), 1)
-        rows.p.mul_(kept[:, None]).addcmul_(bent.to(fresh.dtype)[:, None], rows.r)
-        rows.rr = torch.where(bent, fresh, rows.rr)
+        kept = torch.where(convex, fresh / rows.rr.clamp_min(torch.finfo(rows.rr.dtype).tiny), 1)
+        rows.p.mul_(kept[:, None]).addcmul_(convex.to(fresh.dtype)[:, None], rows.r)
+        rows.rr = torch.where(convex, fresh, rows.rr)
         rows.steps += descent
         enough = (rows.rr <= rows.goal) | (rows.steps >= MAX_STEPS)
-        if bent is not descent:
-            enough |= ~bent
+        if convex is not descent:
+            enough |= ~convex
         rows.send(descent & enough, Stage.READY)
 
     def _check(self, check: Tensor, out: Tensor) -> None:
@@ -196,19 +191,18 @@ class AsynchronousNewton:
         left = check ^ arrived
         rows.failed += check & ~(norm <= 0.5 * rows.tested)
         rows.tested = torch.where(check, torch.minimum(norm, rows.tested), rows.tested)
-        hopeless = left & (rows.failed >= PATIENCE)
-        onwards = left ^ hopeless
+        stalled = left & (rows.failed >= PATIENCE)
+        onwards = left ^ stalled
         rows.goal = torch.where(onwards, 0.01 * rows.rr, rows.goal)
         rows.steps.masked_fill_(onwards, 0)
         self.rows.send(onwards, Stage.DESCENT)
         self._retire(arrived, rows.quiet)
-        self._give_up(hopeless)
+        self._give_up(stalled)
 
     def _begin(self, gradient: Tensor, out: Tensor) -> None:
         """A new gradient: to the check where it is small, else the first search direction.
 
-        A sample whose energy has not fallen and whose gradient has not halved since its best, in
-        `PATIENCE` gradients, is at the rounding floor.
+        A sample that has made no progress in `PATIENCE` gradients is at the rounding floor.
         """
         rows, chosen = self.rows, gradient.nonzero().squeeze(1)
         rows.r[chosen] = -out[chosen]
@@ -218,17 +212,17 @@ class AsynchronousNewton:
         forcing = size.sqrt().clamp_max(FORCING)
         rows.goal = torch.where(gradient, (forcing * size).square(), rows.goal)
         rows.steps.masked_fill_(gradient, 0)
-        better = (rows.energy < (1 - FLOOR) * rows.lowest) | (size <= 0.5 * rows.least)
-        failed = (rows.failed + 1).masked_fill_(better, 0)
-        rows.failed = torch.where(gradient, failed, rows.failed)
-        rows.least = torch.where(gradient, torch.minimum(size, rows.least), rows.least)
-        rows.lowest = torch.where(gradient, torch.minimum(rows.energy, rows.lowest), rows.lowest)
-        hopeless = gradient & (rows.failed >= PATIENCE)
-        gradient = gradient & ~hopeless
+        noted = note_progress(rows.energy, size, rows.lowest, rows.least, rows.failed)
+        before = rows.lowest, rows.least, rows.failed
+        rows.lowest, rows.least, rows.failed = (
+            torch.where(gradient, new, old) for new, old in zip(noted, before, strict=True)
+        )
+        stalled = gradient & (rows.failed >= PATIENCE)
+        gradient = gradient & ~stalled
         near = size <= 10 * self.tol
         self.rows.send(gradient & near, Stage.CHECK)
         self.rows.send(gradient & ~near, Stage.DESCENT)
-        self._give_up(hopeless)
+        self._give_up(stalled)
 
     def _search(self) -> None:
         """The whole step where the model is exact up to there, else along the true energy."""
@@ -314,16 +308,13 @@ class AsynchronousNewton:
         keep = (self.rows.stage != Stage.OVER).nonzero().squeeze(1)
         self.rows = self.rows.take(keep)
         self.reduction = self.reduction.samples(keep)
-        self.maps = self._linearise()
+        self.maps = self.reduction.linearise(self.rows.c)
 
     def _solution(self, outcome: Outcome) -> Solution:
         rows = self.rows
         left = ~rows.at(Stage.OVER)
         self.final_c[rows.index[left]], self.final_m[rows.index[left]] = rows.c[left], rows.m[left]
-        m = self.final_m
-        last = forces(self.whole, self.final_c, m)
-        z = m if last.gates is None else last.gates.z
-        cochain = self.whole.restore(self.final_c, m, z)
+        cochain = restored(self.whole, self.final_c, self.final_m)
         return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
 
 

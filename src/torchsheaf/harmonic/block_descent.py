@@ -197,12 +197,6 @@ class _Path:
 
 
 def _pull(problem: Problem, name: str) -> _Pull:
-    like = problem.like
-    width = problem.sheaf.vertices[name].dim
-    gamma = like.new_zeros(width)
-    gamma_p = like.new_zeros(problem.batch, width)
-    for p in problem.soft:
-        if p.vertex == name:
-            gamma = gamma.index_add(0, p.index, like.new_full((p.index.numel(),), p.weight))
-            gamma_p = gamma_p.index_add(1, p.index, p.weight * p.target)
+    none = problem.like.new_zeros(problem.sheaf.vertices[name].dim)
+    gamma, gamma_p = problem.pull(name) or (none, none)
     return _Pull(gamma, gamma_p, problem.held.get(name), problem.values.get(name))

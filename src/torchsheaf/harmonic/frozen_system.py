@@ -172,14 +172,14 @@ def newton_direction(
     goal = forcing.square() * rr
     active = rr > goal
     model, edge, squared = torch.zeros_like(rr), torch.zeros_like(active), torch.zeros_like(rr)
-    step = 0
+    tiny, step = torch.finfo(rr.dtype).tiny, 0
     while step < max_steps and bool(active.any()):
         q, pc, pm = system.product(p)
         curvature, pp = torch.linalg.vecdot(p, q), torch.linalg.vecdot(p, p)
-        bent = curvature > 1e-14 * pp
-        alpha = torch.where(bent, rr / torch.where(bent, curvature, 1), torch.inf)
+        convex = curvature > 1e-14 * pp
+        alpha = torch.where(convex, rr / torch.where(convex, curvature, 1), torch.inf)
         if radius is None:
-            active = active & bent
+            active = active & convex
         else:  # the root of ‖u + αp‖ = radius
             along = torch.linalg.vecdot(u, p)
             room = (radius.square() - squared).clamp_min(0)
@@ -193,7 +193,7 @@ def newton_direction(
         r = r - by * q
         squared = torch.linalg.vecdot(u, u)
         fresh = torch.linalg.vecdot(r, r)
-        beta = torch.where(active, fresh / rr.clamp_min(1e-300), 0)[:, None]
+        beta = torch.where(active, fresh / rr.clamp_min(tiny), 0)[:, None]
         p = r + beta * p
         rr = torch.where(active, fresh, rr)
         active = active & (rr > goal) & ~edge

@@ -23,7 +23,7 @@ def join(leader: Tensor, columns: Tensor, chosen: Tensor, fixed: Tensor) -> Tens
     label = torch.where(fixed, own - n, own)
     sample, window = (chosen.sum(-1) > 1).nonzero(as_tuple=True)
     where, others = columns[window] + n * sample[:, None], ~chosen[sample, window]
-    while True:
+    for _ in range(n):  # every round settles the least unsettled label of each group
         before = label
         seen = label.flatten()[where].masked_fill(others, n)
         least = seen.amin(-1, keepdim=True).expand_as(seen).masked_fill(others, n)

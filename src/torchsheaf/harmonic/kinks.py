@@ -243,7 +243,10 @@ class Kinks:
     def _level(self, end: Tensor, fixed: Tensor, frozen: Frozen) -> Tensor:
         """Entries that would overtake a maximum which is pulled down join it, at the mean."""
         leader, chief = frozen.leader, self._chiefs(frozen)
-        while bool((over := self._ahead(end, chief, leader, fixed)).any()):
+        for _ in range(leader.shape[1]):  # every round joins one column at least
+            over = self._ahead(end, chief, leader, fixed)
+            if not bool(over.any()):
+                break
             leader = self._united(leader, over, chief, fixed)
             end = level(end, leader, fixed)
         return end

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic.elimination import Eliminated, Held, Pull, Weight, eliminate
 from torchsheaf.harmonic.kinks import Frozen
 from torchsheaf.harmonic.reduction import Reduction
@@ -70,17 +71,17 @@ def forces(reduction: Reduction, c: Tensor, m: Tensor) -> Forces:
         gates = _eliminate(reduction, c, m)
         below = torch.sub(m[:, :g], gates.z, out=on_m[:, :g])
         above = torch.sub(c[:, :g], gates.value, out=on_c[:, :g])
-        total += _pull(below, holds.w_in) + _pull(above, holds.w_out)
+        total += _weigh(below, holds.w_in) + _weigh(above, holds.w_out)
         if holds.gate_pull is not None:
             miss = gates.z - holds.gate_pull.target
             total += _dot(holds.gate_pull.gamma * miss, miss)
     if h > g:
         residual = torch.sub(c[:, g:h], m[:, g:h], out=on_c[:, g:h])
-        total += _pull(residual, holds.w_plain)
+        total += _weigh(residual, holds.w_plain)
         torch.neg(residual, out=on_m[:, g:h])
     if layout.leaves:
         miss = torch.sub(m[:, h:], holds.leaf_target, out=on_m[:, h:])
-        total += _pull(miss, holds.leaf_weight)
+        total += _weigh(miss, holds.leaf_weight)
     if layout.sources:
         on_c[:, h:] = 0
     if holds.pull is not None:
@@ -90,8 +91,8 @@ def forces(reduction: Reduction, c: Tensor, m: Tensor) -> Forces:
     return Forces(total.mul_(0.5), on_c, on_m, gates)
 
 
-def _pull(residual: Tensor, weight: Weight) -> Tensor:
-    """w ‖r‖² per sample; the residual becomes the force w r in its place."""
+def _weigh(residual: Tensor, weight: Weight) -> Tensor:
+    """w ‖r‖² per sample; the residual itself becomes the force w r."""
     if not isinstance(weight, Tensor):
         return _dot(residual, residual)  # of weight 1
     plain = residual.clone()
@@ -122,6 +123,12 @@ def _eliminate(reduction: Reduction, c: Tensor, m: Tensor) -> Eliminated:
     )
 
 
+def restored(reduction: Reduction, c: Tensor, m: Tensor) -> Cochain:
+    """The whole cochain at (C, M), what was eliminated at its best."""
+    gates = _eliminate(reduction, c, m) if reduction.layout.gated else None
+    return reduction.restore(c, m, m if gates is None else gates.z)
+
+
 def branch(
     reduction: Reduction, c: Tensor, gates: Eliminated | None, frozen: Frozen | None = None
 ) -> Branch:
@@ -149,7 +156,9 @@ def branch(
     if holds.pull is not None:
         gamma = holds.pull.gamma
         pulled = gamma[h:] > 0
-        scale[:, h:] = torch.where(pulled, gamma[h:].clamp_min(1e-300).rsqrt(), 1.0)
+        scale[:, h:] = torch.where(
+            pulled, gamma[h:].clamp_min(torch.finfo(c.dtype).tiny).rsqrt(), 1.0
+        )
         gamma = torch.cat([gamma[:h], torch.zeros_like(gamma[h:])])
     keep = holds.keep
     if frozen is not None:

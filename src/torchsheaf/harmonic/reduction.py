@@ -10,7 +10,7 @@ from torch import Tensor
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic.elimination import Held, Pieces, Pull, Weight
-from torchsheaf.network import Kind, Node, ScalarGate
+from torchsheaf.network import Composition, Kind, Node, ScalarGate
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Step:
+class SweepStep:
     """A cell's turn in a sweep: its block among those of M (and of C, if it has a head there), and
     which of its parents are variables."""
 
@@ -69,18 +69,15 @@ class Layout:
         plain = [n for n in nodes if n not in behind and n not in pieces and n not in leaves]
         free = problem.free.shapes
         sources = [n for n in sheaf.inputs if n in free]
+        groups = (gated, plain, sources, leaves)
+        widths = [sum(sheaf.vertices[n].dim for n in group) for group in groups]
+        heads = widths[0] + widths[1]
         slots: dict[str, slice] = {}
-        widths: list[int] = []
-        start = 0
-        for group in (gated, plain, sources, leaves):
-            begin = start
-            if group is leaves:
-                start -= widths[2]
+        # sources follow the heads in C, leaves in M
+        for group, start in zip(groups, (0, widths[0], heads, heads), strict=True):
             for name in group:
-                size = sheaf.vertices[name].dim
-                slots[name] = slice(start, start + size)
-                start += size
-            widths.append(start - begin if group is not leaves else start - begin + widths[2])
+                slots[name] = slice(start, start + sheaf.vertices[name].dim)
+                start = slots[name].stop
         cells = []
         for node in sheaf.network.nodes:
             name = node.name
@@ -94,7 +91,7 @@ class Layout:
             tuple(cells),
             {n: s for n, s in slots.items() if n not in leaves},
             {n: v.shape for n, v in sheaf.vertices.items()},
-            widths[0], widths[0] + widths[1], widths[3], widths[2],
+            gated=widths[0], heads=heads, leaves=widths[3], sources=widths[2],
         )  # fmt: skip
 
     @property
@@ -120,11 +117,11 @@ class Layout:
         return tuple((rows, pieces) for pieces, rows in ordered)
 
     @cached_property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[SweepStep, ...]:
         """The cells in topological order."""
         places = sorted(c.rows.start for c in self.cells)
         return tuple(
-            Step(
+            SweepStep(
                 cell.node.name, cell.rows, places.index(cell.rows.start), cell.head is not None,
                 tuple(p for p in cell.node.parents if p in self.slots),
                 self.shapes[cell.node.name],
@@ -293,18 +290,15 @@ class _HoldReader:
         return out
 
     def _pull(self, columns: list[tuple[str, slice]], width: int) -> Pull | None:
-        """All soft pins of a coordinate together: γ = Σγ_i, and the γ-weighted mean target."""
-        problem, where = self.problem, dict(columns)
-        if not any(p.vertex in where for p in problem.soft):
+        """γ of all soft pins of a coordinate together, and their γ-weighted mean target."""
+        problem = self.problem
+        found = [(rows, pull) for name, rows in columns if (pull := problem.pull(name))]
+        if not found:
             return None
         gamma = problem.like.new_zeros(width)
         moment = problem.like.new_zeros(problem.batch, width)
-        for p in problem.soft:
-            if p.vertex in where:
-                index = p.index + where[p.vertex].start
-                weight = problem.like.new_full((index.numel(),), p.weight)
-                gamma.index_add_(0, index, weight)
-                moment.index_add_(1, index, p.weight * p.target)
+        for rows, (weight, weighted) in found:
+            gamma[rows], moment[:, rows] = weight, weighted
         return Pull(gamma, moment / torch.where(gamma > 0, gamma, 1))
 
     def _held(self, columns: list[tuple[str, slice]], width: int) -> tuple[Tensor, Tensor]:
@@ -342,6 +336,15 @@ class Reduction:
         layout, problem = self.layout, self.problem
         held = {n: problem.values[n] for n in problem.sheaf.inputs if n not in layout.slots}
         return held | layout.shaped(layout.of_variables(columns))
+
+    def linearise(
+        self, columns: Tensor, pattern: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Composition]:
+        """Every map's differential at the present variables; gates of a `pattern` on its pieces."""
+        point, network = self.point(columns), self.problem.sheaf.network
+        return {
+            c.node.name: network.linearise(c.node, point, pattern or {}) for c in self.layout.cells
+        }
 
     @torch.no_grad()
     def incoming(self, columns: Tensor) -> Tensor:

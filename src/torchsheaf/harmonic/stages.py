@@ -68,6 +68,6 @@ class Rows:
         """Put the samples of a mask at a stage."""
         self.stage.masked_fill_(which, int(stage))
 
-    def census(self) -> list[int]:
+    def counts(self) -> list[int]:
         """How many samples are at each stage."""
         return torch.bincount(self.stage, minlength=len(Stage)).tolist()

@@ -1,6 +1,6 @@
 """Newton's method step by step for the whole batch: smooth edges, and kinks that stay."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,17 +12,15 @@ from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.frozen_system import Direction, FrozenSystem, Maps, newton_direction
 from torchsheaf.harmonic.kinks import Frozen, Geometry, Kinks, kink_sites
 from torchsheaf.harmonic.line_search import Step, line_search, rounding
-from torchsheaf.harmonic.reduced_energy import Forces, branch, forces
+from torchsheaf.harmonic.reduced_energy import Forces, branch, forces, restored
 from torchsheaf.harmonic.reduction import Reduction
 from torchsheaf.harmonic.solver import Solution
-from torchsheaf.network import Composition
+from torchsheaf.harmonic.stall import note_progress
 from torchsheaf.outcome import Outcome
 
 FORCING = 0.1
 PATIENCE = 10
 """Steps without progress after which a sample is given up."""
-FLOOR = 1e-12
-"""Relative fall of the energy that counts as progress."""
 Path = Callable[[Tensor], tuple[Tensor, Tensor]]
 """t (batch,) ↦ (C, M) after t of a step."""
 BLOCKINGS = 4
@@ -83,9 +81,9 @@ class SynchronousNewton:
             turned = self._turn(done)
             done &= ~turned
             if self.regions:
-                hopeless = self._hopeless(here, gradient) & ~done & self.left[now.index]
-                stuck |= bool(hopeless.any())
-                done |= hopeless
+                stalled = self._stalled(here, gradient) & ~done & self.left[now.index]
+                stuck |= bool(stalled.any())
+                done |= stalled
             self._retire(done)
             if not bool(self.left.any()):
                 outcome = Outcome.STALLED if stuck else outcome
@@ -107,18 +105,12 @@ class SynchronousNewton:
 
     def _system(self, here: Forces, frozen: Frozen | None = None) -> FrozenSystem:
         now, layout = self.now, self.now.reduction.layout
-        self._maps = self._linearise({})
+        self._maps = now.reduction.linearise(now.c)
         if self.sites:
             frozen = self._active_set(here, frozen)
         now.frozen = frozen
         model = branch(now.reduction, now.c, here.gates, frozen)
         return FrozenSystem(layout, self._maps, model)
-
-    def _linearise(self, pattern: Mapping[str, Tensor]) -> dict[str, Composition]:
-        now = self.now
-        point, network = now.reduction.point(now.c), now.reduction.problem.sheaf.network
-        cells = now.reduction.layout.cells
-        return {c.node.name: network.linearise(c.node, point, pattern) for c in cells}
 
     def _active_set(self, here: Forces, frozen: Frozen | None) -> Frozen:
         """Gates that were not eliminated: which sit on attracting kinks. Cost: one sweep."""
@@ -135,7 +127,7 @@ class SynchronousNewton:
             frozen = self.kinks.freeze(plain, now.reduction.holds.keep, now.turn)
             if now.frozen is not None and now.quiet is not None:
                 now.quiet = now.quiet & frozen.same(now.frozen)
-        self._maps = self._linearise(frozen.pattern)
+        self._maps = now.reduction.linearise(now.c, frozen.pattern)
         return frozen
 
     def _note_states(self, here: Forces) -> None:
@@ -172,15 +164,12 @@ class SynchronousNewton:
             plain = plain * self.whole.holds.keep
         return near & (plain.norm(dim=1) <= self.tol)
 
-    def _hopeless(self, here: Forces, gradient: Tensor) -> Tensor:
-        """Smooth edges: samples whose energy has not fallen and whose gradient has not halved since
-        its best, in `PATIENCE` steps: they are at the rounding floor.
-        """
-        now, size = self.now, gradient.norm(dim=1)
-        better = (here.energy < (1 - FLOOR) * now.lowest) | (size <= 0.5 * now.least)
-        now.failed = (now.failed + 1).masked_fill(better, 0)
-        now.least = torch.minimum(size, now.least)
-        now.lowest = torch.minimum(here.energy, now.lowest)
+    def _stalled(self, here: Forces, gradient: Tensor) -> Tensor:
+        """Smooth edges: no progress in `PATIENCE` steps, at the rounding floor."""
+        now = self.now
+        now.lowest, now.least, now.failed = note_progress(
+            here.energy, gradient.norm(dim=1), now.lowest, now.least, now.failed
+        )
         return now.failed >= PATIENCE
 
     def _turn(self, rest: Tensor) -> Tensor:
@@ -269,14 +258,14 @@ class SynchronousNewton:
 
     def _trust(self, direction: Direction, here: Forces, energy: Tensor, length: Tensor) -> None:
         """New radii: the part of the step that was taken, where it had to be shortened; half of it
-        where E fell by less than a quarter of what was foretold; twice as far where a step to the
-        edge did better than three quarters. What is foretold below rounding error says nothing.
+        where E fell by less than a quarter of what was predicted; twice as far where a step to the
+        edge did better than three quarters. What is predicted below rounding error says nothing.
         """
         radius, norm = self.now.radius, direction.norm
-        foretold, fell = -direction.model, here.energy - energy
-        audible = foretold > 10 * rounding(here.energy)
-        radius = torch.where((fell > 0.75 * foretold) & direction.edge, 2 * radius, radius)
-        radius = torch.where(audible & (fell < 0.25 * foretold), 0.5 * norm, radius)
+        predicted, fell = -direction.model, here.energy - energy
+        significant = predicted > 10 * rounding(here.energy)
+        radius = torch.where((fell > 0.75 * predicted) & direction.edge, 2 * radius, radius)
+        radius = torch.where(significant & (fell < 0.25 * predicted), 0.5 * norm, radius)
         self.now.radius = torch.where(length < 1, length.clamp_min(0.1) * norm, radius)
 
     def _unblock(
@@ -387,7 +376,5 @@ class SynchronousNewton:
         self.final[now.index[unfinished]] = now.c[unfinished]
         m = whole.incoming(self.final)
         self.passes += 1
-        last = forces(whole, self.final, m)
-        z = m if last.gates is None else last.gates.z
-        cochain = whole.restore(self.final, m, z)
+        cochain = restored(whole, self.final, m)
         return Solution(cochain, self.settled, self.passes, outcome, tuple(self.trace))
