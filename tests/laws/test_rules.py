@@ -88,6 +88,16 @@ def test_a_shortcut_without_an_adjoint_is_refused() -> None:
         check_rule(Rule(Kind.SMOOTH, shortcut=shortcut), aten.tanh.default, (s(2, 3),))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [((2, 3), (2, 1)), ((2, 1, 3), (2, 4, 1)), ((2, 4, 3), (4, 1))]
+)
+def test_products_broadcast(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    rule = rule_for("aten.mul.Tensor")
+    assert rule is not None
+    check_rule(rule, aten.mul.Tensor, (s(*first), t(*second)))
+    check_rule(rule, aten.mul.Tensor, (t(*second), s(*first)))
+
+
 class Bessel(nn.Module):
     def __init__(self) -> None:
         super().__init__()

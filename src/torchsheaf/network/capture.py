@@ -17,6 +17,7 @@ from torchsheaf.network.calls import writes_into_views
 from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network, require_finite
+from torchsheaf.network.normalisation import normalisations
 from torchsheaf.network.reader import Reader
 from torchsheaf.network.rules.composed import COMPOSED
 
@@ -163,7 +164,10 @@ def _static_batch(program: ExportedProgram) -> int | None:
 def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool) -> Network:
     states = _states(program, module)
     learnable = frozenset(n for n, _ in module.named_parameters(remove_duplicate=False))
-    reader = Reader(fused=fused, fixed_batch=fixed, states=states, learnable=learnable)
+    reader = Reader(
+        fused=fused, fixed_batch=fixed, states=states, learnable=learnable,
+        normalisations=normalisations(program.graph),
+    )  # fmt: skip
     signature = program.graph_signature
     specs = {s.arg.name: s for s in signature.input_specs}
     for node in program.graph.nodes:

@@ -279,7 +279,7 @@ class LayerNorm(Differential):
 @final
 @dataclass(frozen=True)
 class Product(Differential):
-    """y = a · b, of one shape: push b·u_a + a·u_b."""
+    """y = a · b, broadcast: push b·u_a + a·u_b; pull sums over the axes that were expanded."""
 
     first: str
     second: str
@@ -292,8 +292,8 @@ class Product(Differential):
         return sum(terms[1:], terms[0])
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
-        first = self.b * cotangent
-        second = self.a * cotangent
+        first = (self.b * cotangent).sum_to_size(self.a.shape)
+        second = (self.a * cotangent).sum_to_size(self.b.shape)
         if self.first == self.second:
             return {self.first: first + second}
         return {self.first: first, self.second: second}

@@ -19,6 +19,10 @@ class Offender:
         return f"{self.node} in {where}{source}: {self.reason}"
 
 
+class Unreadable(Exception):
+    """One call cannot be read; the message says why."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

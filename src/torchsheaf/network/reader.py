@@ -1,8 +1,9 @@
 """Walks a traced graph in order and folds it into nodes."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import sympy
@@ -12,7 +13,7 @@ from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
 from torchsheaf.network.calls import first_of, settled
-from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
 from torchsheaf.network.layout import PROBE_BATCH, Layout, candidates, probe, settle
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
@@ -42,22 +43,21 @@ class _Expression:
 class Reader:
     """Collects nodes; every call either becomes a vertex or is folded into the one that uses it.
 
-    `states` are the model's tensors by name and `learnable` the names of its parameters.
+    `states` are the model's tensors by name and `learnable` the names of its parameters;
+    `normalisations` the calls that end one, with the steps that are folded into it.
     """
 
     def __init__(
-        self,
-        *,
-        fused: bool,
-        fixed_batch: int | None,
-        states: dict[str, Any],
-        learnable: frozenset[str],
-    ) -> None:
+        self, *, fused: bool, fixed_batch: int | None, states: dict[str, Any],
+        learnable: frozenset[str], normalisations: Mapping[FxNode, frozenset[FxNode]],
+    ) -> None:  # fmt: skip
         self._fused = fused
         self._batch: int | sympy.Symbol | None = fixed_batch
         self._fixed = fixed_batch
         self._states = states
         self._learnable = learnable
+        self._normalisations = normalisations
+        self._inside = frozenset().union(*normalisations.values())
         self._env: dict[FxNode, _Expression] = {}
         self._results: dict[FxNode, list[_Expression]] = {}
         self._names: dict[FxNode, str] = {}
@@ -108,7 +108,7 @@ class Reader:
             return  # an assertion of the trace (before a change of dtype, say) computes nothing
         try:
             expression = self._entry(node) or self._call(node)
-        except _Unreadable as problem:
+        except Unreadable as problem:
             self._offend(node, str(problem))
             expression = _Expression(
                 Value(self._name(node)), parents=(self._name(node),), live=True
@@ -144,11 +144,11 @@ class Reader:
         nodes, outputs, inputs = name_vertices(self._nodes, tuple(self._outputs), self._inputs)
         return Network(
             inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions),
-            frozenset(n for n, v in zip(inputs, self._inputs, strict=True) if self._is_integral(v)),
+            frozenset(
+                n for n, v in zip(inputs, self._inputs, strict=True)
+                if not self._stalks[v][1].is_floating_point
+            ),
         )  # fmt: skip
-
-    def _is_integral(self, name: str) -> bool:
-        return not self._stalks[name][1].is_floating_point
 
     def _offend(self, node: FxNode, reason: str) -> None:
         self._offenders.append(
@@ -198,7 +198,7 @@ class Reader:
         if source not in self._maxima:
             return None
         if node.args[1] != 0 and node.users:
-            raise _Unreadable("the indices of a max-pooling cannot carry a tangent")
+            raise Unreadable("the indices of a max-pooling cannot carry a tangent")
         return self._env[source]
 
     def _call(self, node: FxNode) -> _Expression:
@@ -214,16 +214,16 @@ class Reader:
         if not live:
             return self._held(node, op_name, target, args, kwargs, used, used_parents)
         if isinstance(value, Tensor) and not value.is_floating_point():
-            raise _Unreadable(
+            raise Unreadable(
                 f"an intermediate value of type {value.dtype}, computed from activations, cannot "
                 "carry a tangent"
             )
         if rule is None:
-            raise _Unreadable("no rule for this operation; see torchsheaf.register_rule")
+            raise Unreadable("no rule for this operation; see torchsheaf.register_rule")
         target, args = settled(target, args, node)
         reason = rule.refuse(tuple(node.args), node.kwargs) if rule.refuse else None
         if reason:
-            raise _Unreadable(reason)
+            raise Unreadable(reason)
         if rule.gate is not None and isinstance(value, tuple | list):
             self._maxima.add(node)
             value, target = value[0], first_of(target)
@@ -233,9 +233,13 @@ class Reader:
         kind = pending or rule.kind_of(operation)
         if rule.kind is not Kind.RESHAPE and isinstance(value, tuple | list):
             return _Expression(Value(operation.name), operations, used_parents, True, kind)
-        fold_gate = self._fused and kind is Kind.GATE
-        if kind is Kind.RESHAPE or fold_gate:
+        inside = node in self._inside
+        if inside and isinstance(value, Tensor):
+            self._layout(value, operations, used_parents)  # refuses what mixes samples
+        if kind is Kind.RESHAPE or inside or (self._fused and kind is Kind.GATE):
             return _Expression(Value(operation.name), operations, used_parents, True)
+        if node in self._normalisations:
+            op_name, kind = "normalise", Kind.SMOOTH
         return self._vertex(node, value, op_name, kind, operations, used_parents)
 
     def _held(
@@ -309,7 +313,7 @@ class Reader:
         operations = (*expression.operations, identity)
         try:
             layout, shape = self._layout(value, operations, expression.parents)
-        except _Unreadable as problem:
+        except Unreadable as problem:
             raise UnsupportedModel(f"output {name!r} has no batch axis: {problem}") from None
         if not layout.is_batch_first:
             raise UnsupportedModel(
@@ -332,7 +336,7 @@ class Reader:
         assert self._batch is not None
         found = list(candidates(sizes, self._batch))
         if not found:
-            raise _Unreadable(f"its value has shape {tuple(value.shape)}, with no batch axis in it")
+            raise Unreadable(f"its value has shape {tuple(value.shape)}, with no batch axis in it")
         if len(found) > 1 and self._offenders:
             return found[0], found[0].shape(sizes)  # the model is refused anyway
         layout: Layout | None = found[0]
@@ -342,7 +346,7 @@ class Reader:
             touched = probe(operations, stalks, self._state, batch)
             layout = settle(found, touched, batch)
         if layout is None:
-            raise _Unreadable("it mixes the samples of a batch; a sheaf is one per sample")
+            raise Unreadable("it mixes the samples of a batch; a sheaf is one per sample")
         return layout, layout.shape(sizes)
 
     def _state(self, name: str) -> Tensor:
@@ -352,10 +356,8 @@ class Reader:
     def _name(self, node: FxNode) -> str:
         """The traced name, made unique over inlined graphs."""
         if node not in self._names:
-            name, n = node.name, 1
-            while name in self._taken:
-                n += 1
-                name = f"{node.name}_{n}"
+            others = (f"{node.name}_{i}" for i in count(2))
+            name = next(n for n in chain([node.name], others) if n not in self._taken)
             self._taken.add(name)
             self._names[node] = name
         return self._names[node]
@@ -377,10 +379,8 @@ class Reader:
         return arg
 
     def _expr(self, size: int | torch.SymInt) -> Any:
-        if isinstance(size, int):
-            return size
-        expr = size.node.expr
-        return expr.subs({s: b for s, b in self._same.items() if s != b})
+        merged = {s: b for s, b in self._same.items() if s != b}
+        return size if isinstance(size, int) else size.node.expr.subs(merged)
 
     def _size(self, value: int | torch.SymInt) -> Any:
         expr = self._expr(value)
@@ -388,10 +388,6 @@ class Reader:
             return int(expr)
         function = sympy.lambdify(self._batch, expr, modules="math")
         return Size(lambda b: int(function(b)), str(expr))
-
-
-class _Unreadable(Exception):
-    pass
 
 
 def _merge(used: Sequence[_Expression]) -> tuple[Operation, ...]:

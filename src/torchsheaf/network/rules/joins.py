@@ -32,7 +32,7 @@ def _product(site: Site) -> Differential | None:
     first, second, args = site.name_at(0), site.name_at(1), site.args
     if len(site.operands) == 1:
         return pointwise(site)
-    if first and second and args[0].shape == args[1].shape:
+    if first and second:
         return Product(first, second, args[0], args[1])
     return None
 

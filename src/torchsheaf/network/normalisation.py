@@ -1,0 +1,119 @@
+"""Normalisations that a model writes out, such as x · rsqrt(mean(x²) + ε)."""
+
+from collections.abc import Mapping
+from operator import getitem
+
+from torch import Tensor
+from torch.fx import Graph
+from torch.fx import Node as FxNode
+
+from torchsheaf.network.rules import Kind, functional, rule_for
+
+MOST = 16
+"""Calls of one normalisation; a longer chain is something else."""
+_ENDS = {"aten.mul.Tensor": (0, 1), "aten.div.Tensor": (1,)}
+"""What applies the scale, and the argument that is the scale."""
+_ROOTS = {
+    "aten.sqrt.default", "aten.rsqrt.default", "aten.std.dim", "aten.std.correction",
+    "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.pow.Tensor_Scalar",
+}  # fmt: skip
+_MEANS = {
+    "aten.mean.dim", "aten.sum.dim_IntList", "aten.var.dim", "aten.var.correction",
+    "aten.std.dim", "aten.std.correction", "aten.linalg_vector_norm.default",
+    "aten.norm.ScalarOpt_dim",
+}  # fmt: skip
+_BETWEEN = _ROOTS | _MEANS | {
+    "aten.square.default", "aten.mul.Tensor", "aten.mul.Scalar", "aten.add.Tensor",
+    "aten.add.Scalar", "aten.sub.Tensor", "aten.div.Tensor", "aten.div.Scalar",
+    "aten.reciprocal.default",
+}  # fmt: skip
+
+
+def normalisations(graph: Graph) -> Mapping[FxNode, frozenset[FxNode]]:
+    """The calls that end a normalisation, and those before it whose values are steps of it.
+
+    A normalisation is a product or quotient of x, or of x − mean(x), and a scale, a root of a mean,
+    where everything in between is made from x alone and used by nothing else. As one map of x it is
+    smooth everywhere; as vertices of their own its steps could leave the domain of the root, and a
+    scale that is free would multiply a whole layer at the price of one number.
+    """
+    found: dict[FxNode, frozenset[FxNode]] = {}
+    for end in graph.nodes:
+        for place in _ENDS.get(_name(end), ()):
+            steps = _steps(end, place)
+            if steps is not None:
+                found[end] = steps
+                break
+    return found
+
+
+def _steps(end: FxNode, place: int) -> frozenset[FxNode] | None:
+    if len(end.args) != 2 or not all(isinstance(a, FxNode) for a in end.args):
+        return None
+    scale, scaled = end.args[place], end.args[1 - place]
+    assert isinstance(scale, FxNode)
+    assert isinstance(scaled, FxNode)
+    if _shape(scale) == _shape(scaled):  # a scale belongs to many entries
+        return None
+    origins = [scaled]
+    if _name(scaled) == "aten.sub.Tensor" and isinstance(scaled.args[0], FxNode):
+        origins.insert(0, scaled.args[0])
+    for x in origins:
+        steps = _between(end, x)
+        if steps and _is_scale(scale, steps):
+            return steps
+    return None
+
+
+def _between(end: FxNode, x: FxNode) -> frozenset[FxNode] | None:
+    """The calls between x and `end`, if they read x alone and nothing else reads them."""
+    steps: set[FxNode] = set()
+    waiting = [n for n in end.all_input_nodes if n is not x]
+    while waiting:
+        node = waiting.pop()
+        if node in steps:
+            continue
+        if not _may_be_inside(node) or len(steps) == MOST:
+            return None
+        steps.add(node)
+        waiting += [n for n in node.all_input_nodes if n is not x]
+    used_inside = all(
+        user is end or user in steps or not _computes(user) for n in steps for user in n.users
+    )
+    return frozenset(steps) if used_inside else None
+
+
+def _may_be_inside(node: FxNode) -> bool:
+    if node.op != "call_function" or node.target is getitem:
+        return False
+    rule = rule_for(_name(node))
+    return _name(node) in _BETWEEN or (
+        rule is not None and rule.kind is Kind.RESHAPE and not rule.constant
+    )
+
+
+def _is_scale(scale: FxNode, steps: frozenset[FxNode]) -> bool:
+    """Whether the scale is one of the steps, and made of a root and of a mean among them."""
+    chain, waiting = set[FxNode](), [scale]
+    while waiting:
+        node = waiting.pop()
+        if node in steps and node not in chain:
+            chain.add(node)
+            waiting += node.all_input_nodes
+    names = {_name(n) for n in chain if _name(n) != "aten.pow.Tensor_Scalar"}
+    roots = {n for n in chain if _name(n) == "aten.pow.Tensor_Scalar" and n.args[1] in (0.5, -0.5)}
+    return bool((names & _ROOTS or roots) and names & _MEANS)
+
+
+def _computes(node: FxNode) -> bool:
+    """Whether anything uses a call; assertions of the trace compute nothing."""
+    return bool(node.users) or node.op == "output"
+
+
+def _name(node: FxNode) -> str:
+    return str(functional(node.target)) if node.op == "call_function" else ""
+
+
+def _shape(node: FxNode) -> tuple[object, ...] | None:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else None
