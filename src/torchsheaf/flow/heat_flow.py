@@ -20,6 +20,7 @@ from torchsheaf.flow.method import FlowMethod, Task
 from torchsheaf.flow.ode import Ode
 from torchsheaf.flow.progress import progress_bar
 from torchsheaf.flow.recorder import Record, Recorder
+from torchsheaf.flow.regularised import selects_among_several
 from torchsheaf.flow.trajectory import Trajectory
 from torchsheaf.flow.velocity import identity_output
 from torchsheaf.flow.walls import Walls
@@ -51,9 +52,10 @@ def heat_flow(
     in float32; 0: only at exact rest), and with `until=None` only then. `times` are the recorded
     times, or how many.
     `method`: "exact" (piecewise linear gates; exact inside regions, exact crossings, slides),
-    "euler" (the paper's scheme; `dt` below 2/(αλ_max)), "ode" (smooth edges), "auto" (exact where
-    it can, else ode), or a `FlowMethod`. `record`: "energy", "states", names of vertices, or
-    {vertex: coordinates}. `output_force="identity"` drops the Jacobian of a smooth output.
+    "euler" (the paper's scheme; `dt` below 2/(αλ_max)), "ode" (smooth edges, max-pools), "auto"
+    (exact where it can, else ode), or a `FlowMethod`. `record`: "energy", "states", names of
+    vertices, or {vertex: coordinates}. `output_force="identity"` drops the Jacobian of a smooth
+    output.
     `progress`: a bar; None shows one on a terminal when the run is long.
 
     Raises ValueError for arguments, and `ConvergenceError` (unless `throw=False`) when the step
@@ -172,7 +174,8 @@ def _choose(
 ) -> FlowMethod:
     if dt is not None and method != "euler":
         raise ValueError(f'dt is a setting of method="euler"; method is {method!r}')
-    known: dict[str, FlowMethod] = {"exact": Exact(), "ode": Ode(), "euler": Euler(dt)}
+    ode = Ode.for_pools() if selects_among_several(problem) else Ode()
+    known: dict[str, FlowMethod] = {"exact": Exact(), "ode": ode, "euler": Euler(dt)}
     if method == "auto":
         reasons = []
         for candidate in known.values():

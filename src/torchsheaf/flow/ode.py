@@ -1,7 +1,9 @@
 """The heat equation by SciPy's integrators: smooth edges, and a check on the other methods."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 import numpy as np
@@ -13,14 +15,16 @@ from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
+from torchsheaf.flow.regularised import Geometry, regularised
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
-from torchsheaf.network import ScalarGate
 from torchsheaf.outcome import Outcome
 
 SOLVERS = ("BDF", "Radau", "LSODA", "DOP853", "RK45")
 CHECK_EVERY = 10
 """Accepted steps between stationarity tests."""
+AT_ONCE = 1_000_000
+"""Coordinates of all states that are evaluated together for a Jacobian."""
 MAX_JACOBIAN = 20_000
 """Stacked coordinates up to which an implicit solver is the default (its Jacobian is sparse)."""
 
@@ -35,9 +39,10 @@ class Ode(FlowMethod):
     located on the solver's dense output. All samples stop together, once each is stationary.
 
     A slide would stop any of these solvers, since the velocity jumps there. So the slope of a
-    gate is turned over a layer of half-width `layer` around its breakpoint, which keeps the
-    residuals exact and makes a slide an ordinary stiff stretch, followed within `layer` of the
-    wall; an explicit solver still creeps there. States are right to O(layer).
+    gate is turned over a layer of half-width `layer` around its breakpoint, and entries of a
+    pooling window share its maximum within `layer` of it. That keeps the residuals exact and
+    makes a slide an ordinary stiff stretch, followed within `layer` of the wall; an explicit
+    solver still creeps there. States are right to O(layer).
     References: Hairer & Wanner, Solving Ordinary Differential Equations II; di Bernardo et al.,
     Piecewise-smooth Dynamical Systems, section 2.4 (regularisation).
     """
@@ -55,13 +60,22 @@ class Ode(FlowMethod):
             positive_number(name, getattr(self, name), "a positive number such as 1e-8")
         nonnegative_number("atol", self.atol)
 
+    @classmethod
+    def for_pools(cls) -> "Ode":
+        """What "ode" means for networks with max-pools: tolerance 1e-5, layers of 1e-3.
+
+        Their windows change hands hundreds of times, and every kink in a thinner layer costs an
+        implicit solver tens of steps.
+        """
+        return cls(rtol=1e-5, atol=1e-7, layer=1e-3)
+
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         return None
 
     @torch.no_grad()
     def integrate(self, task: Task) -> Course:
         run = _Run.begin(task)
-        stepper = self._stepper(task, run)
+        stepper = self._stepper(task)
         outcome, where, advice, steps = Outcome.STOPPED_EARLY, "", RAISE, 0
         while stepper.status == "running":
             if steps >= task.max_steps:
@@ -92,20 +106,25 @@ class Ode(FlowMethod):
             advice,
         )  # fmt: skip
 
-    def _stepper(self, task: Task, run: "_Run") -> Any:
+    def _stepper(self, task: Task) -> Any:
         n, batch = task.problem.free.dim, task.problem.batch
         name = self.solver or ("BDF" if n * batch <= MAX_JACOBIAN else "RK45")
         import scipy.integrate
         import scipy.sparse
 
         options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
+        if name in ("BDF", "Radau"):
+            options["vectorized"] = True
         if name in ("BDF", "Radau") and batch > 1:
             options["jac_sparsity"] = scipy.sparse.kron(
                 scipy.sparse.eye(batch), np.ones((n, n)), format="csc"
             )
         start = task.problem.free.flatten(task.start).double().cpu().numpy().ravel()
         solver = getattr(scipy.integrate, name)
-        made = solver(run.velocity(task, self.layer), 0.0, start, task.until, **options)
+        velocity = stacked_velocity(
+            task.problem, self.layer, alpha=task.alpha, adjoint_output=task.adjoint_output
+        )
+        made = solver(velocity, 0.0, start, task.until, **options)
         if name == "BDF":
             # SciPy leaves the differences of orders not yet reached uninitialised and subtracts
             # them; whatever lies in that memory may be a NaN, which warns.
@@ -113,20 +132,39 @@ class Ode(FlowMethod):
         return made
 
 
-def turned(problem: Problem, c: Cochain, layer: float) -> dict[str, Tensor]:
-    """Slopes that turn linearly from one piece to the next within `layer` of a breakpoint."""
-    network = problem.sheaf.network
-    slopes: dict[str, Tensor] = {}
-    for node in network.nodes:
-        for op, (gate, z) in network.gate_operands(node, c).items() if node.gates else ():
-            if isinstance(gate, ScalarGate):
-                slope = torch.full_like(z, gate.slopes[0])
-                pieces = zip(gate.breakpoints, gate.slopes, gate.slopes[1:], strict=False)
-                for t, below, above in pieces:
-                    across = ((z - t + layer) / (2 * layer)).clamp(0, 1)
-                    slope = slope + (above - below) * across
-                slopes[op] = slope
-    return slopes
+def stacked_velocity(
+    problem: Problem, layer: float, *, alpha: float = 1.0, adjoint_output: bool = True
+) -> Callable[[float, np.ndarray], np.ndarray]:
+    """ċ of the whole batch as one vector `(batch · n,)`, as SciPy wants it: (t, y) ↦ ċ.
+
+    Kinks are turned within `layer`. Several states at once, `(batch · n, k)`, are evaluated as one
+    larger batch: a Jacobian by differences takes a few evaluations, not n.
+    """
+    geometry: Geometry = {}
+    size = problem.batch * problem.free.dim
+    copies = max(1, AT_ONCE // size) if problem.sheaf.network.fixed_batch is None else 1
+
+    def velocity(problem: Problem, states: np.ndarray) -> np.ndarray:
+        like = problem.like
+        given = torch.as_tensor(states, dtype=like.dtype, device=like.device)
+        c = problem.clamp(problem.free.unflatten(given.reshape(problem.batch, -1)))
+        delta = regularised(problem.coboundary(c), layer, geometry)
+        g = descent(problem, c, delta, adjoint_output=adjoint_output)
+        flat: np.ndarray = (-alpha * problem.free.flatten(g)).double().cpu().numpy()
+        return flat.reshape(states.shape)
+
+    @lru_cache(maxsize=4)
+    def repeated(k: int) -> Problem:
+        return problem.samples(torch.arange(problem.batch, device=problem.like.device).repeat(k))
+
+    def function(t: float, y: np.ndarray) -> np.ndarray:
+        if y.ndim == 1:
+            return velocity(problem, y)
+        rows = np.ascontiguousarray(y.T)
+        parts = [rows[i : i + copies] for i in range(0, len(rows), copies)]
+        return np.concatenate([velocity(repeated(len(p)), p) for p in parts]).T
+
+    return function
 
 
 @dataclass
@@ -161,18 +199,6 @@ class _Run:
     def cochain(self, y: np.ndarray) -> Cochain:
         """The stacked vector as a cochain."""
         return self.problem.clamp(self.problem.free.unflatten(self.flat(y)))
-
-    def velocity(self, task: Task, layer: float) -> Any:
-        """ċ as SciPy wants it, with gates turned over within `layer` of their breakpoints."""
-
-        def function(t: float, y: np.ndarray) -> np.ndarray:
-            c = self.cochain(y)
-            pattern = turned(self.problem, c, layer)
-            g = descent(self.problem, c, pattern, adjoint_output=task.adjoint_output)
-            flat = self.problem.free.flatten(g)
-            return (-task.alpha * flat).double().cpu().numpy().ravel()
-
-        return function
 
     def passed(self, task: Task, before: float, now: float, dense: Any) -> None:
         """Record the times inside an accepted step and locate the switches."""

@@ -8,24 +8,26 @@ from torch import Tensor
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.network import Kind
+from torchsheaf.sheaf import Coboundary
 
 
 @torch.no_grad()
 def descent(
     problem: Problem,
     c: Mapping[str, Tensor],
-    pattern: Mapping[str, Tensor] | None = None,
+    coboundary: Coboundary | None = None,
     *,
     adjoint_output: bool = True,
 ) -> Cochain:
     """The gradient g with ċ = −αg, on the free coordinates, in the piece each gate selects.
 
-    With `adjoint_output` it is ∇E: the output edge pulls on the pre-output z with
-    J_φ(z)ᵀ(φ(z) − y). Without, with φ(z) − y alone, which is the gradient of cross-entropy and does
-    not saturate; that is not a gradient of E. Source: Bosca & Ghrist 2026, section 4.2.
+    `coboundary` is δ at c, where it is not the plain one. With `adjoint_output` it is ∇E: the
+    output edge pulls on the pre-output z with J_φ(z)ᵀ(φ(z) − y). Without, with φ(z) − y alone,
+    which is the gradient of cross-entropy and does not saturate; that is not a gradient of E.
+    Source: Bosca & Ghrist 2026, section 4.2.
     """
     residual = problem.residual(c)
-    coboundary = problem.coboundary(c, pattern)
+    coboundary = coboundary or problem.coboundary(c)
     force = problem.force(residual)
     gradient = coboundary.adjoint(force)
     if adjoint_output:
