@@ -144,11 +144,8 @@ class Reader:
         nodes, outputs, inputs = name_vertices(self._nodes, tuple(self._outputs), self._inputs)
         return Network(
             inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions),
-            frozenset(n for n, v in zip(inputs, self._inputs, strict=True) if self._is_integral(v)),
+            {n: self._stalks[v][1] for n, v in zip(inputs, self._inputs, strict=True)},
         )  # fmt: skip
-
-    def _is_integral(self, name: str) -> bool:
-        return not self._stalks[name][1].is_floating_point
 
     def _offend(self, node: FxNode, reason: str) -> None:
         self._offenders.append(

@@ -126,18 +126,24 @@ class Sheaf:
     def at_batch(self, batch: int, inputs: Mapping[str, Tensor] | None = None) -> "Sheaf":
         """This sheaf for another batch size: itself, unless the model fixes its batch.
 
-        Then the model is captured again, on `inputs` of that size (zeros where not given).
+        Then the model is captured again, on `inputs` of that size (zeros of the traced types where
+        not given: write them where the model asks its inputs for more than a shape).
         """
         fixed = self.network.fixed_batch
         if fixed is None or fixed == batch:
             return self
         assert self.network.model is not None
-        like = next(iter(self.network.parameters().values()), torch.zeros(()))
+        states = self.network.parameters().values()
+        like = next((t for t in states if t.is_floating_point()), None)
         given = inputs or {}
-        example = [
-            given[n] if n in given else like.new_zeros(batch, *s)
-            for n, s in self.network.inputs.items()
-        ]
+        example = []
+        for name, shape in self.network.inputs.items():
+            own = self.network.types[name]
+            # the model may have been converted since it was traced
+            own = like.dtype if own.is_floating_point and like is not None else own
+            device = None if like is None else like.device
+            zeros = torch.zeros(batch, *shape, dtype=own, device=device)
+            example.append(given.get(name, zeros))
         network = read_network(
             self.network.model, example, fused=self.form == "fused", unused_parameters="allow"
         )
