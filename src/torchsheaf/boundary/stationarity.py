@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary.problem import Problem
+from torchsheaf.boundary.problem import Problem, require_problem
 from torchsheaf.boundary.ties import Maxima, coordinates_read
 from torchsheaf.boundary.windows import Windows
 from torchsheaf.cochain import Cochain, coordinates
@@ -65,10 +65,17 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     choice that leaves the most counts. Every tied entry takes once all the upward pulls that it
     can; not every combination is tried.
 
-    Cost: one forward and one reverse pass; where maxima tie, divisions of the pulls (elementwise,
-    iterated where windows overlap, once per choice).
+    Raises TypeError or ValueError for what is no problem, and for values or residuals that are not
+    its own. Cost: one forward and one reverse pass; where maxima tie, divisions of the pulls
+    (elementwise, iterated where windows overlap, once per choice).
     """
-    residual = problem.residual(c) if residual is None else residual
+    require_problem(problem, finite=False)
+    problem.require_values("c", c, finite=False)
+    if residual is None:
+        residual = problem.residual(c)
+    for edge in problem.edge_space.shapes:
+        if edge not in residual:
+            raise ValueError(f"residual has no value for edge {edge!r}; write problem.residual(c)")
     force = problem.force(residual)
     upper, jumps, states = _one_sided(problem, c, force)
     blocks = {}

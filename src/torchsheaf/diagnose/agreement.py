@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import require_generator
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.diagnose.findings import Finding, above, at_most
@@ -52,6 +53,7 @@ def agreement(
         raise TypeError(f"agreement takes an Extension; got {type(extension).__name__}")
     if not isinstance(expected, Tensor):
         raise TypeError(f"expected is a {type(expected).__name__}; pass what model(x) returns")
+    require_generator(generator)
     problem = extension.problem
     if not problem.holds_input_only:
         raise ValueError("agreement needs an extension with the input held and nothing else")

@@ -21,7 +21,8 @@ class Familiarity:
     The distance is the mean over vertices of the squared Mahalanobis distance per coordinate,
     (1/n) (c − m)ᵀS⁻¹(c − m); the covariance C of n coordinates may be singular, and is shrunk:
     S = 0.9 C + 0.1 (tr C/n) I. `limit` is what 99% of reference inputs that the covariances did
-    not see stay below, times `MARGIN`. Discord plays no part: on shifted inputs it was behind this (docs/diagnosis.md).
+    not see stay below, times `MARGIN`. Discord plays no part: on shifted inputs it was behind this
+    (docs/diagnosis.md).
     """
 
     means: dict[str, Tensor]

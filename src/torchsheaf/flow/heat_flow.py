@@ -5,13 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import (
-    nonnegative_number,
-    positive_number,
-    require_generator,
-    whole_number,
-)
-from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.arguments import nonnegative_number, positive_number, whole_number
+from torchsheaf.boundary import Problem, require_problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
@@ -23,7 +18,6 @@ from torchsheaf.flow.recorder import Record, Recorder
 from torchsheaf.flow.trajectory import Trajectory
 from torchsheaf.flow.velocity import identity_output
 from torchsheaf.flow.walls import Walls
-from torchsheaf.harmonic.extension import first_cochain
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 
@@ -73,8 +67,7 @@ def heat_flow(
     >>> bool(torch.allclose(flow.output, net(x), atol=1e-6))
     True
     """
-    if not isinstance(problem, Problem):
-        raise TypeError(f"problem is a {type(problem).__name__}; write ts.hold(sheaf, x)")
+    require_problem(problem, finite=False)
     if tol is None:
         tol = 1e-10 if problem.like.dtype == torch.float64 else 1e-5
     _check(until, alpha, tol, max_steps, output_force)
@@ -82,7 +75,7 @@ def heat_flow(
     if output_force == "identity":
         identity_output(problem)
     chosen = _choose(method, problem, walls, output_force == "jacobian", dt)
-    first = _first(problem, start, generator)
+    first = problem.clamp(problem.start(start, generator))
     end = math.inf if until is None else float(until)
     recorder = Recorder(problem, _grid(times, end, alpha, problem.like), record)
     with progress_bar(progress, chosen.name) as tell:
@@ -126,19 +119,6 @@ def _check(
     whole_number("max_steps", max_steps)
     if output_force not in ("jacobian", "identity"):
         raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
-
-
-def _first(
-    problem: Problem, start: str | Cochain, generator: torch.Generator | None
-) -> Cochain:  # fmt: skip
-    if isinstance(start, Cochain):
-        return problem.clamp(first_cochain(problem, start)[0])
-    if not isinstance(start, str):
-        raise TypeError(
-            f'start is a {type(start).__name__}; write "forward", "zeros", "random" or a Cochain'
-        )
-    require_generator(generator)
-    return problem.start(start, generator)
 
 
 def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tensor:

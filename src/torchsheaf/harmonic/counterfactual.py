@@ -122,7 +122,9 @@ def counterfactual(
     >>> bool(torch.allclose(pinned, patched, atol=1e-4))
     True
     """
-    given = (pins,) if isinstance(pins, Pin) else tuple(pins)
+    given = (pins,) if isinstance(pins, Pin) else pins
+    if not isinstance(given, Sequence) or not all(isinstance(p, Pin) for p in given):
+        raise TypeError(f"pins is {pins!r}; write a Pin(…) or a list of them")
     if not given:
         raise ValueError("`pins` is empty; write at least one Pin")
     problem = hold(sheaf, x)
@@ -131,7 +133,7 @@ def counterfactual(
     extension = harmonic_extension(
         pinned, tol=tol, starts=starts, max_passes=max_passes, throw=throw
     )
-    return Counterfactual(forward, _patched(problem, given), extension, given)
+    return Counterfactual(forward, _patched(problem, given), extension, tuple(given))
 
 
 def _patched(problem: Problem, pins: Sequence[Pin]) -> Cochain:

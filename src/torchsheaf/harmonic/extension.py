@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from torchsheaf.arguments import positive_number, require_generator, whole_number
-from torchsheaf.boundary import GateStates, Problem, Stationarity, stationarity
+from torchsheaf.boundary import (
+    GateStates,
+    Problem,
+    Stationarity,
+    require_problem,
+    stationarity,
+)
 from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.block_descent import BlockDescent, over_relaxed
 from torchsheaf.harmonic.equilibria import (
@@ -118,6 +124,7 @@ def harmonic_extension(
     """
     starts, max_passes = whole_number("starts", starts), whole_number("max_passes", max_passes)
     require_generator(generator)
+    require_problem(problem, finite=False)
     chosen = _choose(solver, problem)
     tol = _tolerance(problem) if tol is None else positive_number("tol", tol)
     # substitution needs no start: computing one would cost as much as the answer
@@ -206,24 +213,13 @@ def first_cochain(
     problem: Problem, start: str | Cochain, generator: torch.Generator | None = None
 ) -> tuple[Cochain, str]:  # fmt: skip
     """The cochain that a start names, and what it is called in the result."""
-    _check_kind(start)
-    if isinstance(start, Cochain):
-        problem.require_values("start", start, problem.free.shapes)
-        return start, "given"
     if start != "auto":
-        return problem.start(start, generator), start
+        first = problem.start(start, generator)
+        return first, start if isinstance(start, str) else "given"
     forward = problem.start("forward")
     if problem.holds_input_only or BlockDescent().refuses(problem) is not None:
         return forward, "forward"
     return over_relaxed(problem, forward), "forward, one block step"
-
-
-def _check_kind(start: object) -> None:
-    if not isinstance(start, str | Cochain):
-        raise TypeError(
-            f"start is a {type(start).__name__}; write a Cochain, "
-            '"auto", "forward", "zeros" or "random"'
-        )
 
 
 def _tolerance(problem: Problem) -> float:

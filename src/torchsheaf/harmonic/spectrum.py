@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number, whole_number
+from torchsheaf.arguments import positive_number, require_generator, whole_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.linalg import lanczos, three_term_lanczos
@@ -87,6 +87,7 @@ def spectrum(
     True
     """
     require_problem(problem)
+    require_generator(generator)
     if which not in ("smallest", "largest"):
         raise ValueError(f'which is {which!r}; write "smallest" or "largest"')
     k, max_basis = whole_number("k", k), whole_number("max_basis", max_basis)

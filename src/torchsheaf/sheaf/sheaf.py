@@ -84,6 +84,11 @@ class Sheaf:
                 found[parent].append(edge.name)
         return {v: tuple(e) for v, e in found.items()}
 
+    @cached_property
+    def _gates(self) -> dict[str, None]:
+        """The gate operations, in topological order."""
+        return {op.name: None for node in self.network.nodes for op in node.gates}
+
     @property
     def is_piecewise_affine(self) -> bool:
         """Whether every edge is affine, a gate, or an affine join."""
@@ -259,9 +264,15 @@ class Sheaf:
         """Tail restriction maps at a state: per edge, df_e as push and pull.
 
         `pattern` overrides the pieces that gates would select at that state. For smooth edges
-        this is the tangent sheaf.
+        this is the tangent sheaf. Raises TypeError or ValueError for a pattern that is no such
+        mapping, naming a gate that there is not.
         """
-        chosen = pattern or {}
+        chosen = {} if pattern is None else pattern
+        if not isinstance(chosen, Mapping):
+            raise TypeError(f"pattern is a {type(chosen).__name__}; write sheaf.pattern(cochain)")
+        if unknown := [n for n in chosen if n not in self._gates]:
+            gates = ", ".join(self._gates) or "none, this network has no gates"
+            raise ValueError(f"pattern: no gate named {unknown[0]!r}; write one of: {gates}")
         return {n.name: self.network.linearise(n, at, chosen) for n in self.network.nodes}
 
     @torch.no_grad()
@@ -287,3 +298,9 @@ class Sheaf:
             for parent in e.parents:
                 graph.add_edge(parent, e.head, edge=e.name, kind=str(e.kind), op=e.op)
         return graph
+
+
+def require_sheaf(sheaf: object) -> None:
+    """Raise TypeError for what is no sheaf."""
+    if not isinstance(sheaf, Sheaf):
+        raise TypeError(f"a {type(sheaf).__name__} came for the sheaf; write encode(model, x)")
