@@ -1,4 +1,4 @@
-"""What a caller writes: numbers and generators, read where they come in and refused by name."""
+"""What a caller writes: numbers and generators, refused by name; what stands where none came."""
 
 import math
 from collections.abc import Callable
@@ -42,12 +42,23 @@ def nonnegative_number(name: str, given: object, write: str = "a number ≥ 0") 
 
 
 def whole_number(name: str, given: object, least: int = 1, otherwise: str = "") -> int:
-    """A whole number of at least `least`. Raises ValueError that says so, and `otherwise`."""
+    """A whole number of at least `least`, 1e3 included, as an int.
+
+    Raises ValueError that says so, and `otherwise`.
+    """
     plain = _plain(given)
-    if not isinstance(plain, Integral) or plain < least:
+    whole = isinstance(plain, Integral) or (
+        isinstance(plain, Real) and math.isfinite(plain) and plain == math.floor(plain)
+    )
+    if not whole or plain < least:
         wanted = f"a whole number, {least} or more{otherwise}"
         raise ValueError(f"{name} is {given!r}; write {wanted}")
     return int(plain)
+
+
+def tolerance_of(dtype: torch.dtype, *, float64: float, float32: float) -> float:
+    """The tolerance where none was given: what float64 can keep, or what the shorter types can."""
+    return float64 if dtype == torch.float64 else float32
 
 
 def require_generator(given: object) -> None:

@@ -193,7 +193,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda p: spectra(p, tol=-1.0), "tol is -1.0; write a positive number"),
         (lambda p: spectra(p, numbers=NAN), "numbers is nan; write a positive number"),
         (lambda p: nudged_discord(p).worst(-1), "count is -1; write a whole number, 0 or more"),
-        (lambda p: nudged_discord(p).worst(2.0), "count is 2.0; write a whole number"),
+        (lambda p: nudged_discord(p).worst(2.5), "count is 2.5; write a whole number"),
         (lambda p: watched(p, samples=0), "samples is 0; write a whole number, 1 or more"),
         (lambda p: watched(p, samples=-1), "samples is -1; write a whole number"),
         (lambda p: watched(p, every=1.5), "every is 1.5; write a whole number, 1 or more"),

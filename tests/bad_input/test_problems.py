@@ -10,6 +10,9 @@ from torch import nn
 
 import torchsheaf as ts
 from tests.reference.networks import randn, relu_mlp
+from torchsheaf.flow.exact import Exact
+from torchsheaf.train.edge import EdgeRule
+from torchsheaf.train.equilibrium import EquilibriumRule
 
 
 @pytest.fixture
@@ -144,6 +147,26 @@ def test_nearest_needs_classes() -> None:
     picture = nn.Conv2d(1, 2, 3, padding=1).double()
     with pytest.raises(ValueError, match=r"an output \(batch, classes\); it is \(4, 2, 8, 8\)"):
         ts.nearest_consistent(ts.encode(picture, x), x, 1)
+
+
+def test_whole_numbers_may_be_written_as_floats(problem: ts.Problem) -> None:
+    pinned = problem.pin(ts.Pin("output", 0.0))
+    assert ts.harmonic_extension(pinned, max_passes=1e3, starts=2.0).outcome.ok  # type: ignore[arg-type]
+    assert ts.spectrum(problem, np.float32(2)).values.shape == (4, 2)  # type: ignore[arg-type]
+    flow = ts.heat_flow(problem, "zeros", 1.0, Exact(max_events=1e3), times=1e1, max_steps=1e6)  # type: ignore[arg-type]
+    assert len(flow.times) == 10
+    model = problem.sheaf.network.model
+    assert isinstance(model, nn.Module)
+    trainer = ts.SheafTrainer(model, loss="l2", rule=EdgeRule(group=2.0))  # type: ignore[arg-type]
+    step = torch.optim.SGD(model.parameters(), 0.0)
+    data = (randn(2, 4, 3), randn(3, 4, 2))
+    history = ts.fit(trainer, data, step, epochs=2.0, batch_size=2.0, progress=False)  # type: ignore[arg-type]
+    assert history.epochs == 2
+    rule = EquilibriumRule(max_rounds=1e3, max_passes=1e3)  # type: ignore[arg-type]
+    ts.SheafTrainer(model, loss="l2", rule=rule).local_gradients(*data)
+    for given in (2.5, True, float("inf"), float("nan"), 1 + 1e-12, "2"):
+        with pytest.raises(ValueError, match="k is .*; write a whole number, 1 or more"):
+            ts.spectrum(problem, given)  # type: ignore[arg-type]
 
 
 def test_gates_that_there_are_not(problem: ts.Problem) -> None:

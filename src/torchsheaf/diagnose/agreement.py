@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import require_generator
+from torchsheaf.arguments import require_generator, tolerance_of
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.diagnose.findings import Finding, above, at_most
@@ -74,9 +74,9 @@ def agreement(
 
 
 def relative_tolerance(dtype: torch.dtype) -> float:
-    """What rounding may cost: 1e-12 in float64, 1e-5 in float32."""
-    known = {torch.float64: 1e-12, torch.float32: 1e-5}
-    return known[dtype] if dtype in known else 8 * torch.finfo(dtype).eps
+    """What rounding may cost: 1e-12 in float64, 1e-5 in float32, 8 ε in shorter types."""
+    rounding = 8 * torch.finfo(dtype).eps
+    return max(rounding, tolerance_of(dtype, float64=1e-12, float32=1e-5))
 
 
 def _difference(extension: Extension, expected: Tensor) -> Finding:
@@ -107,7 +107,7 @@ def _second_route(problem: Problem, expected: Tensor, generator: torch.Generator
     return at_most(
         f"the same from random values by Newton's method, {some.batch} samples, relative",
         float((found.output - wanted).abs().max()) / scale,
-        1e-6 if expected.dtype == torch.float64 else 1e-2,
+        tolerance_of(expected.dtype, float64=1e-6, float32=1e-2),
         source="T2: the energy has no critical point but the forward pass",
         advice="A solver that only lowers the disagreement, starting anywhere, finds the output.",
     )
@@ -143,7 +143,7 @@ def _determinant(problem: Problem, at: Cochain, limit: int) -> Finding:
     return at_most(
         f"|det δ − 1|, assembled for {dense.shape[0]} samples",
         float((torch.linalg.det(dense) - 1).abs().max()),
-        1e-10 if at.dtype == torch.float64 else 1e-5,
+        tolerance_of(at.dtype, float64=1e-10, float32=1e-5),
         source="Lemma 1: det δ = 1 for every pattern",
         advice="There is exactly one assignment without disagreement, whatever the weights.",
     )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import nonnegative_number, positive_number, whole_number
+from torchsheaf.arguments import nonnegative_number, positive_number, tolerance_of, whole_number
 from torchsheaf.boundary import Problem, require_problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
@@ -69,8 +69,9 @@ def heat_flow(
     """
     require_problem(problem, finite=False)
     if tol is None:
-        tol = 1e-10 if problem.like.dtype == torch.float64 else 1e-5
-    _check(until, alpha, tol, max_steps, output_force)
+        tol = tolerance_of(problem.like.dtype, float64=1e-10, float32=1e-5)
+    max_steps = whole_number("max_steps", max_steps)
+    _check(until, alpha, tol, output_force)
     walls = Walls.of(problem)
     if output_force == "identity":
         identity_output(problem)
@@ -109,14 +110,11 @@ def heat_flow(
     return result
 
 
-def _check(
-    until: float | None, alpha: float, tol: float, max_steps: int, output_force: str
-) -> None:  # fmt: skip
+def _check(until: float | None, alpha: float, tol: float, output_force: str) -> None:
     if until is not None:
         positive_number("until", until, "a positive time, or None (until stationary)")
     positive_number("alpha", alpha, "a positive rate")
     nonnegative_number("tol", tol)
-    whole_number("max_steps", max_steps)
     if output_force not in ("jacobian", "identity"):
         raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
 
@@ -133,7 +131,7 @@ def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tens
         else:
             raise ValueError(f"times go to {float(grid[-1]):g}, beyond until={until:g}")
         return grid
-    whole_number("times", times, 2, ", or a tensor of times")
+    times = whole_number("times", times, 2, ", or a tensor of times")
     if math.isfinite(until):
         return torch.linspace(0, until, times, dtype=torch.float64, device=like.device)
     later = torch.logspace(-2, 6, times - 1, dtype=torch.float64, device=like.device) / alpha

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number, require_generator, whole_number
+from torchsheaf.arguments import positive_number, require_generator, tolerance_of, whole_number
 from torchsheaf.boundary import (
     GateStates,
     Problem,
@@ -126,7 +126,7 @@ def harmonic_extension(
     require_generator(generator)
     require_problem(problem, finite=False)
     chosen = _choose(solver, problem)
-    tol = _tolerance(problem) if tol is None else positive_number("tol", tol)
+    tol = stationarity_tolerance(problem.like.dtype) if tol is None else positive_number("tol", tol)
     # substitution needs no start: computing one would cost as much as the answer
     direct = isinstance(chosen, Substitution) and starts == 1 and start in ("auto", "forward")
     if direct:
@@ -222,8 +222,9 @@ def first_cochain(
     return over_relaxed(problem, forward), "forward, one block step"
 
 
-def _tolerance(problem: Problem) -> float:
-    return 1e-8 if problem.like.dtype == torch.float64 else 1e-4
+def stationarity_tolerance(dtype: torch.dtype) -> float:
+    """The dist(0, ∂E) that a relaxation is asked for where no `tol` is given."""
+    return tolerance_of(dtype, float64=1e-8, float32=1e-4)
 
 
 def _choose(name: str, problem: Problem) -> HarmonicSolver:

@@ -64,10 +64,10 @@ def every_epoch(
             raise ValueError(f"batch_size is {size!r}; leave it out, the DataLoader has its own")
         return lambda: (pair("a batch of the loader", one) for one in data)
     given, y = pair("data", data)
-    if size is not None:
-        whole_number("batch_size", size, 1, ", or None (all samples)")
     xs, samples = inputs(given), y.shape[0]
-    step = samples if size is None else size
+    step = samples
+    if size is not None:
+        step = whole_number("batch_size", size, 1, ", or None (all samples)")
 
     def shuffled() -> Iterator[tuple[Input, Tensor]]:
         order = torch.randperm(samples, generator=generator).to(y.device)

@@ -160,8 +160,7 @@ class JointEuler:
 
         Raises `ConvergenceError` with the state when something stops being finite.
         """
-        whole_number("steps", steps, 0)
-        whole_number("every", every)
+        steps, every = whole_number("steps", steps, 0), whole_number("every", every)
         rate = self._weight_rate(state)
         for i in range(1, steps + 1):
             self._step(state, rate)
