@@ -148,7 +148,7 @@ def coordinates(values: Tensor) -> Tensor:
     return values if values.ndim == 2 else values.reshape(values.shape[0], -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """A vector space of cochains: ordered named blocks, some restricted to chosen coordinates.
 

@@ -178,3 +178,26 @@ def test_gates_that_there_are_not(problem: ts.Problem) -> None:
             ask({"zz": x})
     with pytest.raises(TypeError, match="pattern is a Tensor; write"):
         ts.spectrum(problem, pattern=x)  # type: ignore[arg-type]
+
+
+def test_what_holds_tensors_is_compared_by_identity(problem: ts.Problem) -> None:
+    """Elementwise comparison has no truth value: `==` of such fields would raise."""
+    t, x = randn(1, 4, 5), randn(2, 4, 3)
+    pinned = problem.pin(ts.Pin("1", t))
+    made: list[Callable[[], object]] = [
+        lambda: ts.Pin("1", t),
+        lambda: problem.pin(ts.Pin("1", t.clone())),
+        lambda: ts.harmonic_extension(problem),
+        lambda: ts.stationarity(problem, problem.start("forward")),
+        lambda: ts.spectrum(problem),
+        lambda: ts.heat_flow(problem),
+        lambda: ts.discord(pinned, pinned.start("forward")),
+        lambda: ts.counterfactual(problem.sheaf, x, ts.Pin("1", t)),
+        lambda: ts.nearest_consistent(problem.sheaf, x, 1),
+        lambda: ts.encode(relu_mlp([3, 5, 2], 1), x),
+    ]
+    for make in made:
+        one, other = make(), make()
+        assert one == one
+        assert one != other
+        assert len({one, other}) == 2

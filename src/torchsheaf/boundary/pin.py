@@ -13,7 +13,7 @@ from torchsheaf.cochain import is_finite
 Coordinates = int | Sequence[int] | Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pin:
     """Hold coordinates of a vertex at a value.
 

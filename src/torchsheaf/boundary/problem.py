@@ -14,7 +14,7 @@ from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf, require_sheaf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SoftPin:
     """An edge from chosen coordinates of a vertex to a held vertex: residual c_v[index] − p."""
 
@@ -24,7 +24,7 @@ class SoftPin:
     weight: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """Minimise E(c) = ½ Σ_e w_e ‖r_e‖² + ½ Σ_pins γ ‖c_v[S] − p‖² over the free coordinates.
 

@@ -16,7 +16,7 @@ from torchsheaf.network.gates import SlopeGate
 OFF, ON, SLIDING = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GateStates:
     """Per gate operation, the state of every gate: 0 off, 1 on, 2 sliding; `(batch, *shape)`.
 
@@ -38,7 +38,7 @@ class GateStates:
         return self.count(SLIDING)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stationarity:
     """dist(0, ∂E) per sample `(batch,)`, the least subgradient, and the gate states."""
 

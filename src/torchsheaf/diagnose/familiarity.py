@@ -14,7 +14,7 @@ FOREIGN = 0.02
 """Share of samples that may lie outside: the reference itself has 1% there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Familiarity:
     """Mean and shrunk covariance of every chosen vertex over reference inputs.
 

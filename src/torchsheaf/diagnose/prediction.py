@@ -9,7 +9,7 @@ from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """One edge, coordinate by coordinate; tensors are (batch, dim), kept in order of neurons.
 

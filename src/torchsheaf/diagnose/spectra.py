@@ -11,7 +11,7 @@ from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic import Spectrum, spectrum
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectra:
     """Both ends of the Laplacian's spectrum, per sample.
 

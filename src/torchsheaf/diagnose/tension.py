@@ -9,7 +9,7 @@ from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tension:
     """The forward pass, the mean tension of each edge, and the forward pass with it added.
 

@@ -29,7 +29,7 @@ class Example:
     rate: float = 3e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedExample:
     """A trained example with its held-out data; `score` is accuracy, or mean squared error."""
 

@@ -12,7 +12,7 @@ from torchsheaf.harmonic.extension import Extension, harmonic_extension
 from torchsheaf.sheaf import Sheaf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """How far one vertex moved from the forward pass, per sample `(batch,)`.
 
@@ -27,7 +27,7 @@ class Change:
     patched: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Counterfactual:
     """The forward pass, the same with activations patched, and the equilibrium with them pinned.
 

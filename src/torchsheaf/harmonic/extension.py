@@ -35,7 +35,7 @@ FALL_BACK = 400
 """Passes of block descent before a stalled solver is given a second try."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Extension:
     """An equilibrium of a held problem and how it was reached.
 

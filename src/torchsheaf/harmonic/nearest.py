@@ -18,7 +18,7 @@ from torchsheaf.sheaf import Sheaf, require_sheaf
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nearest:
     """Inputs changed as little as the sheaf allows so that the output becomes `target`.
 

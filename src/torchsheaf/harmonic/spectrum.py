@@ -13,7 +13,7 @@ from torchsheaf.linalg import lanczos, three_term_lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """k extreme eigenpairs of L per sample.
 

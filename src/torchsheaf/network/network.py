@@ -48,7 +48,7 @@ class Node:
         return tuple(op for op in self.operations if op.rule.gate is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """An `nn.Module` read as a DAG; the model's tensors are looked up live.
 

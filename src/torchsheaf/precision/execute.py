@@ -14,7 +14,7 @@ from torchsheaf.precision.formats import FORMATS, Format, find_format, format_of
 Assignment = Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Execution:
     """Outputs of one run (tensors, in the model's order) and, where asked for, every value."""
 

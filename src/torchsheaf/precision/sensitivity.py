@@ -20,7 +20,7 @@ from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.operators import MODELS, terms_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sensitivity:
     """Mean-square output error that each rounding causes, one number per probe.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sheaf:
     """A cellular sheaf over a computation graph.
 

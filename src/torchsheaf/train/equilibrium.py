@@ -17,7 +17,7 @@ from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relaxation:
     """A relaxed batch: the problem without its loss edge, the cochain, and how it was reached.
 
