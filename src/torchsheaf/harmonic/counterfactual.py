@@ -122,9 +122,10 @@ def counterfactual(
     >>> bool(torch.allclose(pinned, patched, atol=1e-4))
     True
     """
-    given = (pins,) if isinstance(pins, Pin) else pins
-    if not isinstance(given, Sequence) or not all(isinstance(p, Pin) for p in given):
+    listed = [pins] if isinstance(pins, Pin) else pins
+    if not isinstance(listed, Sequence) or not all(isinstance(p, Pin) for p in listed):
         raise TypeError(f"pins is {pins!r}; write a Pin(…) or a list of them")
+    given = tuple(listed)
     if not given:
         raise ValueError("`pins` is empty; write at least one Pin")
     problem = hold(sheaf, x)
@@ -133,7 +134,7 @@ def counterfactual(
     extension = harmonic_extension(
         pinned, tol=tol, starts=starts, max_passes=max_passes, throw=throw
     )
-    return Counterfactual(forward, _patched(problem, given), extension, tuple(given))
+    return Counterfactual(forward, _patched(problem, given), extension, given)
 
 
 def _patched(problem: Problem, pins: Sequence[Pin]) -> Cochain:
