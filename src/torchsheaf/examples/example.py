@@ -39,11 +39,6 @@ class TrainedExample:
     y: Tensor
     score: float
 
-    @property
-    def is_classifier(self) -> bool:
-        """Whether y holds class numbers."""
-        return not self.y.is_floating_point()
-
 
 def train(
     example: Example,
