@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from torchsheaf.arguments import whole_number
+from torchsheaf.arguments import INPUTS, input_tuple, kind, whole_number
 
 Input = Tensor | tuple[Tensor, ...]
 Data = DataLoader[Any] | tuple[Input, Tensor]
@@ -22,13 +22,12 @@ def tensors(x: object, y: object) -> tuple[tuple[Tensor, ...], Tensor]:
 
 def inputs(x: object) -> tuple[Tensor, ...]:
     """The input or inputs of a model as a tuple; TypeError names what is no tensor."""
-    given = (x,) if isinstance(x, Tensor) else x
-    if not isinstance(given, tuple | list) or not given:
-        raise TypeError(f"input x is {kind(x)}; write {_WANTED}")
+    given = input_tuple("input x", x)
     for one in given:
         if not isinstance(one, Tensor):
-            raise TypeError(f"input x is a {type(x).__name__} of {_bare(one)}; write {_WANTED}")
-    return tuple(given)
+            held = f"{type(x).__name__} of {type(one).__name__}"
+            raise TypeError(f"input x is a {held}; write {INPUTS}")
+    return given
 
 
 def pair(name: str, given: object) -> tuple[Input, Tensor]:
@@ -45,14 +44,6 @@ def pair(name: str, given: object) -> tuple[Input, Tensor]:
     if samples == 0:
         raise ValueError(f"{name} is empty: x has no sample")
     return (xs if not isinstance(given[0], Tensor) else xs[0]), y
-
-
-def kind(given: object) -> str:
-    """What came, in words: its type, and how many of a tuple or list."""
-    if isinstance(given, tuple | list):
-        name = _bare(given)
-        return f"a {name} of {len(given)}" if given else f"an empty {name}"
-    return f"a {_bare(given)}"
 
 
 def every_epoch(
@@ -77,10 +68,3 @@ def every_epoch(
             yield (cut if isinstance(given, tuple) else cut[0]), y[index]
 
     return shuffled
-
-
-_WANTED = "a tensor (batch, *shape), or a tuple of them for several inputs"
-
-
-def _bare(given: object) -> str:
-    return type(given).__name__

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.arguments import positive_number, whole_number
+from torchsheaf.arguments import kind, positive_number, whole_number
 from torchsheaf.cochain import is_finite
 from torchsheaf.outcome import ConvergenceError, Outcome
-from torchsheaf.train.batches import kind, tensors
+from torchsheaf.train.batches import tensors
 from torchsheaf.train.losses import Loss, SquaredLoss, loss_named
 
 
