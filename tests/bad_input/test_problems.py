@@ -10,6 +10,7 @@ from torch import nn
 
 import torchsheaf as ts
 from tests.reference.networks import randn, relu_mlp
+from torchsheaf.diagnose import prediction
 from torchsheaf.flow.exact import Exact
 from torchsheaf.train.edge import EdgeRule
 from torchsheaf.train.equilibrium import EquilibriumRule
@@ -201,3 +202,29 @@ def test_what_holds_tensors_is_compared_by_identity(problem: ts.Problem) -> None
         assert one == one
         assert one != other
         assert len({one, other}) == 2
+
+
+ODD: list[tuple[str, Callable[[ts.Problem], object]]] = [
+    (r"residual is a int; write problem\.residual\(c\)",
+     lambda p: ts.stationarity(p, p.start("forward"), 3)),  # type: ignore[arg-type]
+    (r"gap is a float; pass what spectrum\(problem\) returns",
+     lambda p: ts.agreement(ts.harmonic_extension(p), p.forward()["2"], gap=0.5)),  # type: ignore[arg-type]
+    ("assemble_up_to is None; write a whole number",
+     lambda p: ts.agreement(ts.harmonic_extension(p), p.forward()["2"], assemble_up_to=None)),  # type: ignore[arg-type]
+    (r"no vertex named \['1'\]; write one of: input",
+     lambda p: p.pin(ts.Pin(["1"], 0.5))),  # type: ignore[arg-type]
+    (r"no edge named \['1'\]; write one of: 0",
+     lambda p: prediction(p, p.forward(), ["1"])),  # type: ignore[arg-type]
+    ("vertices is a int; write a list of names",
+     lambda p: ts.Familiarity.of(p.samples(torch.arange(24) % 4), 3)),  # type: ignore[arg-type]
+    (r"at has no value for vertex 'input'",
+     lambda p: ts.spectra(p, at={"zz": randn(1, 4, 3)}, numbers=1)),  # type: ignore[arg-type]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "ask"), ODD)
+def test_odd_arguments_are_named(
+    problem: ts.Problem, words: str, ask: Callable[[ts.Problem], object]
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        ask(problem)

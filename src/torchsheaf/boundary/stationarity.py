@@ -73,6 +73,8 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     problem.require_values("c", c, finite=False)
     if residual is None:
         residual = problem.residual(c)
+    if not isinstance(residual, Cochain):
+        raise TypeError(f"residual is a {type(residual).__name__}; write problem.residual(c)")
     for edge in problem.edge_space.shapes:
         if edge not in residual:
             raise ValueError(f"residual has no value for edge {edge!r}; write problem.residual(c)")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import require_generator, tolerance_of
+from torchsheaf.arguments import require_generator, tolerance_of, whole_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.diagnose.findings import Finding, above, at_most
@@ -62,6 +62,9 @@ def agreement(
             f"expected has shape {tuple(expected.shape)}; "
             f"the output has {tuple(extension.output.shape)}"
         )
+    if not isinstance(gap, Spectrum | None):
+        raise TypeError(f"gap is a {type(gap).__name__}; pass what spectrum(problem) returns")
+    assemble_up_to = whole_number("assemble_up_to", assemble_up_to, 0)
     require_problem(problem)
     second = _second_route(problem, expected, generator or torch.Generator().manual_seed(0))
     return (

@@ -42,6 +42,8 @@ class Familiarity:
             raise ValueError(f"{problem.batch} reference inputs came; write at least 20")
         sheaf, tokens = problem.sheaf, problem.sheaf.network.integral
         vertices = (vertices,) if isinstance(vertices, str) else vertices
+        if not isinstance(vertices, Sequence | None):
+            raise TypeError(f"vertices is a {type(vertices).__name__}; write a list of names")
         small = (n for n, v in sheaf.vertices.items() if v.dim <= 512 and n not in tokens)
         names = [sheaf.vertex(n) for n in vertices or small]
         if among := tokens.intersection(names):

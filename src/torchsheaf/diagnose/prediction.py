@@ -49,7 +49,7 @@ def prediction(problem: Problem, at: Cochain, edge: str) -> Prediction:
     """
     require_problem(problem)
     sheaf = problem.sheaf
-    if edge not in sheaf.edges:
+    if not isinstance(edge, str) or edge not in sheaf.edges:
         raise ValueError(f"no edge named {edge!r}; write one of: {', '.join(sheaf.edges)}")
     problem.require_values("at", at)
     cell = sheaf.edges[edge]

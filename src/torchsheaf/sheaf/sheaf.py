@@ -96,7 +96,7 @@ class Sheaf:
 
     def vertex(self, name: str) -> str:
         """A vertex name; "output" means the model's only output when no vertex is called so."""
-        if name in self.vertices:
+        if isinstance(name, str) and name in self.vertices:
             return name
         if name == "output" and len(self.outputs) == 1:
             return self.outputs[0]
