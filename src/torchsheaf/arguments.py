@@ -1,4 +1,4 @@
-"""What a caller writes: numbers and generators, read where they come in and refused by name."""
+"""What a caller writes: numbers, generators, inputs, refused by name; what stands for none."""
 
 import math
 from collections.abc import Callable
@@ -42,12 +42,46 @@ def nonnegative_number(name: str, given: object, write: str = "a number ≥ 0") 
 
 
 def whole_number(name: str, given: object, least: int = 1, otherwise: str = "") -> int:
-    """A whole number of at least `least`. Raises ValueError that says so, and `otherwise`."""
+    """A whole number of at least `least`, 1e3 included, as an int.
+
+    Raises ValueError that says so, and `otherwise`.
+    """
     plain = _plain(given)
-    if not isinstance(plain, Integral) or plain < least:
+    whole = isinstance(plain, Integral) or (
+        isinstance(plain, Real) and math.isfinite(plain) and plain == math.floor(plain)
+    )
+    if not whole or plain < least:
         wanted = f"a whole number, {least} or more{otherwise}"
         raise ValueError(f"{name} is {given!r}; write {wanted}")
     return int(plain)
+
+
+def tolerance_of(dtype: torch.dtype, *, float64: float, float32: float) -> float:
+    """The tolerance where none was given: what float64 can keep, or what the shorter types can."""
+    return float64 if dtype == torch.float64 else float32
+
+
+def input_tuple(name: str, given: object) -> tuple[Any, ...]:
+    """A model's inputs, one tensor or a tuple or list of them, as a tuple.
+
+    Raises TypeError naming the argument for anything else and for none; what is in the tuple is
+    for the caller to look at.
+    """
+    several = (given,) if isinstance(given, Tensor) else given
+    if not isinstance(several, tuple | list) or not several:
+        raise TypeError(f"{name} is {kind(given)}; write {INPUTS}")
+    return tuple(several)
+
+
+INPUTS = "a tensor (batch, *shape), or a tuple of them for several inputs"
+
+
+def kind(given: object) -> str:
+    """What came, in words: its type, and how many of a tuple or list."""
+    name = type(given).__name__
+    if isinstance(given, tuple | list):
+        return f"a {name} of {len(given)}" if given else f"an empty {name}"
+    return f"a {name}"
 
 
 def require_generator(given: object) -> None:

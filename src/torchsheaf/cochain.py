@@ -56,8 +56,10 @@ class Cochain(Mapping[str, Tensor]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Element type of the blocks."""
-        return next(iter(self._blocks.values())).dtype
+        """Element type of the first block of real numbers; token numbers have one of their own."""
+        blocks = self._blocks.values()
+        real = (t for t in blocks if t.is_floating_point())
+        return next(real, next(iter(blocks))).dtype
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +148,7 @@ def coordinates(values: Tensor) -> Tensor:
     return values if values.ndim == 2 else values.reshape(values.shape[0], -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """A vector space of cochains: ordered named blocks, some restricted to chosen coordinates.
 

@@ -76,9 +76,9 @@ def test_with_no_tolerance_no_sample_stops_before_the_end(problem):
 
 
 def test_what_is_no_problem_and_what_is_no_start_are_named(problem):
-    with pytest.raises(TypeError, match=r"problem is a Sheaf; write ts\.hold\(sheaf, x\)"):
+    with pytest.raises(TypeError, match=r"a Sheaf came for the problem; write hold\(sheaf, x\)"):
         ts.heat_flow(problem.sheaf)
-    with pytest.raises(TypeError, match="problem is a int"):
+    with pytest.raises(TypeError, match="a int came for the problem"):
         ts.heat_flow(3, tol=1e-3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match='start is a Tensor; write "forward", "zeros", "random"'):
         ts.heat_flow(problem, torch.zeros(4, 3))

@@ -264,7 +264,9 @@ def test_what_is_not_a_pin_or_a_start(problem: Problem) -> None:
     with pytest.raises(TypeError, match=r"a list came for a pin; write \.pin\("):
         problem.pin([pin])  # type: ignore[arg-type]
     held = problem.pin(pin)
-    with pytest.raises(TypeError, match='start is a dict; write a Cochain, "auto"'):
+    with pytest.raises(
+        TypeError, match='start is a dict; write "forward", "zeros", "random" or a Cochain'
+    ):
         harmonic_extension(held, start={"input": randn(1, 2)})  # type: ignore[arg-type]
     single = Cochain({n: t.float() for n, t in held.start("forward").items()})
     with pytest.raises(

@@ -103,11 +103,11 @@ def test_a_bad_argument_of_refute_is_named(
     ("inputs", "words"),
     [
         (torch.zeros(0, 5), "inputs has shape (0, 5); pass at least one sample"),
-        (None, "inputs is a NoneType; pass a tensor (batch, *shape) or a tuple of them"),
-        (3, "inputs is a int; pass a tensor"),
-        ("x", "inputs is a str; pass a tensor"),
-        (torch.zeros(4, 5).numpy(), "inputs is a ndarray; pass a tensor"),
-        ((), "inputs holds no tensor"),
+        (None, "inputs is a NoneType; write a tensor (batch, *shape), or a tuple of them"),
+        (3, "inputs is a int; write a tensor"),
+        ("x", "inputs is a str; write a tensor"),
+        (torch.zeros(4, 5).numpy(), "inputs is a ndarray; write a tensor"),
+        ((), "inputs is an empty tuple; write a tensor"),
         ((None,), "inputs holds no tensor"),
         (torch.zeros(4, 5, dtype=torch.int64), "does not run on these inputs"),
         (torch.zeros(4, 5, dtype=torch.float64), "does not run on these inputs"),
@@ -131,7 +131,7 @@ def test_what_is_no_model_or_no_tensor_is_a_type_error(net: tuple[AtenGraph, Ten
         plan(nothing, x, 1e-2)
     with pytest.raises(TypeError, match=r"model is a str; pass an nn\.Module"):
         refute(nothing, x, "fp16", 1e-2)
-    with pytest.raises(TypeError, match="holdout is a str; pass a tensor"):
+    with pytest.raises(TypeError, match="holdout is a str; write a tensor"):
         plan(graph, x, 1e-2, holdout=nothing)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsheaf.precision import check, plan, refute
+from torchsheaf.precision.measure import norm_of
 
 
 class Step(nn.Module):
@@ -92,3 +93,9 @@ def test_inputs_that_ask_for_gradients_are_inputs(x: Tensor) -> None:
     assert refute(net, asks, "fp16", 1e-5) == refute(net, x, "fp16", 1e-5)
     assert plan(net, asks, 1e-2).measured == plan(net, x, 1e-2).measured
     assert asks.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_error_of_nothing_relative_to_nothing_is_none(dtype: torch.dtype) -> None:
+    nothing = torch.zeros(3, 4, dtype=dtype)
+    assert torch.equal(norm_of(nothing, nothing, "relative"), torch.zeros(3, dtype=dtype))

@@ -15,6 +15,7 @@ from torch import nn
 import torchsheaf
 from torchsheaf.cli import Exit, main
 from torchsheaf.examples import EXAMPLES
+from torchsheaf.file import write_text
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 MODULE = """
@@ -298,16 +299,14 @@ def test_debug_adds_the_traceback(folder: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchsheaf.report import write_page
-
-    page = write_page(folder / "page.html", "old")
+    page = write_text(folder / "page.html", "old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        write_page(page, "new")
+        write_text(page, "new")
     assert page.read_text(encoding="utf-8") == "old"
     assert {f.name for f in folder.iterdir()} == {"nets.py", "page.html"}
 

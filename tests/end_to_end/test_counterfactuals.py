@@ -106,6 +106,35 @@ def test_nearest_consistent_input_keeps_what_is_held(sheaf, x):
     assert torch.equal(found.changed[:, 1], x[:, 1])
 
 
+def test_nearest_consistent_says_how_its_relaxations_ended(net, sheaf, x):
+    wanted = 1 - net(x).argmax(1)
+    assert ts.nearest_consistent(sheaf, x, wanted).outcome.ok
+    assert ts.nearest_consistent(sheaf, x, net(x).argmax(1)).outcome is ts.Outcome.SETTLED
+    mixed = torch.cat([x, 1e200 * x[:1]])  # energies of the last sample overflow
+    wanted = 1 - net(mixed).argmax(1)
+    found = ts.nearest_consistent(sheaf, mixed, wanted)
+    assert found.outcome is ts.Outcome.NONFINITE
+    assert bool(found.changed.isfinite().all())
+
+
+def test_nearest_consistent_asks_which_output():
+    class Heads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = relu_mlp([3, 6, 2], 4), relu_mlp([3, 6, 3], 5)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    x, model = randn(1, 7, 3), Heads()
+    sheaf = ts.encode(model, x)
+    with pytest.raises(ValueError, match=r"2 outputs; write output= one of: a\.2, b\.2"):
+        ts.nearest_consistent(sheaf, x, 1)
+    found = ts.nearest_consistent(sheaf, x, 2, output="b.2")
+    assert bool((model(found.changed)[1].argmax(1)[found.reached] == 2).all())
+    assert found.target.shape == (7, 3)
+
+
 def test_figures_are_figures(sheaf, x):
     assert isinstance(pin_figure(ts.counterfactual(sheaf, x, ts.Pin("2", 1.0))), Figure)
     square = relu_mlp([4, 6, 2], 1)

@@ -13,7 +13,7 @@ from torchsheaf.cochain import is_finite
 Coordinates = int | Sequence[int] | Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pin:
     """Hold coordinates of a vertex at a value.
 
@@ -51,44 +51,10 @@ class Pin:
 
     def index(self, shape: tuple[int, ...]) -> Tensor:
         """The chosen coordinates as sorted-as-given flat indices, int64."""
-        dim = math.prod(shape)
-        if self.where is None:
-            return torch.arange(dim)
-        where = self.where
-        if type(where).__module__ == "numpy":
-            where = torch.as_tensor(where)
-        if isinstance(where, Tensor) and where.dtype == torch.bool:
-            if tuple(where.shape) not in (shape, (dim,)):
-                raise ValueError(
-                    f"pin on {self.vertex!r}: the mask has shape {tuple(where.shape)}; the stalk's "
-                    f"is {shape}"
-                )
-            index = where.flatten().nonzero().squeeze(1).cpu()
-        else:
-            index = self._integers(where)
+        index = read_coordinates(f"pin on {self.vertex!r}", self.where, shape)
         if index.numel() == 0:
             raise ValueError(f"pin on {self.vertex!r}: `where` chooses no coordinate")
-        if int(index.min()) < -dim or int(index.max()) >= dim:
-            raise ValueError(
-                f"pin on {self.vertex!r}: coordinate {index.tolist()} is out of range; the stalk "
-                f"has {dim} coordinates (0 … {dim - 1})"
-            )
-        index = index % dim
-        if index.unique().numel() != index.numel():
-            raise ValueError(f"pin on {self.vertex!r}: `where` names a coordinate twice")
         return index
-
-    def _integers(self, where: object) -> Tensor:
-        try:
-            index = torch.as_tensor(where).flatten().cpu()
-        except (TypeError, ValueError, RuntimeError):
-            index = torch.tensor([0.5])
-        if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
-            raise TypeError(
-                f"pin on {self.vertex!r}: `where` is {_short(where)}; write coordinates "
-                "(integers) or a boolean mask of the stalk's shape"
-            )
-        return index.to(torch.int64)
 
     def values(self, index: Tensor, shape: tuple[int, ...], batch: int, like: Tensor) -> Tensor:
         """The value at the chosen coordinates, `(batch, len(index))`."""
@@ -120,6 +86,44 @@ class Pin:
         raise ValueError(
             f"pin on {self.vertex!r}: the value has shape {tuple(value.shape)}; write {wanted}"
         )
+
+
+def read_coordinates(what: str, where: Coordinates, shape: tuple[int, ...]) -> Tensor:
+    """Coordinates of a stalk as flat indices on the CPU, int64, sorted as given; none is a choice.
+
+    None means all of them. Raises TypeError or ValueError, beginning with `what`, for a mask of
+    another shape, for coordinates out of range or named twice, and for what is neither.
+    """
+    dim = math.prod(shape)
+    if where is None:
+        return torch.arange(dim)
+    try:
+        given = torch.as_tensor(where).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.tensor(0.5)
+    if given.dtype == torch.bool:
+        if tuple(given.shape) not in (shape, (dim,)):
+            raise ValueError(
+                f"{what}: the mask has shape {tuple(given.shape)}; the stalk's is {shape}"
+            )
+        return given.flatten().nonzero().squeeze(1)
+    if given.numel() == 0:
+        return torch.arange(0)
+    if given.is_floating_point() or given.is_complex():
+        raise TypeError(
+            f"{what}: `where` is {_short(where)}; write coordinates (integers) or a boolean mask "
+            "of the stalk's shape"
+        )
+    index = given.flatten().to(torch.int64)
+    if int(index.min()) < -dim or int(index.max()) >= dim:
+        raise ValueError(
+            f"{what}: coordinate {index.tolist()} is out of range; the stalk has {dim} coordinates "
+            f"(0 … {dim - 1})"
+        )
+    index = index % dim
+    if index.unique().numel() != index.numel():
+        raise ValueError(f"{what}: `where` names a coordinate twice")
+    return index
 
 
 def _short(given: object) -> str:

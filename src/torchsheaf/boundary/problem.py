@@ -8,13 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number
-from torchsheaf.boundary.pin import Coordinates, Pin
+from torchsheaf.arguments import positive_number, require_generator
+from torchsheaf.boundary.pin import Coordinates, Pin, read_coordinates
 from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
-from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
+from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf, require_sheaf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SoftPin:
     """An edge from chosen coordinates of a vertex to a held vertex: residual c_v[index] − p."""
 
@@ -24,7 +24,7 @@ class SoftPin:
     weight: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """Minimise E(c) = ½ Σ_e w_e ‖r_e‖² + ½ Σ_pins γ ‖c_v[S] − p‖² over the free coordinates.
 
@@ -153,12 +153,13 @@ class Problem:
             raise ValueError(f"{pin} conflicts with the input hold: both hold {name!r} at {both}")
 
     def require_values(
-        self, what: str, at: Mapping[str, Tensor], names: Collection[str] | None = None
-    ) -> None:
+        self, what: str, at: Mapping[str, Tensor], names: Collection[str] | None = None, *,
+        finite: bool = True,
+    ) -> None:  # fmt: skip
         """Refuse what is not one finite value per vertex, of the network's shapes and types.
 
-        `names` are the vertices to look at, all of them by default. Raises TypeError or ValueError
-        naming the argument `what` and the vertex.
+        `names` are the vertices to look at, all of them by default; with `finite=False` NaN may be
+        among the values. Raises TypeError or ValueError naming the argument `what` and the vertex.
         """
         if not isinstance(at, Mapping):
             raise TypeError(f"{what} is a {type(at).__name__}; pass a Cochain or a dict")
@@ -178,7 +179,7 @@ class Problem:
                 raise ValueError(
                     f"{here} is {value.dtype}; write .to({own}), as the network has it"
                 )
-            if not is_finite(value):
+            if finite and not is_finite(value):
                 raise ValueError(f"{here} contains NaN or infinity; pass finite numbers")
 
     def pull(self, vertex: str) -> tuple[Tensor, Tensor] | None:
@@ -217,16 +218,36 @@ class Problem:
         return torch.where(mask, self.values[name], value)
 
     @torch.no_grad()
-    def start(self, kind: str, generator: torch.Generator | None = None) -> Cochain:
-        """A first cochain: "forward" (substitution through the pins), "zeros" or "random"."""
-        if kind == "forward":
-            inputs = {n: self._held_in(n, self.given.get(n)) for n in self.sheaf.inputs}
+    def forward(self, added: Mapping[str, Tensor] | None = None) -> Cochain:
+        """Substitution through the pins: c_v = f_v(c_parents), held coordinates as they are held.
+
+        `added` holds one term per edge: c_v = f_v(c_parents) + added_v where v is free.
+        """
+        inputs = {n: self._held_in(n, self.given.get(n)) for n in self.sheaf.inputs}
+        if added is None:
             return self.sheaf.substitute(inputs, self._held_in)
+        return self.sheaf.substitute(inputs, lambda n, value: self._held_in(n, value + added[n]))
+
+    @torch.no_grad()
+    def start(self, kind: str | Cochain, generator: torch.Generator | None = None) -> Cochain:
+        """A first cochain: "forward", "zeros", "random" (from `generator`) or one that is given.
+
+        Raises TypeError or ValueError for what is none of these, or no cochain of this problem.
+        """
+        require_generator(generator)
+        if isinstance(kind, Cochain):
+            self.require_values("start", kind, self.free.shapes)
+            return kind
+        wanted = 'write "forward", "zeros", "random" or a Cochain'
+        if not isinstance(kind, str):
+            raise TypeError(f"start is a {type(kind).__name__}; {wanted}")
+        if kind == "forward":
+            return self.forward()
         if kind == "zeros":
             return self.clamp(self.free.zeros(self.batch, self.like))
         if kind == "random":
             return self.clamp(self.free.random(self.batch, self.like, generator))
-        raise ValueError(f'start is {kind!r}; write "forward", "zeros", "random" or a Cochain')
+        raise ValueError(f"start is {kind!r}; {wanted}")
 
     @torch.no_grad()
     def residual(self, c: Mapping[str, Tensor]) -> Cochain:
@@ -298,7 +319,7 @@ def hold(
     choices by input; what it does not name is held. `weights` sets edge weights w_e by edge name
     (1 where absent).
 
-    Raises ValueError naming a wrong shape, NaN, or an unknown edge.
+    Raises ValueError naming a wrong shape, NaN, or an unknown edge; TypeError for what is no sheaf.
 
     >>> import torch
     >>> from torchsheaf.sheaf import encode
@@ -307,6 +328,7 @@ def hold(
     >>> hold(encode(net, x), x).holds_input_only
     True
     """
+    require_sheaf(sheaf)
     values = sheaf.read_inputs(x, missing=where is not None)
     values = {n: t.clone() for n, t in values.items()}
     held = {
@@ -338,14 +360,16 @@ def hold(
     return Problem(sheaf, held, values, weights=read or None, given=given)
 
 
-def require_problem(problem: object) -> None:
+def require_problem(problem: object, *, finite: bool = True) -> None:
     """Raise TypeError for what is no problem, ValueError naming a weight that is not finite.
 
-    For questions that compute with the weights; `hold` itself does not look at them.
+    `finite=False` does not look at the weights, as `hold` does not: for what says in its outcome
+    that a number was not finite.
     """
     if not isinstance(problem, Problem):
         raise TypeError(f"a {type(problem).__name__} came for the problem; write hold(sheaf, x)")
-    problem.sheaf.network.require_finite()
+    if finite:
+        problem.sheaf.network.require_finite()
 
 
 def _mask(sheaf: Sheaf, name: str, where: Coordinates) -> Tensor:
@@ -353,15 +377,6 @@ def _mask(sheaf: Sheaf, name: str, where: Coordinates) -> Tensor:
     shape = sheaf.vertices[name].shape
     if name in sheaf.network.integral:
         raise ValueError(f"{name} holds integers: no coordinate of it can be free")
-    if not isinstance(where, Tensor) and where is not None:
-        where = torch.as_tensor(where)
     mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-    nothing = where is not None and (where.numel() == 0 or _is_empty_mask(where, shape))
-    if not nothing:
-        mask[Pin(name, 0.0, where).index(shape)] = True
+    mask[read_coordinates(f"hold of {name!r}", where, shape)] = True
     return mask.reshape(shape)
-
-
-def _is_empty_mask(where: Tensor, shape: tuple[int, ...]) -> bool:
-    right = tuple(where.shape) in (shape, (math.prod(shape),))
-    return where.dtype == torch.bool and right and not bool(where.any())

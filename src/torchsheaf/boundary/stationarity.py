@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary.problem import Problem
+from torchsheaf.boundary.problem import Problem, require_problem
 from torchsheaf.boundary.ties import Maxima, coordinates_read
 from torchsheaf.boundary.windows import Windows
 from torchsheaf.cochain import Cochain, coordinates
@@ -16,7 +16,7 @@ from torchsheaf.network.gates import SlopeGate
 OFF, ON, SLIDING = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GateStates:
     """Per gate operation, the state of every gate: 0 off, 1 on, 2 sliding; `(batch, *shape)`.
 
@@ -38,7 +38,7 @@ class GateStates:
         return self.count(SLIDING)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stationarity:
     """dist(0, ∂E) per sample `(batch,)`, the least subgradient, and the gate states."""
 
@@ -65,10 +65,19 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     choice that leaves the most counts. Every tied entry takes once all the upward pulls that it
     can; not every combination is tried.
 
-    Cost: one forward and one reverse pass; where maxima tie, divisions of the pulls (elementwise,
-    iterated where windows overlap, once per choice).
+    Raises TypeError or ValueError for what is no problem, and for values or residuals that are not
+    its own. Cost: one forward and one reverse pass; where maxima tie, divisions of the pulls
+    (elementwise, iterated where windows overlap, once per choice).
     """
-    residual = problem.residual(c) if residual is None else residual
+    require_problem(problem, finite=False)
+    problem.require_values("c", c, finite=False)
+    if residual is None:
+        residual = problem.residual(c)
+    if not isinstance(residual, Cochain):
+        raise TypeError(f"residual is a {type(residual).__name__}; write problem.residual(c)")
+    for edge in problem.edge_space.shapes:
+        if edge not in residual:
+            raise ValueError(f"residual has no value for edge {edge!r}; write problem.residual(c)")
     force = problem.force(residual)
     upper, jumps, states = _one_sided(problem, c, force)
     blocks = {}

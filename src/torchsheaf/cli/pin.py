@@ -17,6 +17,7 @@ from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, target_argument
 from torchsheaf.cli.writing import writable
+from torchsheaf.file import write_file
 from torchsheaf.harmonic import Counterfactual, counterfactual
 from torchsheaf.sheaf import encode
 
@@ -67,7 +68,7 @@ def pin(
         from torchsheaf.figures.pin import pin_figure
 
         try:
-            pin_figure(found, sample=sample).savefig(figure)
+            write_file(figure, pin_figure(found, sample=sample).savefig)
         except OSError as error:
             message = f"cannot write {figure}: {error.strerror}"
             raise CommandFailed(message, Exit.CANNOT_WRITE) from error

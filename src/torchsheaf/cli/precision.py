@@ -16,6 +16,7 @@ from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, checked, load, target_argument
 from torchsheaf.cli.writing import writable
 from torchsheaf.figures.precision import assignment_figure, error_and_cost_figure
+from torchsheaf.file import write_file, write_text
 from torchsheaf.precision import FORMATS, Plan, check_certificate, plan
 from torchsheaf.precision.arguments import error_budget, read_formats
 from torchsheaf.precision.certificate import save_certificate
@@ -28,7 +29,6 @@ from torchsheaf.precision.profile import (
     shipped_profiles,
     write_profile,
 )
-from torchsheaf.report.file import write_page
 from torchsheaf.report.precision_section import precision_page
 
 
@@ -102,10 +102,10 @@ def plan_command(
         if certificate:
             save_certificate(found.certificate, certificate)
         if figures:
-            error_and_cost_figure(found).savefig(f"{figures}-error.svg")
-            assignment_figure(found).savefig(f"{figures}-graph.svg")
+            write_file(f"{figures}-error.svg", error_and_cost_figure(found).savefig)
+            write_file(f"{figures}-graph.svg", assignment_figure(found).savefig)
         if html:
-            write_page(html, precision_page(found, target))
+            write_text(html, precision_page(found, target))
     except OSError as error:
         raise CommandFailed(f"cannot write: {error}", Exit.CANNOT_WRITE) from error
 

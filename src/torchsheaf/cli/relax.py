@@ -1,6 +1,7 @@
 """`torchsheaf relax TARGET`: run the heat equation and draw it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchsheaf.figures.flow import (
     output_figure,
     pattern_bands_figure,
 )
+from torchsheaf.file import write_file
 from torchsheaf.flow import Trajectory, heat_flow
 from torchsheaf.sheaf import encode
 from torchsheaf.sheaf.encode import FORMS
@@ -110,9 +112,7 @@ def draw(flow: Trajectory, folder: Path, forward: Any) -> list[str]:
     written = []
     for stem, figure in pictures.items():
         path = folder / f"{stem}.png"
-        partial = path.with_name(f".{stem}.partial.png")
-        figure().savefig(partial, dpi=130, facecolor="white")
-        partial.replace(path)
+        write_file(path, partial(figure().savefig, dpi=130, facecolor="white"))
         written.append(str(path))
     goal = None if flow.problem.pins else forward
     written.append(str(flow_animation(flow, folder / "relaxation.gif", goal=goal, frames=40)))

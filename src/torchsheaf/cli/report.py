@@ -21,11 +21,12 @@ from torchsheaf.cli.loading import (
     target_argument,
 )
 from torchsheaf.cli.writing import writable
+from torchsheaf.file import write_text
 from torchsheaf.network import ExportedProgram, UnsupportedModel
 from torchsheaf.network.target import Target
 from torchsheaf.precision import NoSection, Plan, plan
 from torchsheaf.precision.arguments import error_budget
-from torchsheaf.report import Analysis, analyse, beside, headlines, render, write_page
+from torchsheaf.report import Analysis, analyse, beside, headlines, render
 from torchsheaf.report.analysis import Progress
 from torchsheaf.report.labels import HOLDS
 
@@ -125,7 +126,7 @@ def stages() -> Iterator[Progress]:
 def publish(analysis: Analysis, page: str, path: Path) -> None:
     """Write the page, print the findings and the path; exit by name when a check failed."""
     try:
-        write_page(path, page)
+        write_text(path, page)
     except OSError as error:
         raise CommandFailed(f"cannot write {path}: {error.strerror}", Exit.CANNOT_WRITE) from error
     console = Console(highlight=False)

@@ -3,8 +3,6 @@
 import importlib
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ from torchsheaf.cli.loading import load, seed_option
 from torchsheaf.cli.writing import writable
 from torchsheaf.examples.paper_tasks import PAPER_TASKS
 from torchsheaf.examples.shipped import digits
+from torchsheaf.file import write_file
 from torchsheaf.network.parameters import learns
 from torchsheaf.network.target import TargetError
 from torchsheaf.outcome import Outcome
@@ -198,13 +197,9 @@ def _is_default(ctx: click.Context, name: str) -> bool:
 
 
 def _save(model: nn.Module, path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".part")
-    os.close(handle)
     try:
-        save_model(model, temporary)
-        os.replace(temporary, path)
+        write_file(path, lambda part: save_model(model, str(part)))
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise CommandFailed(f"--save: {error}", Exit.CANNOT_WRITE) from error
 
 

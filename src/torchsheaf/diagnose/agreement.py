@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import require_generator, tolerance_of, whole_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.diagnose.findings import Finding, above, at_most
@@ -52,6 +53,7 @@ def agreement(
         raise TypeError(f"agreement takes an Extension; got {type(extension).__name__}")
     if not isinstance(expected, Tensor):
         raise TypeError(f"expected is a {type(expected).__name__}; pass what model(x) returns")
+    require_generator(generator)
     problem = extension.problem
     if not problem.holds_input_only:
         raise ValueError("agreement needs an extension with the input held and nothing else")
@@ -60,6 +62,9 @@ def agreement(
             f"expected has shape {tuple(expected.shape)}; "
             f"the output has {tuple(extension.output.shape)}"
         )
+    if not isinstance(gap, Spectrum | None):
+        raise TypeError(f"gap is a {type(gap).__name__}; pass what spectrum(problem) returns")
+    assemble_up_to = whole_number("assemble_up_to", assemble_up_to, 0)
     require_problem(problem)
     second = _second_route(problem, expected, generator or torch.Generator().manual_seed(0))
     return (
@@ -72,8 +77,9 @@ def agreement(
 
 
 def relative_tolerance(dtype: torch.dtype) -> float:
-    """What rounding may cost: 1e-12 in float64, 1e-5 in float32."""
-    return {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, float(torch.finfo(dtype).eps * 8))
+    """What rounding may cost: 1e-12 in float64, 1e-5 in float32, 8 ε in shorter types."""
+    rounding = 8 * torch.finfo(dtype).eps
+    return max(rounding, tolerance_of(dtype, float64=1e-12, float32=1e-5))
 
 
 def _difference(extension: Extension, expected: Tensor) -> Finding:
@@ -104,7 +110,7 @@ def _second_route(problem: Problem, expected: Tensor, generator: torch.Generator
     return at_most(
         f"the same from random values by Newton's method, {some.batch} samples, relative",
         float((found.output - wanted).abs().max()) / scale,
-        1e-6 if expected.dtype == torch.float64 else 1e-2,
+        tolerance_of(expected.dtype, float64=1e-6, float32=1e-2),
         source="T2: the energy has no critical point but the forward pass",
         advice="A solver that only lowers the disagreement, starting anywhere, finds the output.",
     )
@@ -140,7 +146,7 @@ def _determinant(problem: Problem, at: Cochain, limit: int) -> Finding:
     return at_most(
         f"|det δ − 1|, assembled for {dense.shape[0]} samples",
         float((torch.linalg.det(dense) - 1).abs().max()),
-        1e-10 if at.dtype == torch.float64 else 1e-5,
+        tolerance_of(at.dtype, float64=1e-10, float32=1e-5),
         source="Lemma 1: det δ = 1 for every pattern",
         advice="There is exactly one assignment without disagreement, whatever the weights.",
     )

@@ -34,7 +34,7 @@ class DiscordEdge:
     dim: int
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Discord:
     """‖r_e‖² per edge and sample: no ½, no division by the edge's dimension, no edge weight.
 

@@ -10,7 +10,7 @@ from torchsheaf.diagnose.discord import DiscordEdge
 from torchsheaf.diagnose.findings import Finding
 
 
-@dataclass
+@dataclass(eq=False)
 class Evolution:
     """What was seen at each look, in order.
 

@@ -14,13 +14,15 @@ FOREIGN = 0.02
 """Share of samples that may lie outside: the reference itself has 1% there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Familiarity:
     """Mean and shrunk covariance of every chosen vertex over reference inputs.
 
-    The distance is the mean over vertices of the squared Mahalanobis distance per coordinate;
-    `limit` is what 99% of reference inputs that the covariances did not see stay below, times
-    `MARGIN`. Discord plays no part: on shifted inputs it was behind this (docs/diagnosis.md).
+    The distance is the mean over vertices of the squared Mahalanobis distance per coordinate,
+    (1/n) (c − m)ᵀS⁻¹(c − m); the covariance C of n coordinates may be singular, and is shrunk:
+    S = 0.9 C + 0.1 (tr C/n) I. `limit` is what 99% of reference inputs that the covariances did
+    not see stay below, times `MARGIN`. Discord plays no part: on shifted inputs it was behind this
+    (docs/diagnosis.md).
     """
 
     means: dict[str, Tensor]
@@ -31,17 +33,24 @@ class Familiarity:
     def of(cls, problem: Problem, vertices: Sequence[str] | None = None) -> "Familiarity":
         """Calibrate on a problem that holds reference inputs, at least 20.
 
-        `vertices` defaults to those of at most 512 coordinates. Cost: one pass, and the inverse of
-        one covariance per vertex. Raises ValueError for fewer inputs, and for weights
-        that are not finite.
+        `vertices` defaults to those of at most 512 coordinates that hold real numbers. Cost: one
+        pass, and the inverse of one covariance per vertex. Raises ValueError for fewer inputs,
+        token numbers among the vertices (they have no distance), and weights that are not finite.
         """
         require_problem(problem)
         if problem.batch < 20:
             raise ValueError(f"{problem.batch} reference inputs came; write at least 20")
-        sheaf = problem.sheaf
+        sheaf, tokens = problem.sheaf, problem.sheaf.network.integral
         vertices = (vertices,) if isinstance(vertices, str) else vertices
-        names = tuple(vertices or (n for n, v in sheaf.vertices.items() if v.dim <= 512))
-        at = problem.start("forward").select(sheaf.vertex(n) for n in names)
+        if not isinstance(vertices, Sequence | None):
+            raise TypeError(f"vertices is a {type(vertices).__name__}; write a list of names")
+        small = (n for n, v in sheaf.vertices.items() if v.dim <= 512 and n not in tokens)
+        names = [sheaf.vertex(n) for n in vertices or small]
+        if among := tokens.intersection(names):
+            raise ValueError(
+                f"vertices: {min(among)!r} holds integers, which have no distance; leave it out"
+            )
+        at = problem.start("forward").select(names)
         index = torch.arange(problem.batch)
         half = cls._fit(at.samples(index[::2]), 0.0)
         limit = MARGIN * float(half.distance(at.samples(index[1::2])).quantile(0.99))

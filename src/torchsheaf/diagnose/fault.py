@@ -15,7 +15,7 @@ from torchsheaf.diagnose.findings import Finding, at_most
 SOURCE = "locality of the discrepancy: r_e depends on e's own operation and parents only"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FaultProfile:
     """How far each step is from producing the reference's value out of the reference's values.
 

@@ -16,7 +16,7 @@ SIGMOIDS = ("sigmoid", "hardsigmoid")
 """Operations after which an output of one number is a probability."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelEnergy:
     """What it takes to move each sample to the other side of its label's decision boundary.
 

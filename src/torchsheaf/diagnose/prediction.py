@@ -9,7 +9,7 @@ from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """One edge, coordinate by coordinate; tensors are (batch, dim), kept in order of neurons.
 
@@ -49,7 +49,7 @@ def prediction(problem: Problem, at: Cochain, edge: str) -> Prediction:
     """
     require_problem(problem)
     sheaf = problem.sheaf
-    if edge not in sheaf.edges:
+    if not isinstance(edge, str) or edge not in sheaf.edges:
         raise ValueError(f"no edge named {edge!r}; write one of: {', '.join(sheaf.edges)}")
     problem.require_values("at", at)
     cell = sheaf.edges[edge]

@@ -11,7 +11,7 @@ from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic import Spectrum, spectrum
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectra:
     """Both ends of the Laplacian's spectrum, per sample.
 
@@ -104,6 +104,9 @@ def spectra(
     """
     require_problem(problem)
     numbers = positive_number("numbers", numbers)
+    if at is not None:
+        problem.require_values("at", at)
+        at = Cochain(at)
     size = max(1, int(numbers / (60 * problem.free.dim)))
     fixed = problem.sheaf.network.fixed_batch is not None
     if fixed or size >= problem.batch:

@@ -9,7 +9,7 @@ from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tension:
     """The forward pass, the mean tension of each edge, and the forward pass with it added.
 
@@ -35,7 +35,8 @@ def tension_correction(
 
     `stalks` is where training (or an extension with targets held) left the cochain of `trained`;
     its mean residual over samples, r̄_e, is added to f_e in topological order:
-    c_v = f_v(c_parents) + r̄_v. Zero tension gives the forward pass. `output` names the one to
+    c_v = f_v(c_parents) + r̄_v; what `inference` holds stays as it is held, and free coordinates of
+    its input are those it was given. Zero tension gives the forward pass. `output` names the one to
     return, where the model has several.
 
     Source: the tension-corrected inference of Bosca & Ghrist's notebook on discord; kept as a
@@ -49,8 +50,5 @@ def tension_correction(
     name = inference.sheaf.output(output)
     trained.require_values("stalks", stalks)
     residual = trained.sheaf.residual(stalks)
-    tension = {name: residual[name].mean(0, keepdim=True) for name in trained.sheaf.edges}
-    values = {n: inference.values[n] for n in inference.sheaf.inputs}
-    for node in inference.sheaf.network.nodes:
-        values[node.name] = inference.sheaf.network.evaluate(node, values) + tension[node.name]
-    return Tension(inference.start("forward")[name], values[name], tension)
+    tension = {edge: residual[edge].mean(0, keepdim=True) for edge in trained.sheaf.edges}
+    return Tension(inference.forward()[name], inference.forward(tension)[name], tension)

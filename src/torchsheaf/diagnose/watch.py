@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.arguments import whole_number
+from torchsheaf.arguments import INPUTS, kind, whole_number
 from torchsheaf.boundary import Problem, hold
 from torchsheaf.diagnose.classes import require_labels
 from torchsheaf.diagnose.evolution import Evolution
@@ -15,6 +15,7 @@ from torchsheaf.diagnose.nudge import nudged_discord
 from torchsheaf.diagnose.pathology import pathologies
 from torchsheaf.diagnose.spectra import Spectra, spectra
 from torchsheaf.sheaf import Sheaf, encode
+from torchsheaf.train.batches import inputs
 from torchsheaf.train.fit import Progressed
 
 Data = Iterable[Any] | tuple[Tensor | tuple[Tensor, ...], Tensor | None]
@@ -160,17 +161,14 @@ def _first(data: Data, count: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
 def _read(batch: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """One batch as (inputs, labels)."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         raise TypeError(
-            f"the data came as a {type(batch).__name__}{size}; write (x, y), x a tuple where the "
-            "model has several inputs, or a DataLoader of such batches"
+            f"the data came as {kind(batch)}; write (x, y), x a tuple where the model has several "
+            "inputs, or a DataLoader of such batches"
         )
-    x, y = batch
-    x = tuple(x) if isinstance(x, tuple | list) and x else (x,)
+    x, y = inputs(batch[0]), batch[1]
     for t in x:
-        if not isinstance(t, Tensor) or t.ndim == 0:
-            what = "tensor without axes" if isinstance(t, Tensor) else type(t).__name__
-            raise TypeError(f"an input is a {what}; pass a tensor (batch, *shape)")
+        if t.ndim == 0:
+            raise TypeError(f"input x is a tensor without axes; write {INPUTS}")
     if y is not None:
         require_labels("y", y, len(x[0]))
     return x, y

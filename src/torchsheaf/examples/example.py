@@ -29,7 +29,7 @@ class Example:
     rate: float = 3e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedExample:
     """A trained example with its held-out data; `score` is accuracy, or mean squared error."""
 
@@ -38,11 +38,6 @@ class TrainedExample:
     x: Tensor
     y: Tensor
     score: float
-
-    @property
-    def is_classifier(self) -> bool:
-        """Whether y holds class numbers."""
-        return not self.y.is_floating_point()
 
 
 def train(

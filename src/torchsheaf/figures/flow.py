@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchsheaf.figures.style import LIGHT, Theme, new_figure, shorten
+from torchsheaf.file import write_file
 from torchsheaf.flow import Trajectory
 
 FLOOR = 1e-32
@@ -226,7 +227,10 @@ def flow_animation(
 
     One column per vertex in topological order, one dot per coordinate; `goal` (a cochain, say the
     forward pass) as hollow marks; below, the energy on every edge. Needs `record="states"`.
+    Raises ValueError without it, and for a name that does not end in .gif.
     """
+    if Path(path).suffix != ".gif":
+        raise ValueError(f"path is {str(path)!r}; write a name that ends in .gif")
     names = [n for n in flow.problem.sheaf.vertices if n in flow.states]
     if len(names) < len(flow.problem.sheaf.vertices):
         raise ValueError('the animation needs every vertex: pass record="states"')
@@ -265,13 +269,11 @@ def flow_animation(
 
     # Saved outside the theme: frames need an opaque ground, and log ticks their mathematics.
     movie = FuncAnimation(figure, draw, frames=rows.tolist())
-    target = Path(path)
-    partial = target.with_name("." + target.stem + ".partial.gif")
-    movie.save(
-        partial, writer=PillowWriter(fps=12), dpi=90, savefig_kwargs={"facecolor": theme.paper}
+    paper = {"facecolor": theme.paper}
+    write_file(
+        path, lambda part: movie.save(part, PillowWriter(fps=12), dpi=90, savefig_kwargs=paper)
     )
-    partial.replace(target)
-    return target
+    return Path(path)
 
 
 def _spread(column: int, count: int) -> np.ndarray:

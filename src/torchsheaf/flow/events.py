@@ -22,7 +22,7 @@ class Event:
     after: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Events:
     """All switches of a flow, sorted by time.
 

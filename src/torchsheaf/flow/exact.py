@@ -40,7 +40,7 @@ class Exact(FlowMethod):
     def __post_init__(self) -> None:
         if self.solver not in (None, "spectral", "krylov"):
             raise ValueError(f'solver is {self.solver!r}; write "spectral", "krylov" or None')
-        whole_number("max_events", self.max_events)
+        object.__setattr__(self, "max_events", whole_number("max_events", self.max_events))
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
         if not problem.sheaf.is_piecewise_affine:

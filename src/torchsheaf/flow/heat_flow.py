@@ -5,13 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import (
-    nonnegative_number,
-    positive_number,
-    require_generator,
-    whole_number,
-)
-from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.arguments import nonnegative_number, positive_number, tolerance_of, whole_number
+from torchsheaf.boundary import Problem, require_problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.euler import Euler
 from torchsheaf.flow.events import Events
@@ -24,7 +19,6 @@ from torchsheaf.flow.regularised import selects_among_several
 from torchsheaf.flow.trajectory import Trajectory
 from torchsheaf.flow.velocity import identity_output
 from torchsheaf.flow.walls import Walls
-from torchsheaf.harmonic.extension import first_cochain
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 
@@ -75,16 +69,16 @@ def heat_flow(
     >>> bool(torch.allclose(flow.output, net(x), atol=1e-6))
     True
     """
-    if not isinstance(problem, Problem):
-        raise TypeError(f"problem is a {type(problem).__name__}; write ts.hold(sheaf, x)")
+    require_problem(problem, finite=False)
     if tol is None:
-        tol = 1e-10 if problem.like.dtype == torch.float64 else 1e-5
-    _check(until, alpha, tol, max_steps, output_force)
+        tol = tolerance_of(problem.like.dtype, float64=1e-10, float32=1e-5)
+    max_steps = whole_number("max_steps", max_steps)
+    _check(until, alpha, tol, output_force)
     walls = Walls.of(problem)
     if output_force == "identity":
         identity_output(problem)
     chosen = _choose(method, problem, walls, output_force == "jacobian", dt)
-    first = _first(problem, start, generator)
+    first = problem.clamp(problem.start(start, generator))
     end = math.inf if until is None else float(until)
     recorder = Recorder(problem, _grid(times, end, alpha, problem.like), record)
     with progress_bar(progress, chosen.name) as tell:
@@ -118,29 +112,13 @@ def heat_flow(
     return result
 
 
-def _check(
-    until: float | None, alpha: float, tol: float, max_steps: int, output_force: str
-) -> None:  # fmt: skip
+def _check(until: float | None, alpha: float, tol: float, output_force: str) -> None:
     if until is not None:
         positive_number("until", until, "a positive time, or None (until stationary)")
     positive_number("alpha", alpha, "a positive rate")
     nonnegative_number("tol", tol)
-    whole_number("max_steps", max_steps)
     if output_force not in ("jacobian", "identity"):
         raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
-
-
-def _first(
-    problem: Problem, start: str | Cochain, generator: torch.Generator | None
-) -> Cochain:  # fmt: skip
-    if isinstance(start, Cochain):
-        return problem.clamp(first_cochain(problem, start)[0])
-    if not isinstance(start, str):
-        raise TypeError(
-            f'start is a {type(start).__name__}; write "forward", "zeros", "random" or a Cochain'
-        )
-    require_generator(generator)
-    return problem.start(start, generator)
 
 
 def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tensor:
@@ -155,7 +133,7 @@ def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tens
         else:
             raise ValueError(f"times go to {float(grid[-1]):g}, beyond until={until:g}")
         return grid
-    whole_number("times", times, 2, ", or a tensor of times")
+    times = whole_number("times", times, 2, ", or a tensor of times")
     if math.isfinite(until):
         return torch.linspace(0, until, times, dtype=torch.float64, device=like.device)
     later = torch.logspace(-2, 6, times - 1, dtype=torch.float64, device=like.device) / alpha

@@ -13,7 +13,7 @@ from torchsheaf.flow.walls import Walls
 from torchsheaf.outcome import Outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """One integration: what flows, from where, how far, what is kept.
 
@@ -33,7 +33,7 @@ class Task:
     progress: Callable[[float], None] = field(default=lambda fraction: None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Course:
     """What an integrator hands back; `events` are rows for `Events.gather`.
 

@@ -1,5 +1,6 @@
 """The flow inside one activation region, slides included, as a sum of decaying modes."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,8 +124,8 @@ class SpectralRegions(RegionSolver):
     def fits(problem: Problem, walls: Walls) -> bool:
         """Whether the states of all walls fit one 64-bit key and decide L, and n is small."""
         base = 2 * walls.thresholds.shape[1] + 1
-        coded = len(walls) * torch.log2(torch.tensor(float(base))) < 62
-        return problem.free.dim <= 32 and bool(coded) and not walls.reads_held
+        coded = len(walls) * math.log2(base) < 62
+        return problem.free.dim <= 32 and coded and not walls.reads_held
 
     def solve(self, region: Region, velocity: Tensor, reach: Tensor) -> Piece:
         alpha = region.alpha

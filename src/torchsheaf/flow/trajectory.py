@@ -12,7 +12,7 @@ from torchsheaf.flow.events import Events
 from torchsheaf.outcome import Outcome
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
     """A relaxation of a held problem, T recorded times of a batch.
 

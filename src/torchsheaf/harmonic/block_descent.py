@@ -1,5 +1,6 @@
 """Exact block coordinate descent for held ReLU MLPs: all a, then all z; monotone, no step size."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -46,14 +47,14 @@ class BlockDescent(HarmonicSolver):
     def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
         path = _Path.of(problem)
         state = {n: start[n].clone() for n in problem.sheaf.vertices}
-        passes, iteration = 0, 0
+        passes = 0
         energies: list[float] = []
         before = None
         while True:
             cochain = Cochain(state)
             residual = problem.residual(cochain)
             energies.append(float(problem.energy(cochain, residual).sum()))
-            if not torch.isfinite(torch.tensor(energies[-1])):
+            if not math.isfinite(energies[-1]):
                 return _solution(cochain, before, passes, Outcome.NONFINITE, energies)
             passes += 2
             if bool((stationarity(problem, cochain, residual).distance <= tol).all()):
@@ -63,7 +64,6 @@ class BlockDescent(HarmonicSolver):
             for _ in range(CHECK_EVERY):
                 before = {z: state[z] >= 0 for z in path.pre[:-1]}
                 path.step(state)
-                iteration += 1
                 passes += 2
 
 

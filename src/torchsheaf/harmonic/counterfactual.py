@@ -12,7 +12,7 @@ from torchsheaf.harmonic.extension import Extension, harmonic_extension
 from torchsheaf.sheaf import Sheaf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """How far one vertex moved from the forward pass, per sample `(batch,)`.
 
@@ -27,7 +27,7 @@ class Change:
     patched: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Counterfactual:
     """The forward pass, the same with activations patched, and the equilibrium with them pinned.
 
@@ -122,7 +122,10 @@ def counterfactual(
     >>> bool(torch.allclose(pinned, patched, atol=1e-4))
     True
     """
-    given = (pins,) if isinstance(pins, Pin) else tuple(pins)
+    listed = [pins] if isinstance(pins, Pin) else pins
+    if not isinstance(listed, Sequence) or not all(isinstance(p, Pin) for p in listed):
+        raise TypeError(f"pins is {pins!r}; write a Pin(…) or a list of them")
+    given = tuple(listed)
     if not given:
         raise ValueError("`pins` is empty; write at least one Pin")
     problem = hold(sheaf, x)

@@ -10,7 +10,7 @@ from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain, per_sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Equilibria:
     """What several starts found.
 

@@ -6,8 +6,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number, require_generator, whole_number
-from torchsheaf.boundary import GateStates, Problem, Stationarity, stationarity
+from torchsheaf.arguments import positive_number, require_generator, tolerance_of, whole_number
+from torchsheaf.boundary import (
+    GateStates,
+    Problem,
+    Stationarity,
+    require_problem,
+    stationarity,
+)
 from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.block_descent import BlockDescent, over_relaxed
 from torchsheaf.harmonic.equilibria import (
@@ -29,7 +35,7 @@ FALL_BACK = 400
 """Passes of block descent before a stalled solver is given a second try."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Extension:
     """An equilibrium of a held problem and how it was reached.
 
@@ -118,8 +124,9 @@ def harmonic_extension(
     """
     starts, max_passes = whole_number("starts", starts), whole_number("max_passes", max_passes)
     require_generator(generator)
+    require_problem(problem, finite=False)
     chosen = _choose(solver, problem)
-    tol = _tolerance(problem) if tol is None else positive_number("tol", tol)
+    tol = stationarity_tolerance(problem.like.dtype) if tol is None else positive_number("tol", tol)
     # substitution needs no start: computing one would cost as much as the answer
     direct = isinstance(chosen, Substitution) and starts == 1 and start in ("auto", "forward")
     if direct:
@@ -206,28 +213,18 @@ def first_cochain(
     problem: Problem, start: str | Cochain, generator: torch.Generator | None = None
 ) -> tuple[Cochain, str]:  # fmt: skip
     """The cochain that a start names, and what it is called in the result."""
-    _check_kind(start)
-    if isinstance(start, Cochain):
-        problem.require_values("start", start, problem.free.shapes)
-        return start, "given"
     if start != "auto":
-        return problem.start(start, generator), start
+        first = problem.start(start, generator)
+        return first, start if isinstance(start, str) else "given"
     forward = problem.start("forward")
     if problem.holds_input_only or BlockDescent().refuses(problem) is not None:
         return forward, "forward"
     return over_relaxed(problem, forward), "forward, one block step"
 
 
-def _check_kind(start: object) -> None:
-    if not isinstance(start, str | Cochain):
-        raise TypeError(
-            f"start is a {type(start).__name__}; write a Cochain, "
-            '"auto", "forward", "zeros" or "random"'
-        )
-
-
-def _tolerance(problem: Problem) -> float:
-    return 1e-8 if problem.like.dtype == torch.float64 else 1e-4
+def stationarity_tolerance(dtype: torch.dtype) -> float:
+    """The dist(0, ∂E) that a relaxation is asked for where no `tol` is given."""
+    return tolerance_of(dtype, float64=1e-8, float32=1e-4)
 
 
 def _choose(name: str, problem: Problem) -> HarmonicSolver:

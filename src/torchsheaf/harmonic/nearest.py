@@ -2,26 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Pin, hold
-from torchsheaf.boundary.pin import Coordinates
-from torchsheaf.cochain import Cochain, coordinates, per_sample
+from torchsheaf.boundary.pin import Coordinates, read_coordinates
+from torchsheaf.cochain import coordinates, per_sample
 from torchsheaf.harmonic.extension import harmonic_extension
-from torchsheaf.sheaf import Sheaf
+from torchsheaf.outcome import Outcome
+from torchsheaf.sheaf import Sheaf, require_sheaf
 
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nearest:
     """Inputs changed as little as the sheaf allows so that the output becomes `target`.
 
     `reference` and `changed` (batch, *input shape); `weight` (batch,) is the pull γ towards the
     reference at which the network's own forward pass of `changed` first gave the wanted class,
     `reached` whether it did at all; `price` (batch,) the energy then, residual edges included.
+    `outcome` is how the worst of the relaxations ended; a sample that became NaN or infinite in one
+    stays where it was before.
     """
 
     reference: Tensor
@@ -32,6 +37,7 @@ class Nearest:
     reached: Tensor
     weight: Tensor
     price: Tensor
+    outcome: Outcome
 
     @property
     def distance(self) -> Tensor:
@@ -46,7 +52,8 @@ def nearest_consistent(
     *,
     where: Coordinates = None,
     weights: Sequence[float] = WEIGHTS,
-    tol: float = 1e-6,
+    tol: float | None = None,
+    output: str | None = None,
 ) -> Nearest:
     """Free the input (or the coordinates `where` of it), hold the output, pull gently back to x.
 
@@ -54,9 +61,13 @@ def nearest_consistent(
     entry exchanged with that of class `wanted`. γ falls through `weights`, each equilibrium being
     the next one's start, until the forward pass of the changed input says `wanted`: at large γ
     the disagreement stays inside the network, at small γ all of it has moved into the input.
+    `output` names the one that is held, where the model has several; `tol` is that of
+    `harmonic_extension`.
 
     This is a local minimum from the forward pass, not the closest adversarial example. Raises
-    ValueError for several inputs, integer inputs and classes that there are not.
+    TypeError or ValueError naming what does not fit: several inputs, integer inputs, an output
+    that is not (batch, classes), classes that there are not. Relaxations that do not arrive are no
+    error: see `outcome`.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> from torchsheaf.sheaf import encode
@@ -65,43 +76,66 @@ def nearest_consistent(
     >>> bool((found.prediction[found.reached] == 1).all())
     True
     """
+    require_sheaf(sheaf)
     if len(sheaf.inputs) != 1:
         raise ValueError(f"one input is needed; this network has {', '.join(sheaf.inputs)}")
-    (source,) = sheaf.inputs
-    output, batch = sheaf.outputs[0], x.shape[0]
-    forward = sheaf.forward(x)
-    dim = sheaf.vertices[source].dim
-    free = torch.arange(dim) if where is None else Pin(source, 0.0, where).index(x.shape[1:])
-    rest = torch.ones(dim, dtype=torch.bool)
+    (source,), output, pulls = sheaf.inputs, sheaf.output(output), _pulls(weights)
+    x = sheaf.read_inputs(x)[source]
+    batch, vertex = x.shape[0], sheaf.vertices[source]
+    free = read_coordinates(f"nearest to {source!r}", where, vertex.shape)
+    rest = torch.ones(vertex.dim, dtype=torch.bool)
     rest[free] = False
-    held = hold(sheaf, x, where=rest.nonzero().flatten())
+    held = hold(sheaf, x, where=rest)
+    sheaf = held.sheaf
+    forward = sheaf.forward(x)
     classes = _classes(wanted, forward[output])
     target = _exchanged(forward[output], classes)
     changed, price = x.clone(), x.new_zeros(batch)
     reached = forward[output].argmax(1) == classes
     prediction, at = forward[output].argmax(1), x.new_full((batch,), torch.inf)
-    state: Cochain = forward
+    state, outcome = forward, Outcome.SETTLED
     held = held.pin(Pin(output, target))
-    for weight in weights:
+    for weight in pulls:
         if bool(reached.all()):
             break
         pull = Pin(source, coordinates(x)[:, free.to(x.device)], free, weight)
         found = harmonic_extension(held.pin(pull), start=state, tol=tol, throw=False)
-        state = found.cochain
+        outcome = max(outcome, found.outcome, key=_BETTER_FIRST.index)
+        finite = found.energy.isfinite()
+        state = found.cochain.where(finite, state)
         answer = sheaf.forward(state[source])[output].argmax(1)
-        fresh = ~reached
+        fresh = finite & ~reached
         changed = torch.where(per_sample(fresh, x), state[source], changed)
         price, at = torch.where(fresh, found.energy, price), torch.where(fresh, weight, at)
         prediction = torch.where(fresh, answer, prediction)
         reached = reached | (answer == classes)
-    return Nearest(x, changed, target, classes, prediction, reached, at, price)
+    return Nearest(x, changed, target, classes, prediction, reached, at, price, outcome)
+
+
+_BETTER_FIRST = (Outcome.SETTLED, Outcome.STALLED, Outcome.STEP_LIMIT, Outcome.NONFINITE)
+
+
+def _pulls(weights: Any) -> list[float]:
+    """The weights γ of the pull towards the reference, in order."""
+    try:
+        given = () if isinstance(weights, str) else tuple(weights)
+    except TypeError:
+        given = ()
+    if not given:
+        raise TypeError(f"weights is {weights!r}; write numbers such as (1.0, 0.1, 0.01)")
+    return [positive_number(f"weights[{i}]", w) for i, w in enumerate(given)]
 
 
 def _classes(wanted: Tensor | int, logits: Tensor) -> Tensor:
     """One class per sample."""
-    given = torch.as_tensor(wanted, device=logits.device)
+    if logits.ndim != 2:
+        raise ValueError(f"classes need an output (batch, classes); it is {tuple(logits.shape)}")
+    try:
+        given = torch.as_tensor(wanted, device=logits.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"wanted is {wanted!r}; write whole numbers") from None
     batch, classes = logits.shape
-    if given.is_floating_point() or given.dtype == torch.bool:
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise ValueError(f"wanted is of type {given.dtype}; write whole numbers")
     if given.ndim and tuple(given.shape) != (batch,):
         raise ValueError(f"wanted has shape {tuple(given.shape)}; write one number or ({batch},)")

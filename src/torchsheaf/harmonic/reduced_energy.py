@@ -156,9 +156,8 @@ def branch(
     if holds.pull is not None:
         gamma = holds.pull.gamma
         pulled = gamma[h:] > 0
-        scale[:, h:] = torch.where(
-            pulled, gamma[h:].clamp_min(torch.finfo(c.dtype).tiny).rsqrt(), 1.0
-        )
+        tiny = torch.finfo(gamma.dtype).tiny
+        scale[:, h:] = torch.where(pulled, gamma[h:].clamp_min(tiny).rsqrt(), 1.0)
         gamma = torch.cat([gamma[:h], torch.zeros_like(gamma[h:])])
     keep = holds.keep
     if frozen is not None:

@@ -12,7 +12,7 @@ from torchsheaf.cochain import Cochain
 from torchsheaf.outcome import Outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What a solver hands back.
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number, whole_number
+from torchsheaf.arguments import positive_number, require_generator, tolerance_of, whole_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, Space, coordinates
 from torchsheaf.linalg import lanczos, three_term_lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """k extreme eigenpairs of L per sample.
 
@@ -87,6 +87,7 @@ def spectrum(
     True
     """
     require_problem(problem)
+    require_generator(generator)
     if which not in ("smallest", "largest"):
         raise ValueError(f'which is {which!r}; write "smallest" or "largest"')
     k, max_basis = whole_number("k", k), whole_number("max_basis", max_basis)
@@ -104,7 +105,7 @@ def spectrum(
         raise ValueError(
             f"the network is {like.dtype}; Lanczos needs float32 or float64: encode model.float()"
         )
-    usual = 1e-7 if like.dtype == torch.float64 else 1e-4
+    usual = tolerance_of(like.dtype, float64=1e-7, float32=1e-4)
     tol = usual if tol is None else positive_number("tol", tol)
     sweeps = [0]
     generator = generator or torch.Generator().manual_seed(0)

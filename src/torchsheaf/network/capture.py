@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -205,9 +204,3 @@ def _states(program: ExportedProgram, module: nn.Module) -> dict[str, tuple[Any,
         if isinstance(value, Tensor):
             found.setdefault(name, value)
     return found
-
-
-def batch_symbol(value: Tensor) -> sympy.Symbol | None:
-    """The symbol of the batch axis of a traced input, or None when it is a constant."""
-    size = value.shape[0]
-    return None if isinstance(size, int) else size.node.expr

@@ -48,7 +48,7 @@ class Node:
         return tuple(op for op in self.operations if op.rule.gate is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """An `nn.Module` read as a DAG; the model's tensors are looked up live.
 
@@ -64,8 +64,13 @@ class Network:
     states: Mapping[str, tuple[Any, str] | Tensor] = field(repr=False)
     positions: tuple[int, ...] = ()
     """Which of the model's flattened outputs each entry of `readout` is."""
-    integral: frozenset[str] = frozenset()
-    """The inputs that are integers (token numbers, say)."""
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """Element types of the inputs, as traced."""
+
+    @cached_property
+    def integral(self) -> frozenset[str]:
+        """The inputs that are integers (token numbers, say)."""
+        return frozenset(n for n, t in self.types.items() if not t.is_floating_point)
 
     def state(self, name: str) -> Tensor:
         """A parameter, buffer or constant by name, as it is now."""

@@ -144,10 +144,7 @@ class Reader:
         nodes, outputs, inputs = name_vertices(self._nodes, tuple(self._outputs), self._inputs)
         return Network(
             inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions),
-            frozenset(
-                n for n, v in zip(inputs, self._inputs, strict=True)
-                if not self._stalks[v][1].is_floating_point
-            ),
+            {n: self._stalks[v][1] for n, v in zip(inputs, self._inputs, strict=True)},
         )  # fmt: skip
 
     def _offend(self, node: FxNode, reason: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.arguments import positive_number, whole_number
+from torchsheaf.arguments import INPUTS, input_tuple, kind, positive_number, whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram, trace_aten
 from torchsheaf.network.errors import first_line
 from torchsheaf.precision.dataflow import Dataflow, read_dataflow
@@ -79,19 +79,13 @@ def read_inputs(inputs: Any, name: str = "inputs") -> tuple[Any, ...]:
 
     Raises `TypeError` for anything else, `ValueError` where there is no tensor or no sample in it.
     """
-    if not isinstance(inputs, Tensor | tuple | list):
-        kind = type(inputs).__name__
-        raise TypeError(f"{name} is a {kind}; pass a tensor (batch, *shape) or a tuple of them")
-    parts = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    parts = input_tuple(name, inputs)
     for x in parts:
         if isinstance(x, tuple | list | Mapping):
-            kind = type(x).__name__
-            raise TypeError(f"{name} holds a {kind}; give every tensor as an input of its own")
+            raise TypeError(f"{name} holds {kind(x)}; give every tensor as an input of its own")
     tensors = [x for x in parts if isinstance(x, Tensor)]
     if not tensors:
-        raise ValueError(
-            f"{name} holds no tensor; pass a tensor (batch, *shape) or a tuple of them"
-        )
+        raise ValueError(f"{name} holds no tensor; write {INPUTS}")
     for x in tensors:
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; pass at least one sample")

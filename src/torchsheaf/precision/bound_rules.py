@@ -187,7 +187,7 @@ def layer_norm(
     ew = _bound(weight) if weight is not None else 0.0
     total = bound * (w.abs() + ew) + z.abs() * ew + (_bound(bias) if bias is not None else 0.0)
     reach = (value.abs() + mean.abs() + torch.nan_to_num(e, posinf=0.0)) / least
-    inside = torch.minimum(reach, torch.full_like(reach, math.inf)) + z.abs() + bound
+    inside = reach + z.abs() + bound
     return total, inside * (w.abs() + ew)
 
 

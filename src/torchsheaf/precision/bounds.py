@@ -28,7 +28,7 @@ from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 WIDEN = 1.0 + 1e-10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ErrorBound:
     """Bounds per output tensor, and the local error of every operation, cast and weight.
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from torchsheaf.file import write_text
 from torchsheaf.precision import check_certificate as checker
 from torchsheaf.precision.formats import FORMATS, Format
 from torchsheaf.precision.problem import AssignmentProblem
@@ -135,7 +136,4 @@ def write_certificate(
 
 def save_certificate(certificate: Mapping[str, Any], path: str | Path) -> None:
     """Write a certificate as JSON, atomically."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(certificate, indent=1, allow_nan=False), encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(certificate, indent=1, allow_nan=False))

@@ -155,16 +155,6 @@ def check_unary(
     return KernelCheck(name, form.name, x.numel(), exhaustive, size, witness, form.is_emulated)
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One directed sample: operands, and the call in any dtype."""
-
-    operator: str
-    operands: tuple[Tensor, ...]
-    arguments: tuple[Any, ...] = ()
-    bias_first: bool = False
-
-
 def _cases(generator: torch.Generator) -> Iterator[tuple[str, Callable[..., Any], list[Any]]]:
     """(operator, kernel, arguments) over sizes, magnitudes and cancellation."""
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import Dataflow
-from torchsheaf.precision.formats import FORMATS, Format, find_format, format_of
+from torchsheaf.precision.formats import Format, find_format, format_of
 
 Assignment = Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Execution:
     """Outputs of one run (tensors, in the model's order) and, where asked for, every value."""
 
@@ -192,8 +192,3 @@ def round_nest(value: Any, form: Format) -> Any:
     if form.is_emulated and form.rounds_result:
         return form.round(value)
     return value.to(form.carrier) if form.rounds_result else value
-
-
-def reference_format() -> Format:
-    """The format of the reference execution."""
-    return FORMATS["fp64"]

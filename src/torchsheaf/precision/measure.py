@@ -104,7 +104,10 @@ def norm_of(error: Tensor, reference: Tensor, norm: str) -> Tensor:
     if norm == "max":
         return error.abs().amax(dim=1)
     rms = error.square().mean(dim=1).sqrt()
-    return rms if norm == "rms" else rms / reference.square().mean(dim=1).sqrt().clamp_min(1e-300)
+    if norm == "rms":
+        return rms
+    size = reference.square().mean(dim=1).sqrt()
+    return rms / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
 def compare(actual: Tensor, reference: Tensor, norm: str, bound: float = math.nan) -> Measurement:

@@ -1,7 +1,7 @@
 """From the tables to a number: the predicted error of an assignment, its interval, its blame."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from torchsheaf.network.aten import substitute
-from torchsheaf.precision.assemble import mean
 from torchsheaf.precision.dataflow import SINK, Dataflow
 from torchsheaf.precision.execute import Assignment, _Caster, _kwargs, _Run
 from torchsheaf.precision.formats import FORMATS, Format, format_of
@@ -259,8 +258,3 @@ def blame(
             )
         )  # fmt: skip
     return sorted(shares, key=lambda s: -s.share)
-
-
-def table_mean(table: Mapping[str, Tensor] | None, form: str) -> float:
-    """Probe mean of a table entry."""
-    return mean(table, form)

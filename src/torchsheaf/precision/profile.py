@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torchsheaf.file import write_text
 from torchsheaf.network.aten import AtenCall
 from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.formats import FORMATS, Format
@@ -164,4 +165,4 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
 
 def write_profile(profile: Profile, path: str | Path) -> None:
     """Write a profile as a JSON data file."""
-    Path(path).write_text(json.dumps(asdict(profile), indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(asdict(profile), indent=1) + "\n")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import _Run, run_exact
-from torchsheaf.precision.formats import FORMATS, Format
+from torchsheaf.precision.formats import Format
 from torchsheaf.precision.operators import CONTRACTION, MODELS
 from torchsheaf.precision.profile import Profile
 
@@ -63,17 +63,6 @@ def ranges_in(flow: Dataflow, values: Mapping[str, Any]) -> dict[str, Range]:
         if name in flow.source and isinstance(first, Tensor):
             found[name] = range_of(first)
     return found
-
-
-def overflowing(flow: Dataflow, ranges: Mapping[str, Range]) -> list[str]:
-    """Choosing calls whose float64 value has a NaN or an infinity that no operand had."""
-    return [
-        c
-        for c in flow.choices
-        if c in ranges
-        and ranges[c].infinite
-        and not any(ranges[n].infinite for n in flow.calls[c].operands if n in ranges)
-    ]
 
 
 def needed_range(flow: Dataflow, ranges: Mapping[str, Range]) -> dict[str, Range]:
@@ -143,8 +132,3 @@ def allowed_formats(
                 reason = f"torch has no {f.name} kernel for {call.packet} here"
             verdicts[name][f.name] = reason
     return verdicts
-
-
-def exact_formats() -> dict[str, Format]:
-    """Every known format by name."""
-    return dict(FORMATS)

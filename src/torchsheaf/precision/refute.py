@@ -231,7 +231,7 @@ def _directions(
     for i in floating:
         leaves[i] = inputs[i].double().detach().requires_grad_()
     with torch.enable_grad():
-        flat = torch.cat([o.reshape(-1) for o in floating_outputs(_graded(flow, leaves))])
+        flat = torch.cat([o.reshape(-1) for o in floating_outputs(run_exact(flow, leaves))])
     if not flat.requires_grad:
         return []  # nothing depends on the inputs
     picks = flat.detach().abs().nan_to_num().topk(min(sweeps, flat.numel())).indices
@@ -247,10 +247,6 @@ def _directions(
             }
         )
     return found
-
-
-def _graded(flow: Dataflow, leaves: Sequence[Any]) -> Any:
-    return run_exact(flow, leaves)
 
 
 def _witness(

@@ -63,11 +63,6 @@ class PrecisionResult:
     plan: Plan | None
     failure: str
 
-    @property
-    def is_optimal(self) -> bool:
-        """Whether the certificate proves that no cheaper section is within the target."""
-        return self.plan is not None and self.plan.proof.gap < 1e-6
-
 
 class SheafPrecisionOptimizer:
     """The seed's interface: a model and a target accuracy (largest output error, absolute).

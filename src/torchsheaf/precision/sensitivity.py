@@ -20,7 +20,7 @@ from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.operators import MODELS, terms_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sensitivity:
     """Mean-square output error that each rounding causes, one number per probe.
 
@@ -190,19 +190,20 @@ def adjoint(tape: Tape, seeds: list[Tensor]) -> list[Tensor | None]:
     )
 
 
-def variances(
-    call: AtenCall | None, value: Tensor, form: Format, terms: int
-) -> tuple[float, float, float]:
-    """(scale, emin floor, constant) with variance = scale·max(binade², floor²) + constant."""
+def variance_scale(call: AtenCall | None, form: Format, terms: int) -> float:
+    """A rounding's variance over the square of the value's binade (that of emin at least).
+
+    2^(2(1 − bits))/12, the variance of a uniform error of one unit in the last place, and what the
+    kernel of `call`, with `terms` partial sums, has on top.
+    """
     scale = 4.0 ** (1 - form.bits) / 12
-    constant = 0.0
     if call is not None:
         model = MODELS[call.packet]
         scale *= model.narrow**2 if form.bits < 24 else 1.0
         if model.accumulates and form.bits >= 24:
             # A random walk of roundings over some 32 partial sums; the 4 is fitted to the zoo.
             scale *= 4.0 * (1.0 + terms / 32.0)
-    return scale, max(2.0**form.emin, 2.0**-126), constant
+    return scale
 
 
 def analyse(
@@ -317,7 +318,7 @@ class _Table:
             return 1.0
         call = self.calls[key] if kind == "kernel" else None
         terms = self.tape.terms.get(key, 1) if kind == "kernel" else 1
-        return variances(call, torch.empty(0), form, terms)[0]
+        return variance_scale(call, form, terms)
 
     def finish(self, count: int, elements: int, full: bool, dtype: torch.dtype) -> Sensitivity:
         kernel: dict[str, dict[str, Tensor]] = {}

@@ -81,17 +81,15 @@ def prepare(
 def attempt(setting: Setting, problem: AssignmentProblem, section: dict[str, str]) -> Attempt:
     """Predict and measure one section on every calibration batch."""
     assignment = setting.by_call(section)
-    shift = known_shift(setting.flow, setting.batches[0], assignment, setting.norm, _wide(setting))
+    shift = known_shift(
+        setting.flow, setting.batches[0], assignment, setting.norm, setting.table.dtype
+    )
     predicted = predict(
         setting.flow, setting.table, assignment, setting.norm, shift, setting.scale()
     )
     measured = _measure(setting, assignment)
     limit = problem.rows[0].limit
     return Attempt(problem, section, problem.price(section), predicted, shift, measured, limit)
-
-
-def _wide(setting: Setting) -> torch.dtype:
-    return setting.table.dtype
 
 
 def _measure(setting: Setting, assignment: dict[str, str]) -> Measurement:
@@ -219,7 +217,9 @@ def _first_factor(setting: Setting, problem: AssignmentProblem) -> float:
         for v, stalk in problem.stalks.items()
     }
     assignment = setting.by_call(section)
-    shift = known_shift(setting.flow, setting.batches[0], assignment, setting.norm, _wide(setting))
+    shift = known_shift(
+        setting.flow, setting.batches[0], assignment, setting.norm, setting.table.dtype
+    )
     return predict(
         setting.flow, setting.table, assignment, setting.norm, shift, setting.scale()
     ).factor
@@ -245,7 +245,7 @@ def _worst_row(setting: Setting, problem: AssignmentProblem, this: Attempt) -> R
     )
     index = int(torch.nan_to_num(error, nan=math.inf).argmax())
     formats = [FORMATS[f] for f in setting.table.formats]
-    table = analyse_output(flow, setting.batches[0], formats, index, _wide(setting))
+    table = analyse_output(flow, setting.batches[0], formats, index, setting.table.dtype)
     unary, pair = error_tables(flow, table, dict(problem.stalks))
     row = Row(f"output element {index}", 1.0, unary, pair)
     over = max(this.measured.value / setting.target, 1.0)

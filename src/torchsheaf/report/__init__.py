@@ -7,7 +7,6 @@ network and runs no script; every string of the user's is escaped.
 from torchsheaf.report.analysis import Analysis as Analysis
 from torchsheaf.report.analysis import analyse as analyse
 from torchsheaf.report.analysis import beside as beside
-from torchsheaf.report.file import write_page as write_page
 from torchsheaf.report.headlines import headlines as headlines
 from torchsheaf.report.page import render as render
 from torchsheaf.report.page import report as report

@@ -36,7 +36,7 @@ LABEL_WORK = 1.5e8
 """The same times the solver's passes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Analysis:
     """The results behind a report.
 

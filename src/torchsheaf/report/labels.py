@@ -18,7 +18,7 @@ SOFT_WEIGHT = 100.0
 """Weight of the soft pin where outputs are probabilities and the label itself is out of reach."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels:
     """Labels with the output they ask for.
 

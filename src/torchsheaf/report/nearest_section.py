@@ -25,7 +25,7 @@ def nearest_section(analysis: Analysis, wanted: int) -> Section:
     other = (logits.argmax(1) != wanted).nonzero().flatten()[:SAMPLES]
     if not other.numel():
         return absent(NAME, TITLE, f"The network calls every sample {wanted} already.")
-    return section_of(nearest_consistent(sheaf, x[other], wanted))
+    return section_of(nearest_consistent(sheaf, x[other], wanted, output=sheaf.outputs[0]))
 
 
 def section_of(found: Nearest) -> Section:
@@ -37,6 +37,8 @@ def section_of(found: Nearest) -> Section:
         "to where it was, ever more weakly, until the network's own answer to the changed input "
         f"is {wanted}. That happened for {reached} of {count} samples.",
     )
+    if not found.outcome.ok:
+        body += paragraph(f"Not every relaxation arrived ({found.outcome.value}).")
     if reached:
         middle = float(found.distance[found.reached].median())
         body += paragraph(f"The median change ‖Δx‖ is {number(middle)}.")

@@ -8,3 +8,4 @@ from torchsheaf.sheaf.extended import ExtendedSheaf as ExtendedSheaf
 from torchsheaf.sheaf.laplacian import Laplacian as Laplacian
 from torchsheaf.sheaf.pattern import ActivationPattern as ActivationPattern
 from torchsheaf.sheaf.sheaf import Sheaf as Sheaf
+from torchsheaf.sheaf.sheaf import require_sheaf as require_sheaf

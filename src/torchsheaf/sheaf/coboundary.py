@@ -13,7 +13,7 @@ from torchsheaf.network import Composition
 
 
 @final
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Coboundary(LinearMap):
     """(δu)_e = u_head − Σ_p R_{e,p} u_p on the free coordinates, at a fixed pattern or state.
 

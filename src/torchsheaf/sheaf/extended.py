@@ -9,7 +9,7 @@ from torchsheaf.network import Kind
 from torchsheaf.sheaf.sheaf import Sheaf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExtendedSheaf:
     """The path-graph sheaf of a ReLU MLP with ones appended to the stalks.
 

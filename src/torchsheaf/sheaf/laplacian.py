@@ -14,7 +14,7 @@ from torchsheaf.sheaf.coboundary import Coboundary
 
 
 @final
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Laplacian(LinearMap):
     """L = δᵀWδ, symmetric positive definite whenever the input is held (docs/theory.md, T1).
 

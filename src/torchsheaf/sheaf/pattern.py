@@ -29,15 +29,6 @@ class ActivationPattern(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.selections)
 
-    def on_edge(self, edge: str) -> Tensor:
-        """The selection of the gate of an edge."""
-        for operation, owner in self.edges.items():
-            if owner == edge:
-                return self.selections[operation]
-        raise KeyError(
-            f"edge {edge!r} has no gate; gates are on: {sorted(set(self.edges.values()))}"
-        )
-
     def equal(self, other: "ActivationPattern") -> Tensor:
         """Per sample, whether two patterns select the same pieces, `(batch,)`."""
         same = [coordinates(self[k] == other[k]).all(1) for k in self]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sheaf:
     """A cellular sheaf over a computation graph.
 
@@ -84,6 +84,11 @@ class Sheaf:
                 found[parent].append(edge.name)
         return {v: tuple(e) for v, e in found.items()}
 
+    @cached_property
+    def _gates(self) -> dict[str, None]:
+        """The gate operations, in topological order."""
+        return {op.name: None for node in self.network.nodes for op in node.gates}
+
     @property
     def is_piecewise_affine(self) -> bool:
         """Whether every edge is affine, a gate, or an affine join."""
@@ -91,7 +96,7 @@ class Sheaf:
 
     def vertex(self, name: str) -> str:
         """A vertex name; "output" means the model's only output when no vertex is called so."""
-        if name in self.vertices:
+        if isinstance(name, str) and name in self.vertices:
             return name
         if name == "output" and len(self.outputs) == 1:
             return self.outputs[0]
@@ -126,18 +131,24 @@ class Sheaf:
     def at_batch(self, batch: int, inputs: Mapping[str, Tensor] | None = None) -> "Sheaf":
         """This sheaf for another batch size: itself, unless the model fixes its batch.
 
-        Then the model is captured again, on `inputs` of that size (zeros where not given).
+        Then the model is captured again, on `inputs` of that size (zeros of the traced types where
+        not given: write them where the model asks its inputs for more than a shape).
         """
         fixed = self.network.fixed_batch
         if fixed is None or fixed == batch:
             return self
         assert self.network.model is not None
-        like = next(iter(self.network.parameters().values()), torch.zeros(()))
+        states = self.network.parameters().values()
+        like = next((t for t in states if t.is_floating_point()), None)
         given = inputs or {}
-        example = [
-            given[n] if n in given else like.new_zeros(batch, *s)
-            for n, s in self.network.inputs.items()
-        ]
+        example = []
+        for name, shape in self.network.inputs.items():
+            own = self.network.types[name]
+            # the model may have been converted since it was traced
+            own = like.dtype if own.is_floating_point and like is not None else own
+            device = None if like is None else like.device
+            zeros = torch.zeros(batch, *shape, dtype=own, device=device)
+            example.append(given.get(name, zeros))
         network = read_network(
             self.network.model, example, fused=self.form == "fused", unused_parameters="allow"
         )
@@ -253,9 +264,15 @@ class Sheaf:
         """Tail restriction maps at a state: per edge, df_e as push and pull.
 
         `pattern` overrides the pieces that gates would select at that state. For smooth edges
-        this is the tangent sheaf.
+        this is the tangent sheaf. Raises TypeError or ValueError for a pattern that is no such
+        mapping, naming a gate that there is not.
         """
-        chosen = pattern or {}
+        chosen = {} if pattern is None else pattern
+        if not isinstance(chosen, Mapping):
+            raise TypeError(f"pattern is a {type(chosen).__name__}; write sheaf.pattern(cochain)")
+        if unknown := [n for n in chosen if n not in self._gates]:
+            gates = ", ".join(self._gates) or "none, this network has no gates"
+            raise ValueError(f"pattern: no gate named {unknown[0]!r}; write one of: {gates}")
         return {n.name: self.network.linearise(n, at, chosen) for n in self.network.nodes}
 
     @torch.no_grad()
@@ -281,3 +298,9 @@ class Sheaf:
             for parent in e.parents:
                 graph.add_edge(parent, e.head, edge=e.name, kind=str(e.kind), op=e.op)
         return graph
+
+
+def require_sheaf(sheaf: object) -> None:
+    """Raise TypeError for what is no sheaf."""
+    if not isinstance(sheaf, Sheaf):
+        raise TypeError(f"a {type(sheaf).__name__} came for the sheaf; write encode(model, x)")

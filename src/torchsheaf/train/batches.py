@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from torchsheaf.arguments import whole_number
+from torchsheaf.arguments import INPUTS, input_tuple, kind, whole_number
 
 Input = Tensor | tuple[Tensor, ...]
 Data = DataLoader[Any] | tuple[Input, Tensor]
@@ -22,13 +22,12 @@ def tensors(x: object, y: object) -> tuple[tuple[Tensor, ...], Tensor]:
 
 def inputs(x: object) -> tuple[Tensor, ...]:
     """The input or inputs of a model as a tuple; TypeError names what is no tensor."""
-    given = (x,) if isinstance(x, Tensor) else x
-    if not isinstance(given, tuple | list) or not given:
-        raise TypeError(f"input x is {kind(x)}; write {_WANTED}")
+    given = input_tuple("input x", x)
     for one in given:
         if not isinstance(one, Tensor):
-            raise TypeError(f"input x is a {type(x).__name__} of {_bare(one)}; write {_WANTED}")
-    return tuple(given)
+            held = f"{type(x).__name__} of {type(one).__name__}"
+            raise TypeError(f"input x is a {held}; write {INPUTS}")
+    return given
 
 
 def pair(name: str, given: object) -> tuple[Input, Tensor]:
@@ -47,14 +46,6 @@ def pair(name: str, given: object) -> tuple[Input, Tensor]:
     return (xs if not isinstance(given[0], Tensor) else xs[0]), y
 
 
-def kind(given: object) -> str:
-    """What came, in words: its type, and how many of a tuple or list."""
-    if isinstance(given, tuple | list):
-        name = _bare(given)
-        return f"a {name} of {len(given)}" if given else f"an empty {name}"
-    return f"a {_bare(given)}"
-
-
 def every_epoch(
     data: Data, size: int | None, generator: torch.Generator
 ) -> Callable[[], Iterator[tuple[Input, Tensor]]]:
@@ -64,10 +55,10 @@ def every_epoch(
             raise ValueError(f"batch_size is {size!r}; leave it out, the DataLoader has its own")
         return lambda: (pair("a batch of the loader", one) for one in data)
     given, y = pair("data", data)
-    if size is not None:
-        whole_number("batch_size", size, 1, ", or None (all samples)")
     xs, samples = inputs(given), y.shape[0]
-    step = samples if size is None else size
+    step = samples
+    if size is not None:
+        step = whole_number("batch_size", size, 1, ", or None (all samples)")
 
     def shuffled() -> Iterator[tuple[Input, Tensor]]:
         order = torch.randperm(samples, generator=generator).to(y.device)
@@ -77,10 +68,3 @@ def every_epoch(
             yield (cut if isinstance(given, tuple) else cut[0]), y[index]
 
     return shuffled
-
-
-_WANTED = "a tensor (batch, *shape), or a tuple of them for several inputs"
-
-
-def _bare(given: object) -> str:
-    return type(given).__name__

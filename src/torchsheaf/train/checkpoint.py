@@ -1,30 +1,20 @@
 """Atomic checkpoints: a training run resumes from its last one with the same numbers."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torchsheaf.file import write_file
+
 
 def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
-    """Write with `torch.save` to a temporary file beside `path`, then rename over it.
+    """Write with `torch.save`; the folder is made where there is none.
 
     A reader, or a process killed half-way, sees the old file or the new one, never a part.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, lambda part: torch.save(state, part))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

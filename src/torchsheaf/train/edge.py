@@ -49,7 +49,8 @@ class EdgeRule(LocalRule):
     def __post_init__(self) -> None:
         positive_number("damping", self.damping, "a positive number such as 0.01")
         if self.group is not None:
-            whole_number("group", self.group, 1, ", or None (one group)")
+            group = whole_number("group", self.group, 1, ", or None (one group)")
+            object.__setattr__(self, "group", group)
 
     def gradients(self, batch: Batch) -> LocalGradients:
         total = LocalGradients(batch.size, {})

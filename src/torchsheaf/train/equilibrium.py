@@ -12,11 +12,12 @@ from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import harmonic_extension
+from torchsheaf.harmonic.extension import stationarity_tolerance
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relaxation:
     """A relaxed batch: the problem without its loss edge, the cochain, and how it was reached.
 
@@ -72,9 +73,10 @@ class EquilibriumRule(LocalRule):
         positive_number("output_weight", self.output_weight, "a positive finite number")
         if self.tol is not None:
             positive_number("tol", self.tol)
-        whole_number("max_rounds", self.max_rounds)
+        self.max_rounds = whole_number("max_rounds", self.max_rounds)
         if self.max_passes is not None:
-            whole_number("max_passes", self.max_passes, 1, ", or None (relax to tol)")
+            otherwise = ", or None (relax to tol)"
+            self.max_passes = whole_number("max_passes", self.max_passes, 1, otherwise)
 
     def gradients(self, batch: Batch) -> LocalGradients:
         self.last = self.relax(batch)
@@ -100,8 +102,7 @@ class EquilibriumRule(LocalRule):
             )
         inputs = {n: batch.values[n] for n in batch.sheaf.inputs}
         free = hold(batch.sheaf, inputs, weights=self.weights)
-        default = 1e-8 if batch.values.dtype == torch.float64 else 1e-4
-        tol = default if self.tol is None else self.tol
+        tol = stationarity_tolerance(batch.values.dtype) if self.tol is None else self.tol
         state = self._start(batch)
         passes, budget = 0, math.inf if self.max_passes is None else self.max_passes
         for rounds in range(1, self.max_rounds + 1):  # noqa: B007 (the count is reported)

@@ -96,7 +96,10 @@ def fit(
     >>> history.losses[-1] < history.losses[0]
     True
     """
-    _check_numbers(epochs, patience, clip)
+    epochs = whole_number("epochs", epochs)
+    patience = None if patience is None else whole_number("patience", patience)
+    if clip is not None:
+        positive_number("clip", clip)
     _check_parts(trainer, optimizer, scheduler, callbacks)
     require_generator(generator)
     generator = generator or torch.Generator().manual_seed(0)
@@ -139,14 +142,6 @@ def fit(
                 callback(Progressed(history.epochs - 1, trainer, record))
             bar.update(task, advance=1, loss=record["loss"])
     return history
-
-
-def _check_numbers(epochs: int, patience: int | None, clip: float | None) -> None:
-    whole_number("epochs", epochs)
-    if patience is not None:
-        whole_number("patience", patience)
-    if clip is not None:
-        positive_number("clip", clip)
 
 
 def _check_parts(

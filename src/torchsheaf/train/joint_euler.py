@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.arguments import positive_number, whole_number
+from torchsheaf.arguments import kind, positive_number, whole_number
 from torchsheaf.cochain import is_finite
 from torchsheaf.outcome import ConvergenceError, Outcome
-from torchsheaf.train.batches import kind, tensors
+from torchsheaf.train.batches import tensors
 from torchsheaf.train.losses import Loss, SquaredLoss, loss_named
 
 
@@ -160,8 +160,7 @@ class JointEuler:
 
         Raises `ConvergenceError` with the state when something stops being finite.
         """
-        whole_number("steps", steps, 0)
-        whole_number("every", every)
+        steps, every = whole_number("steps", steps, 0), whole_number("every", every)
         rate = self._weight_rate(state)
         for i in range(1, steps + 1):
             self._step(state, rate)

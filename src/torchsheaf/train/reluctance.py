@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchsheaf.arguments import nonnegative_number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reluctance:
     """An edge of weight λ from every weight vertex to a held anchor: energy λ/2 ‖θ − θ₀‖².
 

@@ -16,7 +16,7 @@ from torchsheaf.sheaf import Edge, Sheaf
 from torchsheaf.train.losses import Loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """One batch after its forward pass: the sheaf, the values, the target, and Φ per sample.
 
@@ -42,7 +42,7 @@ class Batch:
         return self.loss.gradient(self.values[self.output], self.target)
 
 
-@dataclass
+@dataclass(eq=False)
 class LocalGradients:
     """What a rule hands back: per parameter the gradient summed over `count` samples.
 

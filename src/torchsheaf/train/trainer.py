@@ -107,7 +107,8 @@ class SheafTrainer:
                 )
             sheaves[batch] = first
         if batch not in sheaves:
-            sheaves[batch] = next(iter(sheaves.values())).at_batch(batch)
+            read = next(iter(sheaves.values()))
+            sheaves[batch] = read.at_batch(batch, read.read_inputs(xs))
         return sheaves[batch]
 
     @torch.no_grad()
