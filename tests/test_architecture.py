@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "torchsheaf"
 
 # Each part imports itself and anything to its left. The package's own __init__ stands right of all.
 ORDER = (
-    "outcome cochain arguments linalg examples network sheaf boundary harmonic flow train diagnose "
+    "outcome draws cochain arguments linalg examples network sheaf boundary harmonic flow train diagnose "
     "precision figures report labs cli"
 ).split()
 # Modules that may be asked for anywhere: they import nothing from the package.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchsheaf.arguments import positive_number
 from torchsheaf.boundary.pin import Coordinates, Pin
 from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
+from torchsheaf.network.placement import require_beside
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
 
 
@@ -178,6 +179,8 @@ class Problem:
                 raise ValueError(
                     f"{here} is {value.dtype}; write .to({own}), as the network has it"
                 )
+            write = f".to({str(self.like.device)!r})"
+            require_beside(here, value, self.like.device, "the problem's values", write)
             if not is_finite(value):
                 raise ValueError(f"{here} contains NaN or infinity; pass finite numbers")
 
