@@ -131,8 +131,7 @@ class Cochain(Mapping[str, Tensor]):
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether no entry is a NaN or an infinity. Cost: one pass, no temporary, one wait.
-    """
+    """Whether no entry is a NaN or an infinity. Cost: one pass, no temporary, one wait."""
     if not values.is_floating_point() or not values.numel():
         return True
     least, largest = values.detach().aminmax()  # a NaN comes through

@@ -8,10 +8,10 @@ import click
 import torch
 from torch import Tensor
 
-from torchsheaf.draws import standard_normal
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, seed_option, target_argument
 from torchsheaf.cli.writing import writable_folder
+from torchsheaf.draws import standard_normal
 from torchsheaf.figures.flow import (
     energy_shares_figure,
     flow_animation,

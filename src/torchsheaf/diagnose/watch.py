@@ -95,8 +95,9 @@ def watch(
         monitor()                             # at the end of every epoch
 
     `loader` is a DataLoader of `(x, y)` batches or (x, y) itself, x a tuple where the model has
-    several inputs, y None where there are no labels, moved to the model's device; the first `samples` of it are looked at every
-    `every` epochs, and the spectrum of the first `spectral` of those (0: none). `writer` is
+    several inputs, y None where there are no labels; they are moved to the model's device. The
+    first `samples` of it are looked at every `every` epochs, and the spectrum of the first
+    `spectral` of those (0: none). `writer` is
     anything with `add_scalar(tag, value, step)`, TensorBoard's `SummaryWriter` for one. `output`
     names the one that y belongs to, where the model has several. As a callback:
     `ts.fit(…, callbacks=[ts.watch(model, data)])`.

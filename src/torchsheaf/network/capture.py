@@ -119,6 +119,8 @@ def _export(
             composed = any(node.target in COMPOSED for node in program.graph.nodes)
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
                 program = program.run_decompositions(COMPOSED)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None

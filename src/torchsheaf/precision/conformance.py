@@ -282,6 +282,8 @@ def conformance(
                     if operators is None or name in operators:
                         try:
                             add(check_unary(name, function, form, device, generator))
+                        except torch.OutOfMemoryError:
+                            raise
                         except (RuntimeError, NotImplementedError):
                             missing.append(f"{name} in {form.name}")
             for name, kernel, arguments in _cases(generator):
@@ -291,6 +293,8 @@ def conformance(
                     continue
                 try:
                     add(check_sampled(name, kernel, arguments, form, device))
+                except torch.OutOfMemoryError:
+                    raise
                 except (RuntimeError, NotImplementedError):
                     missing.append(f"{name} in {form.name}")
     if not checks and not missing:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.draws import random_signs
 from torchsheaf.cochain import is_finite
+from torchsheaf.draws import random_signs
 from torchsheaf.network.aten import substitute
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import _kwargs, run_exact

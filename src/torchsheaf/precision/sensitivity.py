@@ -298,11 +298,16 @@ class _Table:
         return groups
 
     def add(self, adjoints: list[Tensor | None]) -> None:
-        for (kind, key, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
+        found: list[Tensor] = []
+        for (_, _, groups), g in zip(self.rows, adjoints, strict=True):
             squared = None if g is None or not groups else g.reshape(-1).square()
+            if squared is not None:
+                found += [torch.dot(squared, weight).double() for _, weight in groups]
+        totals = iter(torch.stack(found).tolist() if found else ())  # waits once per probe
+        for (kind, key, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
             done = dict.fromkeys(sums, 0.0)
-            for members, weight in groups:
-                total = float(torch.dot(squared, weight)) if squared is not None else 0.0
+            for members, _ in groups:
+                total = 0.0 if g is None else next(totals)
                 for f in members:
                     done[f.name] = total * self.scale(kind, key, f)
             for f in self.formats:

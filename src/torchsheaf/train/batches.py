@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from torchsheaf.draws import random_order
 from torchsheaf.arguments import whole_number
+from torchsheaf.draws import random_order
 
 Input = Tensor | tuple[Tensor, ...]
 Data = DataLoader[Any] | tuple[Input, Tensor]

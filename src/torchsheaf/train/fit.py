@@ -74,8 +74,8 @@ def fit(
 
     `data` is a DataLoader, or tensors (x, y), x a tuple where the model has several inputs, cut
     into shuffled batches of `batch_size` with `generator`. Batches are moved to the model's device.
-    Validation is always on the forward pass, in the mode that the model is in. `patience` stops when the validation (else training)
-    loss has not improved for so many epochs.
+    Validation is always on the forward pass, in the mode that the model is in. `patience` stops
+    when the validation (else training) loss has not improved for so many epochs.
     With `checkpoint`, every epoch ends in an atomic write of weights, optimiser, scheduler, rule
     memory, random state and history; a run that finds such a file resumes after its last epoch
     with the same numbers as an uninterrupted one. Under data parallelism every process passes its
@@ -337,6 +337,8 @@ class _Loop:
         try:
             self.trainer.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"the checkpoint does not fit this model: {error}") from error
         if self.scheduler is not None:

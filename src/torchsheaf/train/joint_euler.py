@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.draws import standard_normal
 from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.cochain import is_finite
+from torchsheaf.draws import standard_normal
 from torchsheaf.network.placement import require_beside
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.batches import kind, tensors

@@ -34,7 +34,9 @@ class Loss(ABC):
     def target(self, z: Tensor, y: Tensor) -> Tensor:
         """Check y against the output z; returns it in the form that the formulas use, beside z.
 
-        y is checked where it is: labels of a CPU loader cost no wait for a GPU. Raises ValueError naming the shape, type or range that is wrong.
+        y is checked where it is: labels of a CPU loader cost no wait for a GPU.
+
+        Raises ValueError naming the shape, type or range that is wrong.
         """
         if y.shape != z.shape:
             raise ValueError(
