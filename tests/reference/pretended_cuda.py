@@ -43,6 +43,7 @@ _FREE = {
     "copy_", "_foreach_copy_", "result_type", "__getitem__", "__setitem__", "save", "__set__",
     "is_same_size", "__format__", "__repr__", "_has_compatible_shallow_copy_type",
 }  # fmt: skip
+_COPIES = {"to", "cpu", "cuda", "as_tensor"}
 # Where a CPU tensor without axes counts as a number; what else takes none is not told apart.
 _NUMBERS = {
     "add", "sub", "rsub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge", "where",
@@ -100,7 +101,8 @@ class PretendedCuda(TorchFunctionMode):
         if func in _GETTERS:
             return _GETTERS[func](self.home(args[0]))
         name = getattr(func, "__name__", "").partition(".")[0]
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        seen = args[:1] if name == "__deepcopy__" else (args, kwargs)  # not what is copied already
+        tensors = [t for t in tree_leaves(seen) if isinstance(t, Tensor)]
         wanted, args = self._destination(name, args, kwargs)
         on_card = [t for t in tensors if self.home(t) == CARD]
         if on_card and name in _READS:
@@ -117,7 +119,7 @@ class PretendedCuda(TorchFunctionMode):
         held = {self._storage(t) for t in tensors}
         for t in tree_leaves(result):
             if isinstance(t, Tensor):
-                if self._storage(t) in held and self.home(t) != wanted and name in ("to", "cpu"):
+                if self._storage(t) in held and self.home(t) != wanted and name in _COPIES:
                     result = t = t.clone()  # a copy, though on the CPU it would be none
                 if self._storage(t) not in held:
                     self._mark(t, wanted)
