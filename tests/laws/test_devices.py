@@ -158,14 +158,21 @@ def test_a_net_without_gates_counts_none_of_them_for_each_sample(cuda: Pretended
         assert gates.sliding.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("method", ["exact", "euler", "ode"])
-@pytest.mark.parametrize("widths", [(3, 6, 6, 2), (3, 24, 20, 2)], ids=["spectral", "Krylov"])
+@pytest.mark.parametrize(
+    ("method", "widths"),
+    [
+        ("exact", (3, 6, 6, 2)),  # regions are kept
+        ("exact", (3, 12, 12, 2)),  # too many coordinates for that
+        ("euler", (3, 4, 2)),
+        ("ode", (3, 4, 2)),
+    ],
+)
 def test_heat_flow(cuda: PretendedCuda, method: str, widths: tuple[int, ...]) -> None:
     with cuda:
         x = randn(1, 3, 3).to(CARD)
         problem = ts.hold(ts.encode(relu_mlp(widths, 0).to(CARD), x), x)
         problem = problem.pin(ts.Pin("output", torch.tensor([2.0, -1.0])))
-        flow = ts.heat_flow(problem, until=0.3, method=method)
+        flow = ts.heat_flow(problem, until=0.3, method=method, times=3)
         assert flow.energy.device == CARD
         assert len(flow.events) > 0
 
