@@ -12,8 +12,8 @@ PACKAGE = ROOT / "src" / "torchsheaf"
 
 # Each part imports itself and anything to its left. The package's own __init__ stands right of all.
 ORDER = (
-    "outcome cochain arguments file linalg examples network sheaf boundary harmonic flow train "
-    "diagnose precision figures report labs cli"
+    "outcome draws cochain arguments file linalg examples network sheaf boundary harmonic flow "
+    "train diagnose precision figures report labs cli"
 ).split()
 # Modules that may be asked for anywhere: they import nothing from the package.
 LEAVES = {"_version"}

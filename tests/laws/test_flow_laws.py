@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import torchsheaf as ts
+from tests.reference.networks import fill, randn
 from torchsheaf.flow import Exact, Walls, euler_step
 from torchsheaf.flow.euler import step_bound
 
@@ -145,6 +147,46 @@ def test_the_flow_ends_at_the_forward_pass_and_at_verified_stationary_points(dee
         assert float(ts.stationarity(problem, flow.final).distance.max()) <= 1e-10
         assert bool(flow.stopped.isfinite().all())
         torch.testing.assert_close(flow.energy[-1], problem.energy(flow.final))
+
+
+class TwoGates(nn.Module):
+    """A value that ReLU and Hardtanh read, the second through a permutation and in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(2, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        clipped = torch.nn.functional.hardtanh(h.reshape(-1, 2, 2).transpose(1, 2))
+        return self.out(torch.cat([torch.relu(h), clipped.flatten(1)], 1))
+
+
+def test_walls_have_the_breakpoints_of_every_gate_that_reads_them():
+    """Coordinates that are held are no walls; thresholds are unions, in the order of the vector."""
+    x = randn(5, 3, 2)
+    sheaf = ts.encode(fill(TwoGates(), 6), x)
+    problem = ts.hold(sheaf, x).pin(ts.Pin("first", 0.5, where=[1]))
+    walls = Walls.of(problem)
+    assert walls.neurons.tolist() == [0, 2, 3]
+    assert set(walls.vertices) == {"first"}
+    start = problem.free.slices["first"].start
+    assert walls.index.tolist() == [start, start + 1, start + 2]
+    assert walls.thresholds.tolist() == [[-1.0, 0.0, 1.0]] * 3
+    read = {tuple(r.wall.tolist()) for r in walls.readers}
+    assert read == {(0, -1, 1, 2), (0, 1, -1, 2)}  # held: −1; the second transposed
+
+
+def test_walls_of_different_gates_have_thresholds_of_their_own():
+    x = randn(5, 3, 2)
+    net = nn.Sequential(
+        nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2), nn.Hardtanh(-2.0, 0.5), nn.Linear(2, 1)
+    )
+    walls = Walls.of(ts.hold(ts.encode(fill(net, 6), x), x))
+    inf = torch.inf
+    assert walls.thresholds.tolist() == [[0.0, inf]] * 3 + [[-2.0, 0.5]] * 2
+    assert walls.vertices == ("0", "0", "0", "2", "2")
+    assert walls.neurons.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_an_euler_step_that_switches_no_gate_changes_the_energy_by_its_formula(deep):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchsheaf.arguments import positive_number, require_generator
 from torchsheaf.boundary.pin import Coordinates, Pin, read_coordinates
 from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
+from torchsheaf.network.placement import require_beside
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf, require_sheaf
 
 
@@ -179,6 +180,8 @@ class Problem:
                 raise ValueError(
                     f"{here} is {value.dtype}; write .to({own}), as the network has it"
                 )
+            write = f".to({str(self.like.device)!r})"
+            require_beside(here, value, self.like.device, "the problem's values", write)
             if finite and not is_finite(value):
                 raise ValueError(f"{here} contains NaN or infinity; pass finite numbers")
 

@@ -22,15 +22,16 @@ class GateStates:
 
     "on" means the steepest piece is selected; "sliding" means that the pre-activation sits on a
     breakpoint towards which the energy pulls it from both sides (docs/theory.md, T4). A max-pool
-    window is on, and sliding when several inputs share its maximum and the pull on it.
+    window is on, and sliding when several inputs share its maximum and the pull on it. `none` is
+    the count of a net without gates: a zero for each sample.
     """
 
     states: Mapping[str, Tensor]
+    none: Tensor
 
     def count(self, state: int) -> Tensor:
         """How many gates of each sample are in a state, `(batch,)` (0 for a net without gates)."""
-        counts = [coordinates(s == state).sum(1) for s in self.states.values()]
-        return torch.stack(counts).sum(0) if counts else torch.zeros(1, dtype=torch.int64)
+        return sum((coordinates(s == state).sum(1) for s in self.states.values()), self.none)
 
     @property
     def sliding(self) -> Tensor:
@@ -94,7 +95,8 @@ def stationarity(problem: Problem, c: Cochain, residual: Cochain | None = None) 
     least = problem.free.project(blocks)
     # nothing is free: any state is an equilibrium
     distance = least.norm() if blocks else problem.like.new_zeros(problem.batch)
-    return Stationarity(distance, least, GateStates(states))
+    none = torch.zeros(problem.batch, dtype=torch.int64, device=problem.like.device)
+    return Stationarity(distance, least, GateStates(states, none))
 
 
 def _one_sided(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, seed_option, target_argument
 from torchsheaf.cli.writing import writable_folder
+from torchsheaf.draws import standard_normal
 from torchsheaf.figures.flow import (
     energy_shares_figure,
     flow_animation,
@@ -75,7 +76,7 @@ def relax(target: str, weights: str | None, folder: Path | None, **options: Any)
 def _hold_output(problem: Problem, forward: Any, generator: torch.Generator) -> Problem:
     name = problem.sheaf.outputs[0]
     value: Tensor = forward[name]
-    noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+    noise = standard_normal(value.shape, generator, value.dtype, value.device)
     return problem.pin(Pin(name, value + noise))
 
 

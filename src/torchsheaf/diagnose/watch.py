@@ -14,8 +14,9 @@ from torchsheaf.diagnose.findings import Finding
 from torchsheaf.diagnose.nudge import nudged_discord
 from torchsheaf.diagnose.pathology import pathologies
 from torchsheaf.diagnose.spectra import Spectra, spectra
+from torchsheaf.network.placement import placement
 from torchsheaf.sheaf import Sheaf, encode
-from torchsheaf.train.batches import inputs
+from torchsheaf.train.batches import inputs, placed
 from torchsheaf.train.fit import Progressed
 
 Data = Iterable[Any] | tuple[Tensor | tuple[Tensor, ...], Tensor | None]
@@ -94,8 +95,9 @@ def watch(
         monitor()                             # at the end of every epoch
 
     `loader` is a DataLoader of `(x, y)` batches or (x, y) itself, x a tuple where the model has
-    several inputs, y None where there are no labels; the first `samples` of it are looked at every
-    `every` epochs, and the spectrum of the first `spectral` of those (0: none). `writer` is
+    several inputs, y None where there are no labels; they are moved to the model's device. The
+    first `samples` of it are looked at every `every` epochs, and the spectrum of the first
+    `spectral` of those (0: none). `writer` is
     anything with `add_scalar(tag, value, step)`, TensorBoard's `SummaryWriter` for one. `output`
     names the one that y belongs to, where the model has several. As a callback:
     `ts.fit(…, callbacks=[ts.watch(model, data)])`.
@@ -126,6 +128,7 @@ def watch(
             f"writer is a {type(writer).__name__}; it needs add_scalar(tag, value, step)"
         )
     x, y = _first(loader, whole_number("samples", samples))
+    x = inputs(placed(x, placement(model.parameters())))
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:

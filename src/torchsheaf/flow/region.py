@@ -143,6 +143,7 @@ class SpectralRegions(RegionSolver):
         power = base ** torch.arange(len(region.walls), device=region.state.device)
         key = (region.state * power).sum(1)
         distinct, place = key.unique(return_inverse=True)
+        self.keys = self.keys.to(key.device)
         if self.keys.numel() + distinct.numel() > self.capacity:
             self.keys, self.tables = self.keys[:0], []
         fresh = ~torch.isin(distinct, self.keys)
@@ -164,7 +165,7 @@ class SpectralRegions(RegionSolver):
         values, q = torch.linalg.eigh(moving[:, :, None] * above * moving[:, None, :])
         rows = region.walls.index
         new = [q, values.clamp_min(0), above[:, rows], below[:, rows]]
-        self.keys = torch.cat([self.keys.to(keys.device), keys])
+        self.keys = torch.cat([self.keys, keys])
         self.tables = (
             [torch.cat([t, u]) for t, u in zip(self.tables, new, strict=True)]
             if self.tables

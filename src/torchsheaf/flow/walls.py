@@ -1,6 +1,6 @@
 """The walls of a problem: coordinates at which gates switch pieces, and their breakpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,9 @@ from torchsheaf.cochain import coordinates
 from torchsheaf.network import ScalarGate
 from torchsheaf.network.network import Node
 from torchsheaf.network.rules import Kind
+
+_Found = tuple[str, Node, ScalarGate, str, Tensor]
+"""A gate's operation, node and pieces, the vertex it reads, and the coordinate of each input."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +53,35 @@ class Walls:
     @torch.no_grad()
     def of(cls, problem: Problem) -> "Walls":
         """Find the walls of a problem. Cost: one pass over the nodes, once per flow."""
-        found: list[tuple[str, Node, ScalarGate, str, Tensor]] = []
+        found: list[_Found] = []
         unread: list[str] = []
         for node in problem.sheaf.network.nodes:
             if node.gates:
                 _find(problem, node, found, unread)
-        places = _places(problem)
-        breaks: dict[tuple[str, int], set[float]] = {}
-        for _, _, gate, vertex, index in found:
-            for neuron in index.flatten().tolist():
-                if (vertex, neuron) in places:
-                    breaks.setdefault((vertex, neuron), set()).update(gate.breakpoints)
-        keys = sorted(breaks, key=lambda k: places[k])
-        like = problem.like
-        depth = max((len(b) for b in breaks.values()), default=1)
-        rows = [sorted(breaks[k]) + [torch.inf] * (depth - len(breaks[k])) for k in keys]
-        thresholds = like.new_tensor(rows).reshape(len(keys), depth)
-        number = {k: i for i, k in enumerate(keys)}
+        like, names, number = problem.like, list[str](), dict[str, Tensor]()
+        places, neurons, rows = [], [], []
+        for vertex in problem.free.shapes:
+            own = [f for f in found if f[3] == vertex]
+            if not own:
+                continue
+            place = _places(problem, vertex)
+            breaks, which = _breaks(own, place)
+            (walls,) = (which >= 0).nonzero(as_tuple=True)
+            number[vertex] = torch.full_like(place, -1)
+            number[vertex][walls] = torch.arange(len(walls)) + len(names)
+            names += [vertex] * len(walls)
+            places.append(place[walls])
+            neurons.append(walls)
+            rows.append((breaks, which[walls]))
+        thresholds = _thresholds(rows, like)
         middle = _interior(thresholds)
-        readers = tuple(_reader(f, number, middle) for f in found)
+        none = torch.zeros(0, dtype=torch.int64)
         return cls(
-            torch.tensor([places[k] for k in keys], dtype=torch.int64, device=like.device),
-            tuple(k[0] for k in keys),
-            torch.tensor([k[1] for k in keys], dtype=torch.int64),
+            torch.cat([none, *places]).to(like.device),
+            tuple(names),
+            torch.cat([none, *neurons]),
             thresholds,
-            readers,
+            tuple(_reader(f, number, middle) for f in found),
             tuple(unread),
         )
 
@@ -126,7 +133,7 @@ class Walls:
 def _find(
     problem: Problem,
     node: Node,
-    found: list[tuple[str, Node, ScalarGate, str, Tensor]],
+    found: list[_Found],
     unread: list[str],
 ) -> None:
     network = problem.sheaf.network
@@ -151,18 +158,41 @@ def _find(
             unread.append(op.name)
 
 
-def _places(problem: Problem) -> dict[tuple[str, int], int]:
-    """(vertex, coordinate) → place in the flat free vector."""
+def _places(problem: Problem, vertex: str) -> Tensor:
+    """Place of each coordinate in the flat free vector, −1 where it is held; on the CPU."""
     free = problem.free
-    places = {}
-    for name, shape in free.shapes.items():
-        first = free.slices[name].start
-        if name in free.where:
-            coordinates = free.where[name].flatten().nonzero().flatten().tolist()
-        else:
-            coordinates = list(range(torch.Size(shape).numel()))
-        places.update({(name, j): first + i for i, j in enumerate(coordinates)})
-    return places
+    span = free.slices[vertex]
+    place = torch.full((torch.Size(free.shapes[vertex]).numel(),), -1)
+    moving = free.where[vertex].flatten().cpu() if vertex in free.where else slice(None)
+    place[moving] = torch.arange(span.start, span.stop)
+    return place
+
+
+def _breaks(gates: Sequence[_Found], place: Tensor) -> tuple[list[list[float]], Tensor]:
+    """Ascending unions of breakpoints, and which of them each coordinate has (−1: no wall)."""
+    kinds = list(dict.fromkeys(gate.breakpoints for _, _, gate, _, _ in gates))
+    reads = torch.zeros(len(kinds), len(place), dtype=torch.bool)
+    for _, _, gate, _, index in gates:
+        reads[kinds.index(gate.breakpoints), index.flatten()] = True
+    reads &= place >= 0
+    code = (reads.long() << torch.arange(len(kinds))[:, None]).sum(0)  # one bit for each kind
+    codes, which = code.unique(return_inverse=True)
+    unions = [
+        sorted({t for i, kind in enumerate(kinds) if c >> i & 1 for t in kind})
+        for c in codes.tolist()
+    ]
+    return unions, torch.where(code > 0, which, -1)
+
+
+def _thresholds(rows: Sequence[tuple[list[list[float]], Tensor]], like: Tensor) -> Tensor:
+    """The breakpoints of every wall, `(walls, K)`, padded with +∞."""
+    used = [[breaks[i] for i in which.unique().tolist()] for breaks, which in rows]
+    depth = max((len(b) for breaks in used for b in breaks), default=1)
+    parts = []
+    for breaks, which in rows:
+        padded = [(b + [torch.inf] * depth)[:depth] for b in breaks]
+        parts.append(like.new_tensor(padded).reshape(-1, depth)[which.to(like.device)])
+    return torch.cat([like.new_zeros(0, depth), *parts])
 
 
 def _interior(thresholds: Tensor) -> Tensor:
@@ -174,14 +204,14 @@ def _interior(thresholds: Tensor) -> Tensor:
 
 
 def _reader(
-    entry: tuple[str, Node, ScalarGate, str, Tensor],
-    number: dict[tuple[str, int], int],
+    entry: _Found,
+    number: Mapping[str, Tensor],
     middle: Tensor,
 ) -> Reader:
     operation, node, gate, vertex, index = entry
-    wall = torch.tensor(
-        [number.get((vertex, j), -1) for j in index.flatten().tolist()], dtype=torch.int64
-    ).to(middle.device)
+    read = index.flatten()
+    wall = number[vertex][read] if vertex in number else torch.full_like(read, -1)
+    wall = wall.to(middle.device)
     if middle.shape[0] == 0:
         slopes = middle.new_zeros(wall.numel(), middle.shape[1])
     else:

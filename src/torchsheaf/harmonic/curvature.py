@@ -69,6 +69,8 @@ def _hessian(
         inputs = tuple(point[p].contiguous() for p in parents)
         product: Callable[..., Sequence[Tensor]] = torch.func.vjp(gradient, *inputs)[1]
         product(tuple(torch.zeros_like(point[p]) for p in parents))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError):
         return None
     return product

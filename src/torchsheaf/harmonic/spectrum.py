@@ -9,6 +9,7 @@ from torch import Tensor
 from torchsheaf.arguments import positive_number, require_generator, tolerance_of, whole_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, Space, coordinates
+from torchsheaf.draws import standard_normal
 from torchsheaf.linalg import lanczos, three_term_lanczos
 from torchsheaf.outcome import ConvergenceError, Outcome
 
@@ -110,7 +111,7 @@ def spectrum(
     sweeps = [0]
     generator = generator or torch.Generator().manual_seed(0)
     n, batch = problem.free.dim, problem.batch
-    start = torch.randn(batch, n, k, generator=generator, dtype=like.dtype).to(like.device)
+    start = standard_normal((batch, n, k), generator, like.dtype, like.device)
     product = _inverse(laplacian, sweeps) if which == "smallest" else _forward(laplacian, sweeps)
     if vectors:
         found = lanczos(product, start, k, tol=tol, max_basis=min(max_basis, n))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torchsheaf.draws import standard_normal
+
 
 @dataclass(frozen=True)
 class Eigenpairs:
@@ -162,7 +164,7 @@ def _extend(basis: Tensor, image: Tensor) -> Tensor:
     # A direction that A does not leave (invariant subspace) carries only rounding: replace it, so
     # that a repeated eigenvalue in the complement is still found.
     generator = torch.Generator(device="cpu").manual_seed(basis.shape[2])
-    noise = torch.randn(block.shape, generator=generator, dtype=block.dtype).to(block.device)
+    noise = standard_normal(block.shape, generator, block.dtype, block.device)
     lost = block.norm(dim=1, keepdim=True) < 1e3 * torch.finfo(block.dtype).eps
     block = torch.where(lost, noise, block)
     for _ in range(2):

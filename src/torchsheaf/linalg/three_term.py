@@ -36,7 +36,7 @@ def three_term_lanczos(
         w = operator(v)
         if before is not None:
             _subtract(w, betas[-1], before)
-        alphas.append(torch.stack([torch.dot(a, b) for a, b in zip(w, v, strict=True)]))
+        alphas.append(torch.bmm(w[:, None], v[:, :, None])[:, 0, 0])  # no large temporary
         _subtract(w, alphas[-1], v)
         beta = w.norm(dim=1)
         theta, next_theta, last = _top(alphas, betas)
@@ -57,8 +57,7 @@ def three_term_lanczos(
 
 
 def _subtract(w: Tensor, factor: Tensor, v: Tensor) -> None:
-    for row, f, other in zip(w, factor, v, strict=True):  # sample by sample: no large temporary
-        row.sub_(other, alpha=float(f))
+    w.addcmul_(factor[:, None], v, value=-1)  # no large temporary
 
 
 def _top(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

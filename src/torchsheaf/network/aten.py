@@ -175,6 +175,8 @@ def _lower(model: nn.Module | ExportedProgram, inputs: tuple[Any, ...]) -> Expor
                 else torch.export.export(model, inputs, strict=False)
             )
             return program.run_decompositions()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise UnsupportedModel(
             "torch.export could not lower this model to core ATen",

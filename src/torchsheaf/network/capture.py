@@ -17,6 +17,7 @@ from torchsheaf.network.completeness import check_apart, check_complete, check_f
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
+from torchsheaf.network.placement import placement, require_beside
 from torchsheaf.network.reader import Reader
 from torchsheaf.network.rules.composed import COMPOSED
 
@@ -46,7 +47,7 @@ def read_network(
             "a ScriptModule cannot be traced; pass the nn.Module that it was made from"
         )
     _refuse_nonfinite(model, inputs)
-    _refuse_other_dtype(model, inputs)
+    _refuse_other_kind(model, inputs)
     module = model.module() if isinstance(model, ExportedProgram) else model
     returned = run(module, inputs)  # first of all: tracing what cannot run fails with a long log
     program, fixed = _export(model, inputs)
@@ -78,10 +79,15 @@ def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tenso
         raise ValueError(f"batch sizes must be equal; the inputs have {sizes} samples")
 
 
-def _refuse_other_dtype(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
+def _refuse_other_kind(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
+    """Inputs on another device than the weights, or of another dtype."""
     states = (
         model.state_dict if isinstance(model, ExportedProgram) else dict(model.named_parameters())
     )
+    own_device = placement(states.values())
+    for i, x in enumerate(inputs):
+        write = f"x.to({str(own_device)!r}), or model.to({str(x.device)!r})"
+        require_beside(f"input {i}", x, own_device, "the model's weights", write)
     types = {t.dtype for t in states.values() if t.is_floating_point()}
     if len(types) != 1:
         return
@@ -113,6 +119,8 @@ def _export(
             composed = any(node.target in COMPOSED for node in program.graph.nodes)
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
                 program = program.run_decompositions(COMPOSED)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None

@@ -48,9 +48,10 @@ def run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        given = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
-        types = {t.dtype for t in model.parameters() if t.is_floating_point()}
-        weights = f"; the weights are {', '.join(map(str, types))}" if types else ""
+        given = ", ".join(f"{tuple(x.shape)} of {x.dtype} on {x.device}" for x in inputs)
+        floats = [t for t in model.parameters() if t.is_floating_point()]
+        types = dict.fromkeys(f"{t.dtype} on {t.device}" for t in floats)
+        weights = f"; the weights are {', '.join(types)}" if types else ""
         raise ValueError(
             f"the model itself does not accept this input, which has shape {given}{weights}: "
             f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.draws import standard_normal
 from torchsheaf.network.composition import differential
 from torchsheaf.network.operation import Operation, Value
 from torchsheaf.network.rules import Kind, Rule
@@ -40,7 +41,7 @@ def check_rule(
     function = _function(operation, scope)
     x = [scope[n] for n in operation.operands]
     generator = torch.Generator().manual_seed(1)
-    u = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in x]
+    u = [standard_normal(t.shape, generator, t.dtype, t.device) for t in x]
     pushed = _leaves(jacobian.push(dict(zip(operation.operands, u, strict=True))))
     high = _leaves(function(*(a + _STEP * d for a, d in zip(x, u, strict=True))))
     low = _leaves(function(*(a - _STEP * d for a, d in zip(x, u, strict=True))))
@@ -53,7 +54,7 @@ def check_rule(
         pass  # fused kernels have no forward mode: the difference above and the adjoint stand in
     else:
         _require(name, "derivative: push is the operation's own JVP", pushed, moved)
-    g = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in value]
+    g = [standard_normal(t.shape, generator, t.dtype, t.device) for t in value]
     whole = isinstance(function(*x), tuple | list)
     cotangent: Any = tuple(g) if whole else g[0]
     pulled = jacobian.pull(cotangent)
@@ -88,7 +89,7 @@ def _check_alone(rule: Rule, operation: Operation, full: Sequence[Any], name: st
             return operation.target(*new, **operation.kwargs)
 
         x = alone.detach()
-        u = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+        u = standard_normal(x.shape, torch.Generator().manual_seed(2), x.dtype, x.device)
         pushed = [
             f - v for f, v in zip(_leaves(function(x + u)), _leaves(function(x)), strict=True)
         ]

@@ -13,11 +13,15 @@ import sympy
 import torch
 from torch import Tensor
 
+from torchsheaf.draws import standard_normal
 from torchsheaf.network.operation import Operation, Value
 from torchsheaf.network.rules import Kind, Rule
 
 PROBE_BATCH = 3
 """Samples in the probe of a dynamic batch: a prime that few stalks are a multiple of."""
+
+Stalk = tuple[tuple[int, ...], torch.dtype, torch.device]
+"""A vertex's shape without the batch axis, its element type, and the device it was traced on."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,20 @@ def candidates(sizes: list[Any], batch: int | sympy.Symbol) -> Iterator[Layout]:
 
 def probe(
     operations: tuple[Operation, ...],
-    parents: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    parents: Mapping[str, Stalk],
     state: Callable[[str], Tensor],
     batch: int,
 ) -> Tensor:
     """Which entries of a map's value depend on sample 0, as a boolean tensor in traced layout."""
     values: list[dict[str, Tensor]] = [{}, {}]
     generator = torch.Generator().manual_seed(0)
-    for name, (shape, dtype) in parents.items():
+    for name, (shape, dtype, device) in parents.items():
         if dtype.is_floating_point:
-            x = torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
+            x = standard_normal((batch, *shape), generator, torch.float64, device).to(dtype)
             y = x.clone()
             y[0] = torch.nan
         else:
-            x = torch.zeros(batch, *shape, dtype=dtype)
+            x = torch.zeros(batch, *shape, dtype=dtype, device=device)
             y = x.clone()
             y[0] = 1
         values[0][name], values[1][name] = x, y

@@ -14,7 +14,7 @@ from torch.fx import Node as FxNode
 
 from torchsheaf.network.calls import first_of, settled
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
-from torchsheaf.network.layout import PROBE_BATCH, Layout, candidates, probe, settle
+from torchsheaf.network.layout import PROBE_BATCH, Layout, Stalk, candidates, probe, settle
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
 from torchsheaf.network.operation import Operation, Size, State, Value
@@ -62,7 +62,7 @@ class Reader:
         self._results: dict[FxNode, list[_Expression]] = {}
         self._names: dict[FxNode, str] = {}
         self._taken: set[str] = set()
-        self._stalks: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._stalks: dict[str, Stalk] = {}
         self._inputs: dict[str, tuple[int, ...]] = {}
         self._nodes: list[Node] = []
         self._outputs: list[str] = []
@@ -86,7 +86,7 @@ class Reader:
             self._batch = size
         name = self._name(node)
         self._inputs[name] = tuple(int(s) for s in value.shape[1:])
-        self._stalks[name] = self._inputs[name], value.dtype
+        self._stalks[name] = self._inputs[name], value.dtype, value.device
         self._env[node] = _Expression(
             Value(name), parents=(name,), live=value.is_floating_point() or value.is_complex()
         )
@@ -291,7 +291,7 @@ class Reader:
             operations = (*operations, forth)
             expression = _Expression(Value(back.name), (back,), (name,), True)
         constant = kind in (Kind.AFFINE, Kind.GATE) or (kind is Kind.JOIN and last.rule.additive)
-        self._stalks[name] = shape, value.dtype
+        self._stalks[name] = shape, value.dtype, value.device
         self._nodes.append(
             Node(
                 name, kind, op_name, module_path(node), source_line(node), parents,

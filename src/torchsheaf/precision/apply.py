@@ -14,6 +14,7 @@ from torchsheaf.precision.dataflow import SINK, Dataflow
 from torchsheaf.precision.execute import Assignment
 from torchsheaf.precision.formats import FORMATS, Format, _round_tf32, format_of
 from torchsheaf.precision.predict import held_format
+from torchsheaf.precision.profile import wait_for
 
 
 def round_tf32(x: Tensor) -> Tensor:
@@ -127,13 +128,13 @@ def time_module(run: Callable[[], Any], device: str = "cpu", budget: float = 0.3
     with torch.no_grad():
         run()
         run()
+        wait_for(device)
         times: list[float] = []
         start = time.perf_counter()
         while time.perf_counter() - start < budget or len(times) < 5:
             before = time.perf_counter()
             run()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
+            wait_for(device)
             times.append(time.perf_counter() - before)
     return statistics.median(times)
 
@@ -141,13 +142,13 @@ def time_module(run: Callable[[], Any], device: str = "cpu", budget: float = 0.3
 def peak_bytes(run: Callable[[], Any], device: str = "cpu") -> int:
     """Largest sum of live allocations during one call, from the allocator's own events."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        wait_for(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         with torch.no_grad():
             run()
-        torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated() - before)
+        wait_for(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
     with torch.no_grad():
         activity = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activity, profile_memory=True) as prof:

@@ -67,6 +67,8 @@ def refuse_device(device: str) -> None:
     """`ValueError` where nothing can be computed on the device."""
     try:
         torch.ones(1, device=device).item()
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device is {device!r}, which cannot be used here: {first_line(error)}; write cpu, for "
@@ -116,6 +118,8 @@ def runnable(flow: Dataflow, inputs: Any) -> tuple[Any, ...]:
         run_exact(flow, parts, dtype=None)
     except NotImplementedError:
         pass  # no kernel here for the model's own format; other formats may have one
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, IndexError) as error:
         raise ValueError(
             f"the model does not run on these inputs: {first_line(error)}; pass what its forward "

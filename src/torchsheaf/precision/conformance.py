@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsheaf.draws import source_device, standard_normal
 from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.bound_rules import RULES, averaging
 from torchsheaf.precision.formats import Format, find_format
@@ -106,7 +107,8 @@ def all_numbers(form: Format, device: str) -> Tensor:
 def sampled_numbers(form: Format, device: str, generator: torch.Generator) -> Tensor:
     """Numbers of every exponent and sign, dense around 1, with the special values."""
     exponents = torch.arange(-126.0, 128.0).repeat_interleave(64)
-    mantissa = 1 + torch.rand(len(exponents), generator=generator)
+    place = source_device(generator)
+    mantissa = 1 + torch.rand(len(exponents), generator=generator, device=place).cpu()
     wide = mantissa * torch.exp2(exponents)
     near = torch.linspace(-20, 20, 40001)
     special = torch.tensor([0.0, 1.0, math.inf, 88.7, 104.0, 16.6, 9.97, 5.56])
@@ -159,7 +161,7 @@ def _cases(generator: torch.Generator) -> Iterator[tuple[str, Callable[..., Any]
     """(operator, kernel, arguments) over sizes, magnitudes and cancellation."""
 
     def r(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return standard_normal(shape, generator, torch.float64)
 
     for k in (1, 7, 64, 500):
         a, b = r(5, k), r(k, 6)
@@ -270,6 +272,8 @@ def conformance(
                     if operators is None or name in operators:
                         try:
                             add(check_unary(name, function, form, device, generator))
+                        except torch.OutOfMemoryError:
+                            raise
                         except (RuntimeError, NotImplementedError):
                             missing.append(f"{name} in {form.name}")
             for name, kernel, arguments in _cases(generator):
@@ -279,6 +283,8 @@ def conformance(
                     continue
                 try:
                     add(check_sampled(name, kernel, arguments, form, device))
+                except torch.OutOfMemoryError:
+                    raise
                 except (RuntimeError, NotImplementedError):
                     missing.append(f"{name} in {form.name}")
     if not checks and not missing:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.cochain import is_finite
+from torchsheaf.draws import random_signs
 from torchsheaf.network.aten import substitute
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import _kwargs, run_exact
@@ -35,14 +36,10 @@ def measure_curvature(
         best = 0.0
         if flow.kinds[name] == "rounding" and moving:
             for _ in range(directions):
-                shift = {n: step * _signs(values[n], generator) for n in moving}
+                shift = {n: step * random_signs(values[n], generator) for n in moving}
                 best = max(best, _second(c, values, shift) / step**2)
         found[name] = best / 2
     return found
-
-
-def _signs(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
 
 
 def _second(c: Any, values: Any, shift: dict[str, Tensor]) -> float:

@@ -140,7 +140,7 @@ def measure_profile(name: str = "here", device: str = "cpu", size: int = 384) ->
     small = v[:16]
     call = _seconds(lambda: small + small, device)
     cast = _seconds(lambda: small.to(torch.bfloat16), device)
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
     source = (
         f"measured on this machine: {where}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads"
@@ -151,16 +151,22 @@ def measure_profile(name: str = "here", device: str = "cpu", size: int = 384) ->
 def _seconds(run: Callable[[], Any], device: str) -> float:
     """Median of seven, each long enough for the clock."""
     run()
+    wait_for(device)
     times = []
     for _ in range(7):
         repeats, start = 0, time.perf_counter()
         while time.perf_counter() - start < 0.01:
             run()
             repeats += 1
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
+        wait_for(device)
         times.append((time.perf_counter() - start) / repeats)
     return statistics.median(times)
+
+
+def wait_for(device: str) -> None:
+    """Until the device has done what was asked of it: a GPU is asked and not waited for."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def write_profile(profile: Profile, path: str | Path) -> None:

@@ -92,6 +92,8 @@ def has_kernel(flow: Dataflow, name: str, form: Format, values: Mapping[str, Any
         try:
             run.step(call)
             _KERNELS[key] = True
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, NotImplementedError, TypeError):
             _KERNELS[key] = False
     return _KERNELS[key]

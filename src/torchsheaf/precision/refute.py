@@ -254,6 +254,8 @@ def _witness(
 ) -> Proof | None:
     try:
         run = run_assigned(flow, inputs, uniform(flow, form.name))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError):
         return None
     exact = _exact(flow, inputs)

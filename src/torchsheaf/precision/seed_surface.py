@@ -132,6 +132,8 @@ def uniform_error(flow: Dataflow, inputs: tuple[Any, ...], form: str) -> float:
     """Largest error of the uniform run, inf where it overflows or has no kernel."""
     try:
         return measure(flow, inputs, uniform(flow, form), "max").largest
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError):
         return math.inf
 

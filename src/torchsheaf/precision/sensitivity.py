@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.cochain import is_finite
+from torchsheaf.draws import random_signs
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
 from torchsheaf.precision.execute import _kwargs
@@ -155,14 +156,10 @@ def _batch_norm(
 _DIFFERENTIABLE = {"_native_batch_norm_legit_no_training": _batch_norm}
 
 
-def random_signs(tape: Tape, count: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+def random_sweeps(tape: Tape, count: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
     """`count` independent vectors of ±1 over all outputs."""
     for _ in range(count):
-        yield [
-            (torch.randint(0, 2, o.shape, generator=generator, device=generator.device) * 2 - 1)
-            .to(device=o.device, dtype=o.dtype)
-            for o in tape.outputs
-        ]  # fmt: skip
+        yield [random_signs(o, generator) for o in tape.outputs]
 
 
 def unit_vectors(tape: Tape) -> Iterator[list[Tensor]]:
@@ -231,7 +228,7 @@ def analyse(
     if probes == "full":
         sweeps: Iterator[list[Tensor]] = unit_vectors(tape)
     else:
-        sweeps = random_signs(tape, int(probes), generator)
+        sweeps = random_sweeps(tape, int(probes), generator)
     table = _Table(flow, tape, formats)
     count = 0
     for seeds in sweeps:
@@ -302,11 +299,16 @@ class _Table:
         return groups
 
     def add(self, adjoints: list[Tensor | None]) -> None:
-        for (kind, key, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
+        found: list[Tensor] = []
+        for (_, _, groups), g in zip(self.rows, adjoints, strict=True):
             squared = None if g is None or not groups else g.reshape(-1).square()
+            if squared is not None:
+                found += [torch.dot(squared, weight).double() for _, weight in groups]
+        totals = iter(torch.stack(found).tolist() if found else ())  # waits once per probe
+        for (kind, key, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
             done = dict.fromkeys(sums, 0.0)
-            for members, weight in groups:
-                total = float(torch.dot(squared, weight)) if squared is not None else 0.0
+            for members, _ in groups:
+                total = 0.0 if g is None else next(totals)
                 for f in members:
                     done[f.name] = total * self.scale(kind, key, f)
             for f in self.formats:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchsheaf.cochain import Cochain, Space, is_finite
 from torchsheaf.network import Composition, Network, read_network
+from torchsheaf.network.placement import placement, require_beside
 from torchsheaf.sheaf.cells import Edge, Vertex
 from torchsheaf.sheaf.pattern import ActivationPattern
 
@@ -192,11 +193,13 @@ class Sheaf:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; write ({wanted})")
         if tensor.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}: the batch is empty")
+        weights = self.network.parameters().values()
+        require_beside(name, tensor, placement(weights), "the network's weights")
         if tensor.is_floating_point() and not missing and not is_finite(tensor):
             raise ValueError(f"{name} contains NaN or infinity; pass finite numbers")
         if tensor.is_floating_point() and name in self.network.integral:
             raise ValueError(f"{name} has dtype {tensor.dtype}; this input takes integers")
-        types = {t.dtype for t in self.network.parameters().values() if t.is_floating_point()}
+        types = {t.dtype for t in weights if t.is_floating_point()}
         needs_floats = name not in self.network.integral
         if len(types) == 1 and needs_floats and tensor.dtype not in types:
             (own,) = types

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchsheaf.arguments import INPUTS, input_tuple, kind, whole_number
+from torchsheaf.draws import random_order
 
 Input = Tensor | tuple[Tensor, ...]
 Data = DataLoader[Any] | tuple[Input, Tensor]
@@ -46,14 +47,37 @@ def pair(name: str, given: object) -> tuple[Input, Tensor]:
     return (xs if not isinstance(given[0], Tensor) else xs[0]), y
 
 
+def placed(x: Input, device: torch.device | None) -> Input:
+    """The input or inputs on a device; as they are for None (a model on several).
+
+    Copies from pinned memory, as `DataLoader(pin_memory=True)` gives, are not waited for. Targets
+    stay: the loss checks them where they are, then moves them.
+    """
+    if device is None:
+        return x
+    if isinstance(x, Tensor):
+        return x.to(device, non_blocking=True)
+    return tuple(t.to(device, non_blocking=True) for t in x)
+
+
 def every_epoch(
-    data: Data, size: int | None, generator: torch.Generator
+    data: Data, size: int | None, generator: torch.Generator, device: torch.device | None = None
 ) -> Callable[[], Iterator[tuple[Input, Tensor]]]:
-    """What gives one epoch's batches: the loader itself, or tensors in a new order every time."""
+    """What gives one epoch's batches: the loader itself, or tensors in a new order every time.
+
+    Their inputs are moved to `device`.
+    """
     if isinstance(data, DataLoader):
         if size is not None:
             raise ValueError(f"batch_size is {size!r}; leave it out, the DataLoader has its own")
-        return lambda: (pair("a batch of the loader", one) for one in data)
+        loader = data
+
+        def loaded() -> Iterator[tuple[Input, Tensor]]:
+            for one in loader:
+                x, y = pair("a batch of the loader", one)
+                yield placed(x, device), y
+
+        return loaded
     given, y = pair("data", data)
     xs, samples = inputs(given), y.shape[0]
     step = samples
@@ -61,10 +85,10 @@ def every_epoch(
         step = whole_number("batch_size", size, 1, ", or None (all samples)")
 
     def shuffled() -> Iterator[tuple[Input, Tensor]]:
-        order = torch.randperm(samples, generator=generator).to(y.device)
+        order = random_order(samples, generator)
         for start in range(0, samples, step):
             index = order[start : start + step]
-            cut = tuple(x[index] for x in xs)
-            yield (cut if isinstance(given, tuple) else cut[0]), y[index]
+            *cut, target = (t[index.to(t.device)] for t in (*xs, y))
+            yield placed(tuple(cut) if isinstance(given, tuple) else cut[0], device), target
 
     return shuffled

@@ -20,10 +20,12 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint; nothing in it is unpickled but tensors and plain containers.
 
+    Tensors come on the CPU, wherever they were written: what takes them moves them.
+
     Raises ValueError naming a file that is not a checkpoint of `ts.fit`.
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     if not isinstance(state, dict) or "torchsheaf.fit" not in state:

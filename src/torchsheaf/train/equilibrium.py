@@ -141,6 +141,8 @@ class EquilibriumRule(LocalRule):
         """The remembered cochain when this very batch was relaxed before, else the forward pass."""
         names = [*batch.sheaf.inputs, _TARGET]
         now = {n: batch.values[n] for n in batch.sheaf.inputs} | {_TARGET: batch.target}
+        device = batch.target.device  # a resumed memory comes from the CPU
+        self.memory = {n: t.to(device) for n, t in self.memory.items()}
         if not self.warm or not all(
             n in self.memory
             and self.memory[n].shape == now[n].shape

@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 from torchsheaf.arguments import positive_number, require_generator, whole_number
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.completeness import run
+from torchsheaf.network.placement import placement
 from torchsheaf.outcome import ConvergenceError, Outcome
-from torchsheaf.train.batches import Data, Input, every_epoch, pair, tensors
+from torchsheaf.train.batches import Data, Input, every_epoch, pair, placed, tensors
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
+from torchsheaf.train.random_state import device_states, restore_device_states
 from torchsheaf.train.trainer import SheafTrainer
 
 Callback = Callable[["Progressed"], None]
@@ -71,9 +73,9 @@ def fit(
     """Train by local gradients with any torch optimiser.
 
     `data` is a DataLoader, or tensors (x, y), x a tuple where the model has several inputs, cut
-    into shuffled batches of `batch_size` with `generator`. Validation is always on the forward
-    pass, in the mode that the model is in. `patience` stops when the validation (else training)
-    loss has not improved for so many epochs.
+    into shuffled batches of `batch_size` with `generator`. Batches are moved to the model's device.
+    Validation is always on the forward pass, in the mode that the model is in. `patience` stops
+    when the validation (else training) loss has not improved for so many epochs.
     With `checkpoint`, every epoch ends in an atomic write of weights, optimiser, scheduler, rule
     memory, random state and history; a run that finds such a file resumes after its last epoch
     with the same numbers as an uninterrupted one. Under data parallelism every process passes its
@@ -103,9 +105,11 @@ def fit(
     _check_parts(trainer, optimizer, scheduler, callbacks)
     require_generator(generator)
     generator = generator or torch.Generator().manual_seed(0)
-    batches = every_epoch(data, batch_size, generator)
+    device = placement(trainer.model.parameters())
+    batches = every_epoch(data, batch_size, generator, device)
     if validation is not None:
-        validation = pair("validation", validation)
+        x, y = pair("validation", validation)
+        validation = placed(x, device), y
         _try(trainer, *validation)
     history = History()
     loop = _Loop(trainer, optimizer, scheduler, generator, data, history)
@@ -217,7 +221,8 @@ def _epoch(
     optimizer: Optimizer,
     clip: float | None,
 ) -> dict[str, float]:
-    total, count = 0.0, 0
+    total: Tensor | float = 0.0
+    count = 0
     for x, y in batches:
 
         def gradients(x: Input = x, y: Tensor = y) -> Tensor:
@@ -232,10 +237,11 @@ def _epoch(
         else:
             loss = gradients()
             optimizer.step()
-        total, count = total + float(loss) * y.shape[0], count + y.shape[0]
+        # summed where it is: nothing waits for a GPU here
+        total, count = total + loss.double() * y.shape[0], count + y.shape[0]
     if count == 0:
         raise ValueError("the loader is empty: it gave no batch in a whole epoch")
-    return {"loss": total / count}
+    return {"loss": float(total) / count}
 
 
 def _require_finite(trainer: SheafTrainer) -> None:
@@ -290,6 +296,7 @@ class _Loop:
             "records": self.history.records,
             "random": [g.get_state() for g in self._generators()],
             "global_random": torch.get_rng_state(),
+            "device_random": device_states(self.trainer.model.parameters()),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -309,6 +316,13 @@ class _Loop:
                 "the checkpoint was written with other data (tensors, or a loader with generators "
                 "of its own); pass resume=False (--restart) or another file"
             )
+        for saved, generator in zip(state["random"], self._generators(), strict=True):
+            if saved.shape != generator.get_state().shape:
+                raise ValueError(
+                    "the checkpoint's random numbers came from a generator on another kind of "
+                    f"device than {generator.device}; pass one of that kind, resume=False "
+                    "(--restart) or another file"
+                )
         if self.scheduler is None:
             self._refuse_other_settings(state["optimizer"]["param_groups"])
         self.restore(state)
@@ -318,6 +332,8 @@ class _Loop:
         try:
             self.trainer.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"the checkpoint does not fit this model: {error}") from error
         if self.scheduler is not None:
@@ -326,6 +342,7 @@ class _Loop:
         for generator, saved in zip(self._generators(), state["random"], strict=True):
             generator.set_state(saved)
         torch.set_rng_state(state["global_random"])
+        restore_device_states(self.trainer.model.parameters(), state.get("device_random", {}))
         self.history.records[:] = copy.deepcopy(state["records"])
         self.history.epochs = len(state["records"])
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from torchsheaf.arguments import kind, positive_number, whole_number
 from torchsheaf.cochain import is_finite
+from torchsheaf.draws import standard_normal
+from torchsheaf.network.placement import require_beside
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.batches import tensors
 from torchsheaf.train.losses import Loss, SquaredLoss, loss_named
@@ -130,8 +132,8 @@ class JointEuler:
         like = state.y
 
         def draw(width: int) -> Tensor:
-            drawn = [torch.randn(width, n, generator=g, dtype=like.dtype) for g in sources]
-            return torch.stack(drawn).to(like.device)
+            drawn = [standard_normal((width, n), g, like.dtype, like.device) for g in sources]
+            return torch.stack(drawn)
 
         widths = [w.shape[1] for w in state.w]
         state.z = [draw(m) for m in widths]
@@ -220,6 +222,7 @@ def _check_input(x: Tensor, weight: Tensor) -> None:
         )
     if x.dtype != weight.dtype:
         raise ValueError(f"input x is {x.dtype}, the weights {weight.dtype}; make them alike")
+    require_beside("input x", x, weight.device, "the weights")
     if not is_finite(x):
         raise ValueError("input x contains NaN or infinity; pass finite numbers")
 

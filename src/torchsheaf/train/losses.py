@@ -32,7 +32,9 @@ class Loss(ABC):
         """∂Φ/∂z, shape of z."""
 
     def target(self, z: Tensor, y: Tensor) -> Tensor:
-        """Check y against the output z; returns it in the form that the formulas use.
+        """Check y against the output z; returns it in the form that the formulas use, beside z.
+
+        y is checked where it is: labels of a CPU loader cost no wait for a GPU.
 
         Raises ValueError naming the shape, type or range that is wrong.
         """
@@ -45,7 +47,7 @@ class Loss(ABC):
             raise ValueError(f"targets are complex; {self.name} needs real numbers")
         if not is_finite(y):
             raise ValueError("targets contain NaN or infinity; pass finite numbers")
-        return y.to(z.dtype)
+        return y.to(z)
 
 
 def _total(t: Tensor) -> Tensor:
@@ -148,12 +150,12 @@ class CrossEntropy(Loss):
         if y.ndim == 1 and not y.is_floating_point():
             if y.shape[0] != z.shape[0]:
                 raise ValueError(f"{y.shape[0]} labels came for {z.shape[0]} samples")
-            low, high = (int(v) for v in y.aminmax())
+            low, high = map(int, torch.stack(y.aminmax()).tolist())
             if low < 0 or high >= z.shape[1]:
                 raise ValueError(
                     f"labels lie in {low} … {high}; this network has classes 0 … {z.shape[1] - 1}"
                 )
-            return F.one_hot(y.long(), z.shape[1]).to(z.dtype)
+            return F.one_hot(y.to(z.device).long(), z.shape[1]).to(z.dtype)
         y = super().target(z, y)
         if bool((y < 0).any()) or not bool(((y.sum(1) - 1).abs() < 1e-4).all()):
             raise ValueError("target rows must be probabilities: non-negative, with sum 1")

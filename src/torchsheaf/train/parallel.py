@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from torchsheaf.train.rule import LocalGradients
 
@@ -16,14 +17,22 @@ def reduce_gradients(local: LocalGradients) -> LocalGradients:
 
     Sums, not means, are added, so unequal shards count by their size. For the edge rule the result
     equals one process on the concatenated batch when every shard is a whole number of groups.
-    Cost: one all-reduce of all gradients, flattened.
+    Cost: one all-reduce of all gradients of one dtype, flattened, and one of the count.
     """
     if not is_parallel():
         return local
     names = sorted(local.sums)
-    first = local.sums[names[0]]
-    flat = torch.cat([*(local.sums[n].reshape(-1) for n in names), first.new_tensor([local.count])])
-    dist.all_reduce(flat)
-    *parts, count = flat.split([*(local.sums[n].numel() for n in names), 1])
-    shaped = {n: p.view(local.sums[n].shape) for n, p in zip(names, parts, strict=True)}
-    return LocalGradients(float(count), shaped)
+    # in float64: bfloat16 has no 999, float16 nothing above 65504
+    place = local.sums[names[0]].device
+    count = torch.tensor(local.count, dtype=torch.float64, device=place)
+    dist.all_reduce(count)
+    summed: dict[str, Tensor] = {}
+    for dtype in dict.fromkeys(local.sums[n].dtype for n in names):
+        parts = {n: local.sums[n] for n in names if local.sums[n].dtype == dtype}
+        flat = torch.cat([t.reshape(-1) for t in parts.values()])
+        dist.all_reduce(flat)
+        pieces = flat.split([t.numel() for t in parts.values()])
+        summed |= {
+            n: piece.view(t.shape) for (n, t), piece in zip(parts.items(), pieces, strict=True)
+        }
+    return LocalGradients(float(count), summed)
