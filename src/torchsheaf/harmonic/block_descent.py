@@ -26,8 +26,9 @@ class BlockDescent(HarmonicSolver):
         z⁻ = min((w_z c + γp)/(w_z + γ), 0)  and  z⁺ = max((w_z c + w_a a + γp)/(w_z + w_a + γ), 0);
     z⁺ = 0 is the sliding state, reached exactly. Hard pins replace the coordinate by its value.
 
-    Stalks (tokens, features) are rows that the layers treat alike. Energy never rises. Cost: two passes per iteration; iterations grow quickly with depth
-    (about 30 for one hidden layer, thousands for four), so it is the start and the fallback.
+    Where stalks are (tokens, features), tokens are rows, as samples are. Energy never rises. Cost:
+    two passes per iteration; iterations grow quickly with depth (about 30 for one hidden layer,
+    thousands for four), so it is the start and the fallback.
     Equilibria with the output held are local minima. Source: docs/theory.md (block descent); for
     the energy see also Zeng, Lau, Lin, Yao 2019 (arXiv 1803.00225).
     """

@@ -14,8 +14,9 @@ class ExtendedSheaf:
     """The path-graph sheaf of a ReLU MLP with ones appended to the stalks.
 
     v_x and v_{a_l} carry (a; 1_{n_{l+1}}) with the ones pinned, so that the affine map is linear:
-    W̄ ā = W a + diag(b) 1 = W a + b. Where the stalks are (tokens, features), the sheaf is the sum of
-    one such path per token, all with these blocks. Source: Bosca & Ghrist 2026, section 3, eq. A.5.
+    W̄ ā = W a + diag(b) 1 = W a + b. Where the stalks are (tokens, features), the sheaf is the
+    sum of one such path per token, all with these blocks. Source: Bosca & Ghrist 2026, section 3,
+    eq. A.5.
     """
 
     weights: tuple[Tensor, ...]
