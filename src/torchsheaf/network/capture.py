@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from torchsheaf.cochain import is_finite
-from torchsheaf.network.calls import writes_into_views
+from torchsheaf.network.calls import close_no_grad, writes_into_views
 from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network, require_finite
@@ -104,12 +104,14 @@ def _export(
     example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
     dynamic = _batch_axes(model, len(inputs))
     try:
-        with warnings.catch_warnings():
+        # as autograd would see it, whatever the caller's mode: else no_grad regions leave no trace
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, example, dynamic_shapes=dynamic)
             fixed = _static_batch(program)
             if fixed is not None and fixed != batch:
                 program = torch.export.export(model, inputs)
+            close_no_grad(program)
             composed = any(node.target in COMPOSED for node in program.graph.nodes)
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
                 program = program.run_decompositions(COMPOSED)

@@ -53,7 +53,8 @@ class EquilibriumRule(LocalRule):
     the back-propagated gradient; ε → ∞: that of the energy with the output held at y. Source:
     Bosca & Ghrist 2026, section 5.2, Algorithm 12.4 of the course, corrected (docs/errata.md).
 
-    Raises ValueError for a loss of unbounded curvature (L1, Lp).
+    Raises ValueError for a loss of unbounded curvature (L1, Lp), and for a model with `detach` or
+    `no_grad` inside.
     """
 
     output_weight: float = 1.0
@@ -98,6 +99,13 @@ class EquilibriumRule(LocalRule):
                 f"rule 'equilibrium' needs a loss of bounded curvature; {loss.name!r} has none. "
                 "Use l2, huber, bce or cross_entropy, or rule='first-order'"
             )
+        for edge in batch.sheaf.edges.values():
+            if edge.node.stops:
+                raise ValueError(
+                    f"edge {edge.name!r} reads through detach() or no_grad(), which an energy does "
+                    "not know: rule 'equilibrium' would train what they cut off; write "
+                    "rule='first-order', 'edge' or 'recursive'"
+                )
         inputs = {n: batch.values[n] for n in batch.sheaf.inputs}
         free = hold(batch.sheaf, inputs, weights=self.weights)
         default = 1e-8 if batch.values.dtype == torch.float64 else 1e-4
