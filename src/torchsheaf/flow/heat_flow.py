@@ -76,13 +76,14 @@ def heat_flow(
     if not isinstance(problem, Problem):
         raise TypeError(f"problem is a {type(problem).__name__}; write ts.hold(sheaf, x)")
     if tol is None:
-        tol = 1e-10 if problem.like.dtype == torch.float64 else 1e-5
+        tol = 1e-10 if problem.coarsest[1] == torch.float64 else 1e-5
     _check(until, alpha, tol, max_steps, output_force)
     walls = Walls.of(problem)
     if output_force == "identity":
         identity_output(problem)
     chosen = _choose(method, problem, walls, output_force == "jacobian", dt)
     first = _first(problem, start, generator)
+    _check_domain(problem, first, start)
     end = math.inf if until is None else float(until)
     recorder = Recorder(problem, _grid(times, end, alpha, problem.like), record)
     with progress_bar(progress, chosen.name) as tell:
@@ -139,6 +140,17 @@ def _first(
         )
     require_generator(generator)
     return problem.start(start, generator)
+
+
+def _check_domain(problem: Problem, first: Cochain, start: str | Cochain) -> None:
+    name = problem.residual(first).first_nonfinite()
+    if name is None or not first.is_finite():
+        return  # what is large from the beginning is left to the method, which says so
+    given = repr(start) if isinstance(start, str) else "a Cochain"
+    raise ValueError(
+        f"start is {given}, where the operation at vertex {name!r} (such as log, sqrt, rsqrt or a "
+        'division) is not finite; write start="forward", or a Cochain inside its domain'
+    )
 
 
 def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tensor:

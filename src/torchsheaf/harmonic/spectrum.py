@@ -104,7 +104,7 @@ def spectrum(
         raise ValueError(
             f"the network is {like.dtype}; Lanczos needs float32 or float64: encode model.float()"
         )
-    usual = 1e-7 if like.dtype == torch.float64 else 1e-4
+    usual = 1e-7 if problem.coarsest[1] == torch.float64 else 1e-4
     tol = usual if tol is None else positive_number("tol", tol)
     sweeps = [0]
     generator = generator or torch.Generator().manual_seed(0)

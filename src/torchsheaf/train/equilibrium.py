@@ -12,6 +12,7 @@ from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.harmonic import harmonic_extension
+from torchsheaf.harmonic.extension import default_tolerance
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
 
@@ -108,8 +109,7 @@ class EquilibriumRule(LocalRule):
                 )
         inputs = {n: batch.values[n] for n in batch.sheaf.inputs}
         free = hold(batch.sheaf, inputs, weights=self.weights)
-        default = 1e-8 if batch.values.dtype == torch.float64 else 1e-4
-        tol = default if self.tol is None else self.tol
+        tol = default_tolerance(free) if self.tol is None else self.tol
         state = self._start(batch)
         passes, budget = 0, math.inf if self.max_passes is None else self.max_passes
         for rounds in range(1, self.max_rounds + 1):  # noqa: B007 (the count is reported)

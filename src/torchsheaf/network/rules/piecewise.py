@@ -12,6 +12,7 @@ from torchsheaf.network.gates import (
     SlopeGate,
     WindowGate,
 )
+from torchsheaf.network.operation import Operation
 from torchsheaf.network.rules.rule import Kind, Rule
 
 
@@ -45,6 +46,14 @@ def _clamp(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
 
 def _threshold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
     return ScalarGate((float(args[1]),), (0.0, 1.0))
+
+
+def jump(operation: Operation) -> float | None:
+    """Where the map of a gate jumps; None where it is continuous, as gates should be."""
+    if str(operation.target) != "aten.threshold.default":
+        return None
+    _, at, below = operation.args
+    return None if float(at) == float(below) else float(at)
 
 
 def _softshrink(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
