@@ -178,3 +178,14 @@ def test_a_batch_that_is_merged_with_another_axis_is_found() -> None:
         assert torch.allclose(forward[vertex][2], alone[vertex][0])
     dense = problem.coboundary(forward).to_dense()
     assert torch.equal(torch.linalg.det(dense), torch.ones(5, dtype=torch.float64))
+
+
+class Positions(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        largest, where = x.max(1)
+        return x - largest[:, None] + where[:, None]
+
+
+def test_the_indices_of_a_maximum_are_no_activations() -> None:
+    with pytest.raises(ts.UnsupportedModel, match="indices of a maximum"):
+        ts.encode(Holder(Positions()), torch.randn(3, 4))

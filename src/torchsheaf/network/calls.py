@@ -27,6 +27,25 @@ def writes_into_views(program: ExportedProgram) -> bool:
     return False
 
 
+def restore_batch_norm(program: ExportedProgram) -> None:
+    """Write batch norms as the models do, in place: decompositions leave another name of theirs."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.aten._native_batch_norm_legit_no_training.default:
+            continue
+        *given, momentum, eps = node.args
+        with graph.inserting_before(node):
+            args = (*given, False, momentum, eps, True)
+            norm = graph.call_function(torch.ops.aten.batch_norm.default, args)
+        norm.meta = {**node.meta, "val": node.meta["val"][0]}
+        for taken in list(node.users):
+            if taken.args[1] == 0:
+                taken.replace_all_uses_with(norm)
+                graph.erase_node(taken)
+        if not node.users:
+            graph.erase_node(node)
+
+
 def close_no_grad(program: ExportedProgram) -> None:
     """Let what leaves a `no_grad` region inside a model leave it through a detach, in place.
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from torchsheaf.cochain import is_finite
-from torchsheaf.network.calls import close_no_grad, writes_into_views
+from torchsheaf.network.calls import close_no_grad, restore_batch_norm, writes_into_views
 from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network, require_finite
@@ -115,6 +115,7 @@ def _export(
             composed = any(node.target in COMPOSED for node in program.graph.nodes)
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
                 program = program.run_decompositions(COMPOSED)
+                restore_batch_norm(program)
     except Exception as error:
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None

@@ -181,7 +181,7 @@ class Reader:
         if source not in self._maxima:
             return None
         if node.args[1] != 0 and node.users:
-            raise _Unreadable("the indices of a max-pooling cannot carry a tangent")
+            raise _Unreadable("the indices of a maximum cannot carry a tangent")
         return self._env[source]
 
     def _call(self, node: FxNode) -> Expression:

@@ -111,6 +111,7 @@ AFFINE: dict[str, Rule] = {
         refuse=training_flag(5, "training", "batch-norm"),
     ),
     "aten.neg.default": _SCALED,
+    "aten.nan_to_num.default": _SCALED,  # of finite numbers: the identity
     "aten.positive.default": _SCALED,
     "aten.mul.Scalar": _SCALED,
     "aten.div.Scalar": _SCALED,

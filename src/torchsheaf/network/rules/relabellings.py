@@ -33,7 +33,7 @@ RELABELLINGS: dict[str, Rule] = {
             "lift_fresh_copy.default", "movedim.int", "movedim.intlist", "swapaxes.default",
             "split.Tensor", "split.sizes", "split_with_sizes.default", "tensor_split.sections",
             "chunk.default", "unbind.int", "unsafe_chunk.default", "unsafe_split.Tensor",
-            "narrow.default", "roll.default", "flip.default", "index.Tensor",
+            "narrow.default", "roll.default", "flip.default", "rot90.default", "index.Tensor",
             "index_select.default", "gather.default", "take_along_dim.default", "diagonal.default",
             "unfold.default", "im2col.default", "pixel_shuffle.default",
             "pixel_unshuffle.default", "channel_shuffle.default", "tile.default",
