@@ -14,7 +14,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.calls import close_no_grad, restore_batch_norm, writes_into_views
-from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
+from torchsheaf.network.completeness import (
+    check_apart,
+    check_complete,
+    check_faithful,
+    check_still,
+    kept_buffers,
+    run,
+)
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.reader import Reader
@@ -48,13 +55,16 @@ def read_network(
     _refuse_nonfinite(model, inputs)
     _refuse_other_dtype(model, inputs)
     module = model.module() if isinstance(model, ExportedProgram) else model
-    returned = run(module, inputs)  # first of all: tracing what cannot run fails with a long log
-    program, fixed = _export(model, inputs)
-    network = _read(program, module, fixed, fused)
-    if isinstance(model, nn.Module):
-        check_complete(network, model, unused_parameters)
-    check_faithful(network, returned, inputs)
-    check_apart(network, inputs)
+    # first of all: tracing what cannot run fails with a long log
+    returned, changed = run(module, inputs)
+    with kept_buffers(module):
+        program, fixed = _export(model, inputs)
+        network = _read(program, module, fixed, fused)
+        check_still(network, changed)
+        if isinstance(model, nn.Module):
+            check_complete(network, model, unused_parameters)
+        check_faithful(network, returned, inputs)
+        check_apart(network, inputs)
     return network
 
 

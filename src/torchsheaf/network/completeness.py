@@ -1,6 +1,7 @@
 """Nothing is skipped silently: every parameter claimed, every value equal to the model's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,27 +35,54 @@ def check_complete(network: Network, model: nn.Module, unused: str = "error") ->
         )
 
 
-@torch.no_grad()
-def run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """model(*inputs), leaving inputs, buffers (batch statistics) and random state as they are.
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Tracing and evaluating may write into the model's buffers; afterwards they are as before."""
+    before = {name: t.clone() for name, t in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, t in model.named_buffers():
+                if name in before and not torch.equal(t, before[name]):
+                    t.copy_(before[name])
 
-    Raises ValueError saying what the model was given where it fails on it.
+
+def check_still(network: Network, changed: set[str]) -> None:
+    """Raise `UnsupportedModel` when the model's forward rewrites a buffer that its values read."""
+    for node in network.nodes:
+        for name in sorted(changed & set(node.states)):
+            raise UnsupportedModel(
+                "the model changes whenever it is called, so it is no function of its input; call "
+                "model.eval() first",
+                [Offender(node.op, node.module, node.source, f"forward rewrites {name!r}")],
+            )
+
+
+@torch.no_grad()
+def run(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Any, set[str]]:
+    """model(*inputs) and the names of the buffers that it rewrites; nothing is changed.
+
+    Inputs, buffers (batch statistics) and the random state stay as they are. Raises ValueError
+    saying what the model was given where it fails on it.
     """
     buffers = {name: t.clone() for name, t in model.named_buffers()}
     devices = {x.device for x in inputs if x.is_cuda}
     try:
         with torch.random.fork_rng(devices):
-            return torch.func.functional_call(model, buffers, tuple(x.clone() for x in inputs))
+            given = tuple(x.clone() for x in inputs)
+            returned = torch.func.functional_call(model, buffers, given)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        given = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
+        came = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
         types = {t.dtype for t in model.parameters() if t.is_floating_point()}
         weights = f"; the weights are {', '.join(map(str, types))}" if types else ""
         raise ValueError(
-            f"the model itself does not accept this input, which has shape {given}{weights}: "
+            f"the model itself does not accept this input, which has shape {came}{weights}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    return returned, {n for n, t in model.named_buffers() if not torch.equal(t, buffers[n])}
 
 
 @torch.no_grad()
@@ -106,7 +134,7 @@ def _values(network: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 def check_faithful(network: Network, returned: Any, inputs: Sequence[Tensor]) -> None:
     """Raise `UnsupportedModel` when substitution through the nodes is not what the model returned.
 
-    `returned` is `run(model, inputs)`.
+    `returned` is what `run(model, inputs)` returned.
     """
     expected = torch.utils._pytree.tree_leaves(returned)
     values = dict(zip(network.inputs, inputs, strict=True))

@@ -249,6 +249,10 @@ class Reader:
         parents: tuple[str, ...],
     ) -> Expression:
         """No activation enters: folded, unless parameters meet held integers (an embedding)."""
+        if op_name == "aten.embedding_renorm.default":
+            raise _Unreadable("max_norm rewrites weights at every call; build it without max_norm")
+        if "out" in kwargs:
+            raise _Unreadable("it rewrites a buffer at every call: call model.eval() first")
         operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
         operations = (*merged(used), operation)
         value = node.meta.get("val")
