@@ -1,6 +1,6 @@
 """Traced calls rewritten so that they mean the same at every batch size and without autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import getitem
 from typing import Any
 
@@ -104,6 +104,15 @@ def written(
 def overwritten(destination: Tensor, source: Tensor) -> Tensor:
     """What `destination.copy_(source)` leaves behind; aten::copy itself has no forward mode."""
     return source.expand_as(destination)
+
+
+def rewriting(op_name: str, kwargs: Mapping[str, Any]) -> str | None:
+    """Why a call that writes into the model's own tensors cannot be read; None for others."""
+    if op_name == "aten.embedding_renorm.default":
+        return "max_norm rewrites weights at every call; build the embedding without max_norm"
+    if "out" in kwargs:
+        return "it rewrites a buffer at every call: call model.eval() first"
+    return None
 
 
 def first_of(target: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
-from torchsheaf.network.calls import first_of, settled
+from torchsheaf.network.calls import first_of, rewriting, settled
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.expression import Expression, merged
 from torchsheaf.network.layout import PROBE_BATCH, Layout, candidates, probe, settle
@@ -249,10 +249,8 @@ class Reader:
         parents: tuple[str, ...],
     ) -> Expression:
         """No activation enters: folded, unless parameters meet held integers (an embedding)."""
-        if op_name == "aten.embedding_renorm.default":
-            raise _Unreadable("max_norm rewrites weights at every call; build it without max_norm")
-        if "out" in kwargs:
-            raise _Unreadable("it rewrites a buffer at every call: call model.eval() first")
+        if reason := rewriting(op_name, kwargs):
+            raise _Unreadable(reason)
         operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
         operations = (*merged(used), operation)
         value = node.meta.get("val")
