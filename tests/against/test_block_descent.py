@@ -1,9 +1,11 @@
 """Block descent with the output held: [2, 30, 1] on the paraboloid, 500 samples."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from tests.reference.networks import generator, paper_network
+from tests.reference.networks import generator, paper_network, randn
 from torchsheaf import ConvergenceError, Outcome, Pin, Problem, encode, harmonic_extension, hold
 from torchsheaf.harmonic.block_descent import BlockDescent
 
@@ -60,3 +62,42 @@ def test_a_stationary_start_is_left_alone(paraboloid: Problem) -> None:
     again = BlockDescent().solve(few, found.cochain, 1e-10, 20_000)
     assert again.passes == 2
     assert all(torch.equal(again.cochain[n], found.cochain[n]) for n in found.cochain)
+
+
+TOKENS = 4
+
+
+def test_tokens_are_rows() -> None:
+    """A net on (batch, tokens, features) is the same net on every token of its own."""
+    net, x = paper_network([3, 6, 5, 2], 3), randn(4, 3, TOKENS, 3)
+    y = randn(5, 3, TOKENS, 2)
+    for solver in (SOLVER, "auto"):
+        apart = x.flatten(0, 1)
+        found = harmonic_extension(hold(encode(net, x), x).pin(Pin("output", y)), solver=solver)
+        rows = harmonic_extension(
+            hold(encode(net, apart), apart).pin(Pin("output", y.flatten(0, 1))), solver=solver
+        )
+        assert found.start == rows.start == "forward, one block step"
+        for name, value in found.cochain.items():
+            expected = rows.cochain[name].reshape(value.shape)
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    assert harmonic_extension(hold(encode(net[0], x), x).pin(Pin("output", 0.3))).outcome.ok
+
+
+@pytest.mark.parametrize("weight", [torch.inf, 0.7])
+def test_tokens_with_pins_of_their_own(weight: float) -> None:
+    """Pins between the layers that differ from token to token, hard or soft."""
+    net, x = paper_network([3, 6, 5, 2], 3), randn(4, 3, TOKENS, 3)
+    y = randn(5, 3, TOKENS, 2)
+    pins = [
+        Pin("1", 0.4, where=[0, 3, 2 * 6 + 1], weight=weight),
+        Pin("2", -0.2, where=[5 + 2, 3 * 5], weight=weight),
+    ]
+    problem = hold(encode(net, x), x).pin(Pin("output", y), *pins)
+    found = harmonic_extension(problem, solver=SOLVER, start="forward", tol=1e-9)
+    assert float(found.stationarity.max()) <= 1e-9
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(found.energies))
+    if weight == torch.inf:
+        flat = found.cochain["1"].flatten(1)
+        assert torch.equal(flat[:, [0, 3, 13]], torch.full((3, 3), 0.4, dtype=torch.float64))
+    assert harmonic_extension(problem).outcome is Outcome.SETTLED

@@ -46,3 +46,31 @@ def test_the_larger_and_the_smaller_of_two_values(name: str) -> None:
     (0.5 * (net(x) - y).square().sum(1).mean()).backward()
     for local, parameter in zip(found, net.parameters(), strict=True):
         assert torch.allclose(local, parameter.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [lambda h: torch.relu_(h.flatten(1)), lambda h: torch.maximum(h, 0.5 * h).flatten(1)],
+    ids=["a write into a view", "a composed operation"],
+)
+def test_batch_norm_keeps_its_name(last: Callable[[Tensor], Tensor]) -> None:
+    """A model with an operation that is decomposed has the same batch norm as one without."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.out = nn.BatchNorm2d(2), nn.Linear(18, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(last(self.norm(x)))
+
+    net, x, y = fill(Normed(), 2), randn(3, 6, 2, 3, 3), randn(4, 6, 2)
+    sheaf = ts.encode(net, x)
+    assert sheaf.edges["norm"].op == "aten.batch_norm.default"
+    assert torch.equal(sheaf.forward(x)[sheaf.outputs[0]], net(x).detach())
+    ts.SheafTrainer(net, loss="l2", rule="first-order").local_gradients(x, y)
+    found = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    (0.5 * (net(x) - y).square().sum(1)).mean().backward()
+    for p, g in zip(net.parameters(), found, strict=True):
+        torch.testing.assert_close(g, p.grad)

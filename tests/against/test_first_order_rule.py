@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.reference.networks import convnet, fill, randn, relu_mlp, residual_block
+from torchsheaf import Cochain, encode, hold
 from torchsheaf.network import UnsupportedModel
 from torchsheaf.train import EquilibriumRule, SheafTrainer, fit
 
@@ -137,3 +138,63 @@ def test_parameters_that_do_not_reach_the_output_have_no_gradient_where_allowed(
     step = torch.optim.Adam(model.parameters(), lr=0.1)
     fit(trainer, (x, y), step, epochs=2, clip=1.0, progress=False)
     assert torch.equal(model.spare.weight, kept)
+
+
+class Cut(nn.Module):
+    """Gradients cut off: half of a product, a straight-through step, a frozen part, a detached W.
+
+    `late`: a write into a view, after which the trace loses its no_grad regions.
+    """
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.frozen, self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.late = late
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            start = torch.tanh(self.frozen(x))
+        h = self.inner(start)
+        h = h.detach().view(-1, 2, 2).flatten(1) * h + start
+        h = h + (torch.relu(h) - h).detach()
+        if self.late:
+            h = h.clone()
+            h[:, 0] = 0.5 * h[:, 1]
+        return self.head(h) + functional.linear(h, self.head.weight.detach())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_detach_and_no_grad_cut_as_in_autograd(late: bool) -> None:
+    model = fill(Cut(late), 3)
+    x, y = randn(11, 6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    functional.cross_entropy(model(x), y).backward()
+    expected = {n: p.grad for n, p in model.named_parameters()}
+    assert expected["frozen.weight"] is None
+    model.zero_grad()
+    SheafTrainer(model, rule="first-order").local_gradients(x, y)
+    for n, p in model.named_parameters():
+        if expected[n] is None:
+            assert p.grad is None, n
+        else:
+            torch.testing.assert_close(p.grad, expected[n], rtol=1e-12, atol=1e-12)
+    model.zero_grad()
+    SheafTrainer(model, rule="edge").local_gradients(x, y)
+    assert model.get_submodule("frozen").weight.grad is None
+    with pytest.raises(ValueError, match="detach"):
+        SheafTrainer(model, rule="equilibrium").local_gradients(x, y)
+
+
+def test_a_restriction_map_knows_no_detach() -> None:
+    """The sheaf is of the function that the model computes, whatever autograd is told."""
+    model, x = fill(Cut(False), 3), randn(11, 6, 4)
+    problem = hold(encode(model, x), x)
+    assert "frozen" in problem.free.shapes
+    at = problem.start("forward")
+    u = problem.free.random(6, x, torch.Generator().manual_seed(1))
+    step = 1e-6
+    moved_by = {n: u[n] if n in u else torch.zeros_like(t) for n, t in at.items()}
+    ahead, behind = (problem.residual(at + s * Cochain(moved_by)) for s in (step, -step))
+    moved = problem.coboundary(at).apply(u)
+    for name, value in moved.items():
+        difference = (ahead[name] - behind[name]) / (2 * step)
+        torch.testing.assert_close(value, difference, rtol=1e-6, atol=1e-7)

@@ -174,3 +174,23 @@ def test_ode_stopped_by_a_slide_names_a_method_that_takes_the_problem(pooled, ot
             problem, until=20.0, method=Ode(layer=1e-300),
             generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [torch.log, torch.sqrt, torch.rsqrt])
+@pytest.mark.parametrize("method", ["auto", "euler"])
+def test_a_start_outside_the_domain_of_an_operation(function, method):
+    class Inside(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.last(function(x.square() + 0.5))
+
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    problem = ts.hold(ts.encode(Inside().double(), x), x)
+    generator = torch.Generator().manual_seed(0)
+    wanted = f"start is .random.*{function.__name__}.*start=.forward"
+    with pytest.raises(ValueError, match=wanted):
+        ts.heat_flow(problem, method=method, generator=generator)
+    assert ts.heat_flow(problem, start="forward", until=1.0).outcome.ok

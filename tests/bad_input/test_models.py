@@ -335,3 +335,64 @@ def test_a_language_model_that_returns_its_cache() -> None:
         encode(model, ids)
     model.config.use_cache = False
     assert encode(model, ids).outputs == ("lm_head",)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_forward_that_rewrites_a_buffer(norm) -> None:  # type: ignore[no-untyped-def]
+    """Power iterations of a spectral norm: named, and undone whether they were refused or not."""
+    model = fill(nn.Sequential(norm(nn.Linear(4, 3))), 3).train()
+    before = {n: t.clone() for n, t in model.named_buffers()}
+    with pytest.raises(UnsupportedModel) as caught:
+        encode(model, randn(2, 3, 4))
+    says(caught.value, "rewrites a buffer", r"model\.eval\(\)")
+    assert all(torch.equal(t, before[n]) for n, t in model.named_buffers())
+    encode(model.eval(), randn(2, 3, 4))
+
+
+class Counted(nn.Module):
+    """Its values depend on how often it was called."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.mul_(2)
+        return torch.tanh(x) * self.calls
+
+
+def test_a_forward_that_counts_its_calls() -> None:
+    model = Counted()
+    with pytest.raises(UnsupportedModel):
+        encode(model, randn(2, 3, 4))
+    assert float(model.calls) == 1
+
+
+def test_models_that_no_eval_makes_readable() -> None:
+    batch = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    with pytest.raises(UnsupportedModel, match="track_running_stats=True"):
+        encode(batch.double().eval(), randn(2, 3, 4))
+    renormed = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 2))
+    with pytest.raises(UnsupportedModel, match="without max_norm"):
+        encode(renormed, torch.tensor([[0, 1], [2, 3]]))
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 2), nn.Linear(3, 2)
+
+    def forward(self, image: Tensor, text: Tensor, scale: float = 2.0) -> Tensor:
+        return self.a(image) + scale * self.b(text)
+
+
+def test_inputs_by_argument_name() -> None:
+    model, image, text = fill(Named(), 3), randn(2, 5, 4), randn(3, 5, 3)
+    sheaf = encode(model, {"text": text, "image": image})
+    found = sheaf.forward({"text": text, "image": image})[sheaf.outputs[0]]
+    assert torch.equal(found, model(image, text).detach())
+    for wrong in ({"image": image, "txt": text}, {"text": text}):
+        with pytest.raises(ValueError, match="takes image, text, scale"):
+            encode(model, wrong)

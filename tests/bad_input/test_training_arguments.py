@@ -20,7 +20,7 @@ from torchsheaf.train import (
     SheafTrainer,
     fit,
 )
-from torchsheaf.train.losses import HuberLoss, PowerLoss
+from torchsheaf.train.losses import HuberLoss, PowerLoss, loss_named
 
 X = randn(1, 8, 2)
 Y = (X.norm(dim=1) > 1.1).long()
@@ -268,3 +268,11 @@ def test_a_model_in_the_wrong_mode_is_refused_before_validation_changes_it() -> 
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
         fit(SheafTrainer(net), (X, Y), step, epochs=1, validation=(X, Y), progress=False)
     assert all(torch.equal(net.state_dict()[k], before[k]) for k in before)
+
+
+def test_mse_says_which_multiple_of_l2_it_is() -> None:
+    with pytest.raises(ValueError, match="write 'l2'.*2/d"):
+        SheafTrainer(torch.nn.Linear(2, 2), loss="mse")
+    z, y = torch.randn(5, 3), torch.randn(5, 3)
+    ours = loss_named("l2").potential(z, y).mean()
+    torch.testing.assert_close(2 / 3 * ours, torch.nn.functional.mse_loss(z, y))

@@ -122,6 +122,36 @@ def test_samples_that_are_mixed() -> None:
         ts.encode(Holder(Mixing()), torch.randn(3, 4))
 
 
+class AcrossSamples(nn.Module):
+    """What begins with a norm, and attends over the first axis, sequence first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.attention = nn.MultiheadAttention(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.attention(y, y, y, need_weights=False)[0]
+
+
+class HiddenMixing(nn.Module):
+    """The samples meet behind a gate that lets nothing through where the input is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = torch.relu(x - 100)
+        return x + rest - rest.mean(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("part", [AcrossSamples(), HiddenMixing()])
+def test_mixing_is_seen_behind_norms_and_gates(part: nn.Module, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for batch in (3, 1):
+        with pytest.raises(ts.UnsupportedModel, match="samples|batch axis"):
+            ts.encode(part.eval().to(dtype), x[:batch])
+
+
 class Merged(nn.Module):
     """The batch is the fast part of a merged axis: (4 · batch, 1) with the sample last."""
 
@@ -148,3 +178,14 @@ def test_a_batch_that_is_merged_with_another_axis_is_found() -> None:
         assert torch.allclose(forward[vertex][2], alone[vertex][0])
     dense = problem.coboundary(forward).to_dense()
     assert torch.equal(torch.linalg.det(dense), torch.ones(5, dtype=torch.float64))
+
+
+class Positions(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        largest, where = x.max(1)
+        return x - largest[:, None] + where[:, None]
+
+
+def test_the_indices_of_a_maximum_are_no_activations() -> None:
+    with pytest.raises(ts.UnsupportedModel, match="indices of a maximum"):
+        ts.encode(Holder(Positions()), torch.randn(3, 4))

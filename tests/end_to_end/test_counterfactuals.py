@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 import torchsheaf as ts
-from tests.reference.networks import randn, relu_mlp
+from tests.reference.networks import fill, randn, relu_mlp
 from torchsheaf.cli import Exit, main
 from torchsheaf.figures import nearest_figure, pin_figure
 
@@ -192,3 +192,35 @@ def test_pin_gives_up_when_told_to() -> None:
     loose = CliRunner().invoke(main, [*line, "--tol", "0.1", "--json"])
     tight = CliRunner().invoke(main, [*line, "--json"])
     assert json.loads(loose.stdout)["sweeps"] < json.loads(tight.stdout)["sweeps"]
+
+
+class Cast(torch.nn.Module):
+    """Some values in float32 inside a float64 model, as norms of language models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x).float()).double())
+
+
+def test_a_cast_inside_the_model(x) -> None:
+    """Tolerances go by the coarsest value; a pin there is of its type; the error names it."""
+    sheaf = ts.encode(fill(Cast(), 2), x)
+    assert sheaf.network.nodes[1].dtype == torch.float32
+    found = ts.counterfactual(sheaf, x, ts.Pin("output", 0.3, where=0))
+    assert found.extension.outcome.ok
+    patched = ts.counterfactual(sheaf, x, ts.Pin("tanh", 0.25, where=[1, 3])).patched
+    assert torch.equal(patched["tanh"][:, [1, 3]], torch.full((7, 2), 0.25))
+    with pytest.raises(ts.ConvergenceError, match="'tanh' is cast to torch.float32"):
+        ts.counterfactual(sheaf, x, ts.Pin("output", 0.3, where=0), tol=1e-14)
+    flow = ts.heat_flow(ts.hold(sheaf, x), until=None, start="forward")
+    assert flow.outcome.ok
+
+
+def test_a_map_that_jumps_is_named(x) -> None:
+    layers = torch.nn.Linear(3, 5), torch.nn.Threshold(0.1, -0.5), torch.nn.Linear(5, 2)
+    sheaf = ts.encode(fill(torch.nn.Sequential(*layers), 2), x)
+    with pytest.raises(ts.ConvergenceError, match="vertex '1' jumps at 0.1"):
+        ts.counterfactual(sheaf, x, ts.Pin("output", 3.0))

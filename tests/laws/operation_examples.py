@@ -169,6 +169,8 @@ EXAMPLES: dict[str, Example] = {
     "aten.contiguous.default": unary(lambda h: aten.contiguous.default(h)),
     "aten.clone.default": unary(torch.clone),
     "aten.alias.default": unary(lambda h: aten.alias.default(h)),
+    "aten.max.dim": unary(lambda h: h.max(1)[0], 3, 4),
+    "aten.min.dim": unary(lambda h: h.min(-1, keepdim=True).values, 3, 4),
     "aten.detach.default": unary(lambda h: aten.detach.default(h)),
     "aten.movedim.int": unary(lambda h: torch.movedim(h, 1, 2), 3, 4),
     "aten.split.Tensor": unary(lambda h: torch.split(h, 3, 1)[0] * 2, 5),

@@ -106,6 +106,9 @@ ARGUMENTS: dict[str, Call] = {
     "aten.threshold.default": call(s(2, 3), 0.0, 0.0),
     "aten.prelu.default": call(s(2, 3, 2), P(3)),
     "aten.amax.default": call(s(2, 3), [1]),
+    "aten.hypot.default": call(s(2, 3), t(2, 3)),
+    "aten.nan_to_num.default": call(s(2, 3)),
+    "aten.rot90.default": call(s(2, 3, 3), 1, [1, 2]),
     "aten.amin.default": call(s(2, 3), [-1], True),
     # affine
     "aten.embedding.default": call(s(5, 3), i(1, 4, 1)),

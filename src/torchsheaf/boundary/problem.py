@@ -56,6 +56,19 @@ class Problem:
         held = next(iter(self.values.values()))
         return held.new_zeros(held.shape[0], dtype=self.sheaf.network.nodes[0].dtype)
 
+    @cached_property
+    def coarsest(self) -> tuple[str, torch.dtype]:
+        """The vertex of the least precise type, and that type: what tolerances have to go by.
+
+        A cast inside the model makes some values coarser than its input and its weights. A network
+        of one type throughout has the type of its values now, whatever it was read in.
+        """
+        nodes = self.sheaf.network.nodes
+        worst = max(nodes, key=lambda n: torch.finfo(n.dtype).eps)
+        if len({n.dtype for n in nodes}) == 1:
+            return worst.name, self.like.dtype
+        return worst.name, worst.dtype
+
     @property
     def batch(self) -> int:
         """Number of samples."""

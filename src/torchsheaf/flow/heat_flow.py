@@ -71,7 +71,7 @@ def heat_flow(
     """
     require_problem(problem, finite=False)
     if tol is None:
-        tol = tolerance_of(problem.like.dtype, float64=1e-10, float32=1e-5)
+        tol = tolerance_of(problem.coarsest[1], float64=1e-10, float32=1e-5)
     max_steps = whole_number("max_steps", max_steps)
     _check(until, alpha, tol, output_force)
     walls = Walls.of(problem)
@@ -79,6 +79,7 @@ def heat_flow(
         identity_output(problem)
     chosen = _choose(method, problem, walls, output_force == "jacobian", dt)
     first = problem.clamp(problem.start(start, generator))
+    _check_domain(problem, first, start)
     end = math.inf if until is None else float(until)
     recorder = Recorder(problem, _grid(times, end, alpha, problem.like), record)
     with progress_bar(progress, chosen.name) as tell:
@@ -119,6 +120,17 @@ def _check(until: float | None, alpha: float, tol: float, output_force: str) -> 
     nonnegative_number("tol", tol)
     if output_force not in ("jacobian", "identity"):
         raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
+
+
+def _check_domain(problem: Problem, first: Cochain, start: str | Cochain) -> None:
+    name = problem.residual(first).first_nonfinite()
+    if name is None or not first.is_finite():
+        return  # what is large from the beginning is left to the method, which says so
+    given = repr(start) if isinstance(start, str) else "a Cochain"
+    raise ValueError(
+        f"start is {given}, where the operation at vertex {name!r} (such as log, sqrt, rsqrt or a "
+        'division) is not finite; write start="forward", or a Cochain inside its domain'
+    )
 
 
 def _grid(times: int | Tensor, until: float, alpha: float, like: Tensor) -> Tensor:

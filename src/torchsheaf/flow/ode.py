@@ -81,7 +81,13 @@ class Ode(FlowMethod):
             if steps >= task.max_steps:
                 outcome = Outcome.STEP_LIMIT
                 break
-            message = stepper.step()
+            try:
+                message = stepper.step()
+            except RuntimeError as error:  # SciPy's own words for a Jacobian that is not finite
+                if "singular" not in str(error):
+                    raise
+                outcome, where = Outcome.NONFINITE, f"the Jacobian, at t = {stepper.t:.4g}"
+                break
             steps += 1
             if not np.isfinite(stepper.y).all():
                 name = run.cochain(stepper.y).first_nonfinite()

@@ -36,12 +36,12 @@ class Recorder:
         total = torch.zeros_like(self.energy[rows, samples])
         for name, r in residual.items():
             part = 0.5 * weights.get(name, 1.0) * r.reshape(len(r), -1).square().sum(1)
-            self.edge_energy[name][rows, samples] = part
+            self.edge_energy[name][rows, samples] = part.to(total)  # a cast inside the model
             total = total + part
         self.energy[rows, samples] = total
         for name, (index, _) in self._where.items():
             value = c[name] if index is None else c[name].reshape(c.batch, -1)[:, index]
-            self.states[name][rows, samples] = value
+            self.states[name][rows, samples] = value.to(total)
 
     def write_all(self, row: int, c: Cochain) -> None:
         """Record the whole batch at one time."""

@@ -27,8 +27,9 @@ class BlockDescent(HarmonicSolver):
         z⁻ = min((w_z c + γp)/(w_z + γ), 0)  and  z⁺ = max((w_z c + w_a a + γp)/(w_z + w_a + γ), 0);
     z⁺ = 0 is the sliding state, reached exactly. Hard pins replace the coordinate by its value.
 
-    Energy never rises. Cost: two passes per iteration; iterations grow quickly with depth
-    (about 30 for one hidden layer, thousands for four), so it is the start and the fallback.
+    Where stalks are (tokens, features), tokens are rows, as samples are. Energy never rises. Cost:
+    two passes per iteration; iterations grow quickly with depth (about 30 for one hidden layer,
+    thousands for four), so it is the start and the fallback.
     Equilibria with the output held are local minima. Source: docs/theory.md (block descent); for
     the energy see also Zeng, Lau, Lin, Yao 2019 (arXiv 1803.00225).
     """
@@ -101,7 +102,10 @@ def over_relaxed(problem: Problem, start: Cochain) -> Cochain:
 
 @dataclass(frozen=True)
 class _Pull:
-    """Quadratic pull on one vertex from its pins: Γ (per coordinate), Γp, and what is held."""
+    """Quadratic pull on one vertex from its pins: Γ (per coordinate), Γp, and what is held.
+
+    All of them in the stalk's shape, Γp and the held values batch first.
+    """
 
     gamma: Tensor
     gamma_p: Tensor
@@ -120,8 +124,7 @@ class _Path:
     biases: tuple[Tensor, ...]
     edge_weights: dict[str, float]
     pulls: dict[str, _Pull]
-    factors: tuple[Tensor | None, ...]
-    free: tuple[Tensor, ...]
+    factors: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, problem: Problem) -> "_Path":
@@ -130,25 +133,18 @@ class _Path:
         pre, post = tuple(names[0::2]), tuple(names[1::2])
         weights = {n: problem.edge_weights.get(n, 1.0) for n in names}
         pulls = {n: _pull(problem, n) for n in names}
-        factors: list[Tensor | None] = []
-        free: list[Tensor] = []
+        factors: list[Tensor] = []
         for i, a in enumerate(post):
-            pull = pulls[a]
             if i + 1 < len(pre):
                 w = maps.weights[i + 1]
                 matrix = weights[pre[i + 1]] * w.mT @ w
             else:
                 width = maps.weights[i].shape[0]
                 matrix = maps.weights[i].new_zeros(width, width)
-            matrix = matrix + torch.diag(weights[a] + pull.gamma)
-            index = torch.arange(matrix.shape[0], device=matrix.device)
-            index = index if pull.held is None else index[~pull.held]
-            free.append(index)
-            block = matrix[index[:, None], index]
-            factors.append(torch.linalg.cholesky(block) if index.numel() else None)
+            factors.append(_factor(matrix, weights[a], pulls[a]))
         return cls(
             problem.sheaf.inputs[0], pre, post, maps.weights, maps.biases, weights, pulls,
-            tuple(factors), tuple(free),
+            tuple(factors),
         )  # fmt: skip
 
     def step(self, state: dict[str, Tensor]) -> None:
@@ -159,7 +155,7 @@ class _Path:
             state[z] = self._pre(i, state)
 
     def _post(self, i: int, state: dict[str, Tensor]) -> Tensor:
-        name, pull, index = self.post[i], self.pulls[self.post[i]], self.free[i]
+        name, pull = self.post[i], self.pulls[self.post[i]]
         rhs = self.edge_weights[name] * state[self.pre[i]].clamp_min(0) + pull.gamma_p
         held = state[name] if pull.held is None else torch.where(pull.held, state[name], 0)
         if i + 1 < len(self.pre):
@@ -168,11 +164,10 @@ class _Path:
             if pull.held is not None:
                 goal = goal - held @ w.mT
             rhs = rhs + self.edge_weights[above] * goal @ w
-        factor = self.factors[i]
-        if factor is None:
-            return state[name]
-        solved = torch.cholesky_solve(rhs[:, index].mT, factor).mT
-        return solved if pull.held is None else state[name].index_copy(1, index, solved)
+        if pull.held is None:
+            return _solve(self.factors[i], rhs)
+        solved = _solve(self.factors[i], rhs.masked_fill(pull.held, 0))
+        return torch.where(pull.held, state[name], solved)
 
     def _pre(self, i: int, state: dict[str, Tensor]) -> Tensor:
         name = self.pre[i]
@@ -197,6 +192,29 @@ class _Path:
 
 
 def _pull(problem: Problem, name: str) -> _Pull:
-    none = problem.like.new_zeros(problem.sheaf.vertices[name].dim)
-    gamma, gamma_p = problem.pull(name) or (none, none)
-    return _Pull(gamma, gamma_p, problem.held.get(name), problem.values.get(name))
+    shape = problem.sheaf.vertices[name].shape
+    none = problem.like.new_zeros(shape)
+    gamma, moment = problem.pull(name) or (none, none)
+    held, values = problem.held.get(name), problem.values.get(name)
+    return _Pull(gamma.reshape(shape), moment.reshape(-1, *shape), held, values)
+
+
+def _factor(matrix: Tensor, weight: float, pull: _Pull) -> Tensor:
+    """Cholesky factors of matrix + w I + Γ, `(rows, n, n)`; held coordinates are cut out of it.
+
+    One factor is shared by all rows (tokens) of a stalk whose pins do not tell them apart.
+    """
+    n = len(matrix)
+    held = torch.zeros_like(pull.gamma, dtype=torch.bool) if pull.held is None else pull.held
+    gamma, held = pull.gamma.reshape(-1, n), held.reshape(-1, n)
+    if bool((gamma == gamma[:1]).all() and (held == held[:1]).all()):
+        gamma, held = gamma[:1], held[:1]
+    matrix = (matrix + torch.diag_embed(weight + gamma)).masked_fill(held[:, None], 0)
+    matrix = matrix.masked_fill(held[..., None], 0) + torch.diag_embed(held.to(matrix.dtype))
+    return torch.linalg.cholesky(matrix)
+
+
+def _solve(factor: Tensor, rhs: Tensor) -> Tensor:
+    """Every row of rhs `(batch, …, n)` by the factor of its own, or by the one of all."""
+    rows = rhs.reshape(-1, len(factor), rhs.shape[-1]).permute(1, 2, 0)
+    return torch.cholesky_solve(rows, factor).permute(2, 0, 1).reshape(rhs.shape)

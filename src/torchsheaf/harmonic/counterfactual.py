@@ -147,7 +147,9 @@ def _patched(problem: Problem, pins: Sequence[Pin]) -> Cochain:
                 shape = sheaf.vertices[name].shape
                 index = pin.index(shape)
                 target = pin.values(index, shape, problem.batch, problem.like)
-                flat = coordinates(value).index_copy(1, index.to(value.device), target)
+                flat = coordinates(value).index_copy(
+                    1, index.to(value.device), target.to(value.dtype)
+                )
                 value = flat.reshape(value.shape)
         return value
 

@@ -23,6 +23,7 @@ from torchsheaf.harmonic.equilibria import (
 )
 from torchsheaf.harmonic.newton import Newton
 from torchsheaf.harmonic.solver import HarmonicSolver, Solution, Substitution
+from torchsheaf.network.rules.piecewise import jump
 from torchsheaf.outcome import ConvergenceError, Outcome
 
 SOLVERS: tuple[HarmonicSolver, ...] = (Substitution(), Newton(), BlockDescent())
@@ -102,7 +103,8 @@ def harmonic_extension(
 
     With only the input held this is substitution, one forward pass, and the result is `model(x)`
     at the output (Bosca & Ghrist 2026, Prop. 1). Otherwise a relaxation from `start` until
-    dist(0, ∂E) ≤ `tol` for every sample; `tol` defaults to 1e-8 in float64, 1e-4 in float32.
+    dist(0, ∂E) ≤ `tol` for every sample; `tol` defaults to 1e-8 in float64, 1e-4 in float32
+    and where the model casts some value to it.
 
     `start`: "forward" (substitution through the pins), "auto" (the same, then for a ReLU MLP one
     over-relaxed block step), "zeros", "random", or a cochain such as a neighbouring solution's.
@@ -126,7 +128,7 @@ def harmonic_extension(
     require_generator(generator)
     require_problem(problem, finite=False)
     chosen = _choose(solver, problem)
-    tol = stationarity_tolerance(problem.like.dtype) if tol is None else positive_number("tol", tol)
+    tol = stationarity_tolerance(problem) if tol is None else positive_number("tol", tol)
     # substitution needs no start: computing one would cost as much as the answer
     direct = isinstance(chosen, Substitution) and starts == 1 and start in ("auto", "forward")
     if direct:
@@ -165,8 +167,30 @@ def _unsettled(result: Extension, tol: float) -> ConvergenceError:
         f"{result.solver} left {left} of {result.problem.batch} samples above tol={tol:.1e} "
         f"(worst stationarity {worst:.1e}) after {result.passes} passes",
         result,
-        _MORE if result.outcome is Outcome.STEP_LIMIT else "",
+        _advice(result),
     )
+
+
+def _advice(result: Extension) -> str:
+    """What to do about an ending, where more is known than the outcome's own advice says."""
+    if result.outcome is not Outcome.STALLED:
+        return _MORE if result.outcome is Outcome.STEP_LIMIT else ""
+    problem = result.problem
+    for node in problem.sheaf.network.nodes:
+        for at in (jump(op) for op in node.gates):
+            if at is not None:
+                return (
+                    f"the map of vertex {node.name!r} jumps at {at:g}, where there need be no "
+                    "equilibrium: make it continuous (of nn.Threshold, let value equal threshold), "
+                    "or take the partial result with throw=False"
+                )
+    name, dtype = problem.coarsest
+    if dtype != problem.like.dtype:
+        return (
+            f"vertex {name!r} is cast to {dtype} inside the model, which bounds what can be "
+            f"reached: leave the cast out, or loosen tol"
+        )
+    return ""
 
 
 def _relax(
@@ -222,9 +246,11 @@ def first_cochain(
     return over_relaxed(problem, forward), "forward, one block step"
 
 
-def stationarity_tolerance(dtype: torch.dtype) -> float:
-    """The dist(0, ∂E) that a relaxation is asked for where no `tol` is given."""
-    return tolerance_of(dtype, float64=1e-8, float32=1e-4)
+def stationarity_tolerance(problem: Problem) -> float:
+    """The dist(0, ∂E) that a relaxation is asked for where no `tol` is given: 1e-8 where every
+    value of the network is float64, else 1e-4.
+    """
+    return tolerance_of(problem.coarsest[1], float64=1e-8, float32=1e-4)
 
 
 def _choose(name: str, problem: Problem) -> HarmonicSolver:

@@ -106,7 +106,7 @@ def spectrum(
         raise ValueError(
             f"the network is {like.dtype}; Lanczos needs float32 or float64: encode model.float()"
         )
-    usual = tolerance_of(like.dtype, float64=1e-7, float32=1e-4)
+    usual = tolerance_of(problem.coarsest[1], float64=1e-7, float32=1e-4)
     tol = usual if tol is None else positive_number("tol", tol)
     sweeps = [0]
     generator = generator or torch.Generator().manual_seed(0)

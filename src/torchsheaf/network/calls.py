@@ -1,12 +1,13 @@
 """Traced calls rewritten so that they mean the same at every batch size and without autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
 from torchsheaf.network.rules import Kind, functional, rule_for
@@ -26,13 +27,54 @@ def writes_into_views(program: ExportedProgram) -> bool:
     return False
 
 
+def restore_batch_norm(program: ExportedProgram) -> None:
+    """Write batch norms as the models do, in place: decompositions leave another name of theirs."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.aten._native_batch_norm_legit_no_training.default:
+            continue
+        *given, momentum, eps = node.args
+        with graph.inserting_before(node):
+            args = (*given, False, momentum, eps, True)
+            norm = graph.call_function(torch.ops.aten.batch_norm.default, args)
+        norm.meta = {**node.meta, "val": node.meta["val"][0]}
+        for taken in list(node.users):
+            if taken.args[1] == 0:
+                taken.replace_all_uses_with(norm)
+                graph.erase_node(taken)
+        if not node.users:
+            graph.erase_node(node)
+
+
+def close_no_grad(program: ExportedProgram) -> None:
+    """Let what leaves a `no_grad` region inside a model leave it through a detach, in place.
+
+    So its meaning outlives the region, which decompositions inline. A model that is such a region
+    as a whole (a decorated forward) is left as it is.
+    """
+    for owner in [m for m in program.graph_module.modules() if isinstance(m, GraphModule)]:
+        for node in list(owner.graph.nodes):
+            region = isinstance(node.target, torch._ops.HigherOrderOperator)
+            if not region or "set_grad_enabled" not in str(node.target) or node.args[0]:
+                continue
+            for result in list(node.users):
+                value = result.meta.get("val")
+                used = any(user.op != "output" for user in result.users)
+                if not used or not isinstance(value, Tensor) or not value.is_floating_point():
+                    continue
+                with owner.graph.inserting_after(result):
+                    cut = owner.graph.call_function(torch.ops.aten.detach.default, (result,))
+                cut.meta = dict(result.meta)
+                result.replace_all_uses_with(cut, lambda user, cut=cut: user is not cut)
+
+
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 def settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tuple[Any, ...]]:
     """Calls whose meaning hangs on autograd or on the batch size, written so that it does not."""
     if target is torch.ops.aten.detach.default:
-        return torch.ops.aten.alias.default, args  # a restriction map is not cut by it
+        return torch.ops.aten.alias.default, args  # cuts no restriction map; see Rule.stops
     if target is torch.ops.aten.squeeze.default:
         shape = node.all_input_nodes[0].meta["val"].shape
         single = [i for i, s in enumerate(shape) if i > 0 and isinstance(s, int) and s == 1]
@@ -62,6 +104,15 @@ def written(
 def overwritten(destination: Tensor, source: Tensor) -> Tensor:
     """What `destination.copy_(source)` leaves behind; aten::copy itself has no forward mode."""
     return source.expand_as(destination)
+
+
+def rewriting(op_name: str, kwargs: Mapping[str, Any]) -> str | None:
+    """Why a call that writes into the model's own tensors cannot be read; None for others."""
+    if op_name == "aten.embedding_renorm.default":
+        return "max_norm rewrites weights at every call; build the embedding without max_norm"
+    if "out" in kwargs:
+        return "it rewrites a buffer at every call: call model.eval() first"
+    return None
 
 
 def first_of(target: Callable[..., Any]) -> Callable[..., Any]:

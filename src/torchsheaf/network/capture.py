@@ -12,8 +12,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from torchsheaf.cochain import is_finite
-from torchsheaf.network.calls import writes_into_views
-from torchsheaf.network.completeness import check_apart, check_complete, check_faithful, run
+from torchsheaf.network.calls import close_no_grad, restore_batch_norm, writes_into_views
+from torchsheaf.network.completeness import (
+    check_apart,
+    check_complete,
+    check_faithful,
+    check_still,
+    kept_buffers,
+    run,
+)
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
@@ -49,13 +56,16 @@ def read_network(
     _refuse_nonfinite(model, inputs)
     _refuse_other_kind(model, inputs)
     module = model.module() if isinstance(model, ExportedProgram) else model
-    returned = run(module, inputs)  # first of all: tracing what cannot run fails with a long log
-    program, fixed = _export(model, inputs)
-    network = _read(program, module, fixed, fused)
-    if isinstance(model, nn.Module):
-        check_complete(network, model, unused_parameters)
-    check_faithful(network, returned, inputs)
-    check_apart(network, inputs)
+    # first of all: tracing what cannot run fails with a long log
+    returned, changed = run(module, inputs)
+    with kept_buffers(module):
+        program, fixed = _export(model, inputs)
+        network = _read(program, module, fixed, fused)
+        check_still(network, changed)
+        if isinstance(model, nn.Module):
+            check_complete(network, model, unused_parameters)
+        check_faithful(network, returned, inputs)
+        check_apart(network, inputs)
     return network
 
 
@@ -110,15 +120,18 @@ def _export(
     example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
     dynamic = _batch_axes(model, len(inputs))
     try:
-        with warnings.catch_warnings():
+        # as autograd would see it, whatever the caller's mode: else no_grad regions leave no trace
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, example, dynamic_shapes=dynamic)
             fixed = _static_batch(program)
             if fixed is not None and fixed != batch:
                 program = torch.export.export(model, inputs)
+            close_no_grad(program)
             composed = any(node.target in COMPOSED for node in program.graph.nodes)
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
                 program = program.run_decompositions(COMPOSED)
+                restore_batch_norm(program)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

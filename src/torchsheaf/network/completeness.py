@@ -1,6 +1,7 @@
 """Nothing is skipped silently: every parameter claimed, every value equal to the model's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,49 +35,76 @@ def check_complete(network: Network, model: nn.Module, unused: str = "error") ->
         )
 
 
-@torch.no_grad()
-def run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """model(*inputs), leaving inputs, buffers (batch statistics) and random state as they are.
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Tracing and evaluating may write into the model's buffers; afterwards they are as before."""
+    before = {name: t.clone() for name, t in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, t in model.named_buffers():
+                if name in before and not torch.equal(t, before[name]):
+                    t.copy_(before[name])
 
-    Raises ValueError saying what the model was given where it fails on it.
+
+def check_still(network: Network, changed: set[str]) -> None:
+    """Raise `UnsupportedModel` when the model's forward rewrites a buffer that its values read."""
+    for node in network.nodes:
+        for name in sorted(changed & set(node.states)):
+            raise UnsupportedModel(
+                "the model changes whenever it is called, so it is no function of its input; call "
+                "model.eval() first",
+                [Offender(node.op, node.module, node.source, f"forward rewrites {name!r}")],
+            )
+
+
+@torch.no_grad()
+def run(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Any, set[str]]:
+    """model(*inputs) and the names of the buffers that it rewrites; nothing is changed.
+
+    Inputs, buffers (batch statistics) and the random state stay as they are. Raises ValueError
+    saying what the model was given where it fails on it.
     """
     buffers = {name: t.clone() for name, t in model.named_buffers()}
     devices = {x.device for x in inputs if x.is_cuda}
     try:
         with torch.random.fork_rng(devices):
-            return torch.func.functional_call(model, buffers, tuple(x.clone() for x in inputs))
+            given = tuple(x.clone() for x in inputs)
+            returned = torch.func.functional_call(model, buffers, given)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        given = ", ".join(f"{tuple(x.shape)} of {x.dtype} on {x.device}" for x in inputs)
+        came = ", ".join(f"{tuple(x.shape)} of {x.dtype} on {x.device}" for x in inputs)
         floats = [t for t in model.parameters() if t.is_floating_point()]
         types = dict.fromkeys(f"{t.dtype} on {t.device}" for t in floats)
         weights = f"; the weights are {', '.join(types)}" if types else ""
         raise ValueError(
-            f"the model itself does not accept this input, which has shape {given}{weights}: "
+            f"the model itself does not accept this input, which has shape {came}{weights}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    return returned, {n for n, t in model.named_buffers() if not torch.equal(t, buffers[n])}
 
 
 @torch.no_grad()
 def check_apart(network: Network, inputs: Sequence[Tensor]) -> None:
     """Raise `UnsupportedModel` when a sample's values depend on another sample of its batch."""
-    first = inputs[0].shape[0]
+    first, generator = inputs[0].shape[0], torch.Generator().manual_seed(0)
     if network.fixed_batch is None:
         size = min(first, 2)
-        pair = [torch.cat([x, _another(x)]) if first == 1 else x[:size] for x in inputs]
+        pair = [torch.cat([x, _another(x, generator)]) if first == 1 else x[:size] for x in inputs]
     elif first == 1:
         return
     else:
         pair = list(inputs)
     whole = _values(network, pair)
     for kept, others in ((0, slice(1, None)), (-1, slice(0, -1))):
-        changed = [x.clone() for x in pair]
-        for x in changed:
-            x[others] = _another(x[others])
-        moved = _values(network, changed)
+        # vertex by vertex, since a later map (a norm, a dead gate) may hide what was mixed before
+        changed = {name: x.clone() for name, x in whole.items()}
+        for x in changed.values():
+            x[others] = _another(x[others], generator)
         for node in network.nodes:
-            ours, theirs = moved[node.name][kept], whole[node.name][kept]
+            ours, theirs = network.evaluate(node, changed)[kept], whole[node.name][kept]
             tol = 64 * torch.finfo(ours.dtype).eps ** 0.75 * float(theirs.abs().max().clamp_min(1))
             if not torch.allclose(ours, theirs, rtol=0, atol=tol, equal_nan=True):
                 raise UnsupportedModel(
@@ -85,9 +113,15 @@ def check_apart(network: Network, inputs: Sequence[Tensor]) -> None:
                 )
 
 
-def _another(x: Tensor) -> Tensor:
-    """Different values within the range of x (of an integer input: the same ones, moved)."""
-    return 0.5 * x + 0.25 if x.is_floating_point() else x.flip(tuple(range(x.ndim)))
+def _another(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Halfway from x to random numbers in [0, 1] (of an integer input: the same values, moved).
+
+    Numbers of their own for every entry: a common shift and scale would go through a layer norm
+    unseen.
+    """
+    if not x.is_floating_point():
+        return x.flip(tuple(range(x.ndim)))
+    return 0.5 * x + 0.5 * torch.rand(x.shape, generator=generator).to(x)
 
 
 def _values(network: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -101,7 +135,7 @@ def _values(network: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 def check_faithful(network: Network, returned: Any, inputs: Sequence[Tensor]) -> None:
     """Raise `UnsupportedModel` when substitution through the nodes is not what the model returned.
 
-    `returned` is `run(model, inputs)`.
+    `returned` is what `run(model, inputs)` returned.
     """
     expected = torch.utils._pytree.tree_leaves(returned)
     values = dict(zip(network.inputs, inputs, strict=True))

@@ -1,7 +1,7 @@
 """The linear part of a whole node: its operations' differentials, chained."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ class Composition(Differential):
 
     parts: dict[str, Differential]
     parents: tuple[str, ...]
+    stops: frozenset[str] = frozenset()
+    """The operations through which autograd would send no gradient."""
 
     @property
     def entrywise(self) -> bool:
@@ -41,6 +43,15 @@ class Composition(Differential):
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         return self.pull_tapped(cotangent)[0]
+
+    def backpropagate(self, cotangent: Tensor) -> dict[str, Tensor]:
+        """Jᵀg as autograd has it: without what would pass a detach. Parents beyond one are absent.
+
+        A derivative of the loss as written, not of the function that the node computes.
+        """
+        if not self.stops:
+            return self.pull(cotangent)
+        return self._pull_from({next(reversed(self.parts)): cotangent}, self.stops)[0]
 
     def pull_into(self, operand: str, g: Tensor) -> dict[str, Tensor]:
         """Carry a cotangent of one of the values inside down to the parents."""
@@ -66,10 +77,12 @@ class Composition(Differential):
             return part.pull(cotangent), {name: cotangent}
         return self._pull_from({next(reversed(self.parts)): cotangent})
 
-    def _pull_from(self, arriving: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _pull_from(
+        self, arriving: dict[str, Any], stops: Container[str] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         result: dict[str, Tensor] = {}
         for name in reversed(self.parts):
-            if name not in arriving:
+            if name not in arriving or name in stops:
                 continue
             for operand, g in self.parts[name].pull(arriving[name]).items():
                 store = arriving if operand in self.parts else result

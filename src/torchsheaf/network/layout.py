@@ -54,6 +54,11 @@ class Layout:
         last = self.axis + int(self.outer > 1) + int(self.inner > 1)
         return moved.flatten(self.axis, last) if last > self.axis else moved
 
+    def moved(self, axis: int) -> int:
+        """Where another axis of the traced layout stands in batch first."""
+        split = int(self.outer > 1) + int(self.inner > 1)
+        return axis + 1 if axis < self.axis else axis + split
+
     def operations(self, vertex: str, traced: str) -> tuple[Operation, Operation]:
         """The relabelling that ends a vertex's map, and the one that begins its uses."""
         rule = Rule(Kind.RESHAPE)

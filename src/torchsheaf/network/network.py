@@ -42,6 +42,11 @@ class Node:
         """Names of the parameters, buffers and constants used, in order of use."""
         return tuple(dict.fromkeys(s for op in self.operations for s in op.states()))
 
+    @cached_property
+    def stops(self) -> frozenset[str]:
+        """The operations inside that cut an activation off from autograd."""
+        return frozenset(op.name for op in self.operations if op.rule.stops and op.operands)
+
     @property
     def gates(self) -> tuple[Operation, ...]:
         """The gate operations inside."""
@@ -145,7 +150,7 @@ class Network:
                 known = parts[op.name].value if traced else None
             if traced or op is not node.operations[-1]:
                 scope[op.name] = op.target(*args, **kwargs) if known is None else known
-        return scope, Composition(parts, node.parents)
+        return scope, Composition(parts, node.parents, node.stops)
 
     def gate_operands(
         self, node: Node, values: Mapping[str, Tensor]

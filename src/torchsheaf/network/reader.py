@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
-from torchsheaf.network.calls import first_of, settled
+from torchsheaf.network.batch_first import is_back, placed
+from torchsheaf.network.calls import first_of, rewriting, settled
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
+from torchsheaf.network.expression import Expression, merged
 from torchsheaf.network.layout import PROBE_BATCH, Layout, Stalk, candidates, probe, settle
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
@@ -22,22 +23,6 @@ from torchsheaf.network.rules import Kind, Rule, functional, rule_for
 
 _IDENTITY = Rule(Kind.RESHAPE)
 _FOLDED = Rule(Kind.RESHAPE)  # arithmetic on held values alone: evaluated, never linearised
-
-
-@dataclass(frozen=True)
-class _Expression:
-    """A traced value: a leaf, plus the relabellings (and constants) folded on top of it.
-
-    `live`: an activation enters, so a tangent may. Integers made from integer inputs have parents
-    and are not live. `pending` is the kind of an operation with several results, until one is
-    taken out of it.
-    """
-
-    leaf: Any
-    operations: tuple[Operation, ...] = ()
-    parents: tuple[str, ...] = ()
-    live: bool = False
-    pending: Kind | None = None
 
 
 class Reader:
@@ -58,8 +43,8 @@ class Reader:
         self._learnable = learnable
         self._normalisations = normalisations
         self._inside = frozenset().union(*normalisations.values())
-        self._env: dict[FxNode, _Expression] = {}
-        self._results: dict[FxNode, list[_Expression]] = {}
+        self._env: dict[FxNode, Expression] = {}
+        self._results: dict[FxNode, list[Expression]] = {}
         self._names: dict[FxNode, str] = {}
         self._taken: set[str] = set()
         self._stalks: dict[str, Stalk] = {}
@@ -75,7 +60,7 @@ class Reader:
         """A user input: a vertex if it is a tensor, a constant otherwise."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
-            self._env[node] = _Expression(value)
+            self._env[node] = Expression(value)
             return
         size: Any = value.shape[0]
         if not isinstance(size, int):
@@ -87,19 +72,19 @@ class Reader:
         name = self._name(node)
         self._inputs[name] = tuple(int(s) for s in value.shape[1:])
         self._stalks[name] = self._inputs[name], value.dtype, value.device
-        self._env[node] = _Expression(
+        self._env[node] = Expression(
             Value(name), parents=(name,), live=value.is_floating_point() or value.is_complex()
         )
 
     def add_state(self, node: FxNode, target: str) -> None:
         """A parameter, buffer or constant."""
-        self._env[node] = _Expression(State(target))
+        self._env[node] = Expression(State(target))
 
     def add_call(self, node: FxNode) -> None:
         """An operation; unreadable ones are collected and reported together."""
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int):
-            self._env[node] = _Expression(self._size(value))
+            self._env[node] = Expression(self._size(value))
             return
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline(node)
@@ -110,9 +95,7 @@ class Reader:
             expression = self._entry(node) or self._call(node)
         except Unreadable as problem:
             self._offend(node, str(problem))
-            expression = _Expression(
-                Value(self._name(node)), parents=(self._name(node),), live=True
-            )
+            expression = Expression(Value(self._name(node)), parents=(self._name(node),), live=True)
         self._env[node] = expression
         if str(node.target) != str(functional(node.target)) and isinstance(node.args[0], FxNode):
             self._env[node.args[0]] = expression
@@ -163,7 +146,7 @@ class Reader:
         found = [(i, b) for i, b in bodies if isinstance(b, GraphModule)]
         if len(found) != 1 or "wrap_with" not in str(node.target):
             self._offend(node, "control flow that depends on the data has no fixed graph")
-            self._env[node] = _Expression(
+            self._env[node] = Expression(
                 Value(self._name(node)), parents=(self._name(node),), live=True
             )
             return
@@ -173,7 +156,7 @@ class Reader:
             if inner.op == "placeholder":
                 given = next(operands)
                 self._env[inner] = (
-                    self._env[given] if isinstance(given, FxNode) else _Expression(given)
+                    self._env[given] if isinstance(given, FxNode) else Expression(given)
                 )
             elif inner.op == "call_function":
                 self.add_call(inner)
@@ -185,7 +168,7 @@ class Reader:
                 results = torch.utils._pytree.tree_leaves(inner.args[0])
                 self._results[node] = [self._env[r] for r in results]
 
-    def _entry(self, node: FxNode) -> _Expression | None:
+    def _entry(self, node: FxNode) -> Expression | None:
         """An entry of an inlined graph, or of a gate that returns (maxima, indices)."""
         if node.target is not operator.getitem:
             return None
@@ -195,10 +178,10 @@ class Reader:
         if source not in self._maxima:
             return None
         if node.args[1] != 0 and node.users:
-            raise Unreadable("the indices of a max-pooling cannot carry a tangent")
+            raise Unreadable("the indices of a maximum cannot carry a tangent")
         return self._env[source]
 
-    def _call(self, node: FxNode) -> _Expression:
+    def _call(self, node: FxNode) -> Expression:
         target = functional(node.target)
         op_name = "getitem" if target is operator.getitem else str(target)
         used = [self._env[n] for n in node.all_input_nodes]
@@ -225,19 +208,36 @@ class Reader:
             self._maxima.add(node)
             value, target = value[0], first_of(target)
         operation = self._operation(node, target, args, kwargs, used, rule)
-        operations = (*_merge(used), operation)
+        operations = (*merged(used), operation)
+        if rule.gate is not None and len(operation.operands) == 1:
+            operations = self._placed(node, value, operations)
         pending = next((e.pending for e in used if e.pending is not None), None)
         kind = pending or rule.kind_of(operation)
         if rule.kind is not Kind.RESHAPE and isinstance(value, tuple | list):
-            return _Expression(Value(operation.name), operations, used_parents, True, kind)
+            return Expression(Value(operation.name), operations, used_parents, True, kind)
         inside = node in self._inside
         if inside and isinstance(value, Tensor):
             self._layout(value, operations, used_parents)  # refuses what mixes samples
         if kind is Kind.RESHAPE or inside or (self._fused and kind is Kind.GATE):
-            return _Expression(Value(operation.name), operations, used_parents, True)
+            return Expression(Value(operations[-1].name), operations, used_parents, True)
         if node in self._normalisations:
             op_name, kind = "normalise", Kind.SMOOTH
         return self._vertex(node, value, op_name, kind, operations, used_parents)
+
+    def _placed(
+        self, node: FxNode, value: Any, operations: tuple[Operation, ...]
+    ) -> tuple[Operation, ...]:
+        """A map that ends in a gate, with the batch first where the gate acts."""
+        operand = node.args[0]
+        assert isinstance(operand, FxNode)
+        source = self._env[operand]
+        if not source.operations:
+            return operations
+        inside, _ = self._layout(operand.meta["val"], source.operations, source.parents)
+        outside, _ = self._layout(value, operations, source.parents)
+        if inside.is_batch_first and outside.is_batch_first:
+            return operations
+        return placed(operations, inside, outside)
 
     def _held(
         self,
@@ -246,17 +246,19 @@ class Reader:
         target: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        used: Sequence[_Expression],
+        used: Sequence[Expression],
         parents: tuple[str, ...],
-    ) -> _Expression:
+    ) -> Expression:
         """No activation enters: folded, unless parameters meet held integers (an embedding)."""
+        if reason := rewriting(op_name, kwargs):
+            raise Unreadable(reason)
         operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
-        operations = (*_merge(used), operation)
+        operations = (*merged(used), operation)
         value = node.meta.get("val")
         learns = any(s in self._learnable for op in operations for s in op.states())
         if parents and learns and isinstance(value, Tensor) and value.is_floating_point():
             return self._vertex(node, value, op_name, Kind.AFFINE, operations, parents)
-        return _Expression(Value(operation.name), operations, parents)
+        return Expression(Value(operation.name), operations, parents)
 
     def _operation(
         self,
@@ -264,7 +266,7 @@ class Reader:
         target: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        used: Sequence[_Expression],
+        used: Sequence[Expression],
         rule: Rule,
     ) -> Operation:
         leaves = torch.utils._pytree.tree_leaves([args, kwargs])
@@ -281,15 +283,17 @@ class Reader:
         kind: Kind,
         operations: tuple[Operation, ...],
         parents: tuple[str, ...],
-    ) -> _Expression:
+    ) -> Expression:
         last = operations[-1]
         name = self._name(node)
         layout, shape = self._layout(value, operations, parents)
-        expression = _Expression(Value(name), (), (name,), True)
+        expression = Expression(Value(name), (), (name,), True)
         if not layout.is_batch_first:
-            forth, back = layout.operations(name, last.name)
-            operations = (*operations, forth)
-            expression = _Expression(Value(back.name), (back,), (name,), True)
+            if is_back(last, layout):  # a gate, which is batch first already
+                operations = operations[:-1]
+            forth, back = layout.operations(name, operations[-1].name)
+            operations = operations if is_back(last, layout) else (*operations, forth)
+            expression = Expression(Value(back.name), (back,), (name,), True)
         constant = kind in (Kind.AFFINE, Kind.GATE) or (kind is Kind.JOIN and last.rule.additive)
         self._stalks[name] = shape, value.dtype, value.device
         self._nodes.append(
@@ -300,7 +304,7 @@ class Reader:
         )  # fmt: skip
         return expression
 
-    def _close(self, name: str, node: FxNode, expression: _Expression) -> str:
+    def _close(self, name: str, node: FxNode, expression: Expression) -> str:
         """A relabelled (or bare) output gets an identity vertex, so that it can be held."""
         value = node.meta["val"]
         identity = Operation(
@@ -385,8 +389,3 @@ class Reader:
             return int(expr)
         function = sympy.lambdify(self._batch, expr, modules="math")
         return Size(lambda b: int(function(b)), str(expr))
-
-
-def _merge(used: Sequence[_Expression]) -> tuple[Operation, ...]:
-    merged = {op.name: op for e in used for op in e.operations}
-    return tuple(merged.values())

@@ -14,7 +14,9 @@ class ExtendedSheaf:
     """The path-graph sheaf of a ReLU MLP with ones appended to the stalks.
 
     v_x and v_{a_l} carry (a; 1_{n_{l+1}}) with the ones pinned, so that the affine map is linear:
-    W̄ ā = W a + diag(b) 1 = W a + b. Source: Bosca & Ghrist 2026, section 3, eq. A.5.
+    W̄ ā = W a + diag(b) 1 = W a + b. Where the stalks are (tokens, features), the sheaf is the
+    sum of one such path per token, all with these blocks. Source: Bosca & Ghrist 2026, section 3,
+    eq. A.5.
     """
 
     weights: tuple[Tensor, ...]
@@ -57,11 +59,11 @@ class ExtendedSheaf:
         return torch.cat([eye, eye.new_zeros(n, ones)], 1)
 
     def extend(self, a: Tensor, layer: int) -> Tensor:
-        """ā = (a; 1) at hidden layer l (0 is the input), `(batch, n_l + n_{l+1})`."""
-        return torch.cat([a, a.new_ones(a.shape[0], self.weights[layer].shape[0])], 1)
+        """ā = (a; 1) at hidden layer l (0 is the input), `(…, n_l + n_{l+1})`."""
+        return torch.cat([a, a.new_ones(*a.shape[:-1], self.weights[layer].shape[0])], -1)
 
     def coboundary(self, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """δ on the free coordinates and on the pinned ones, for one pattern.
+        """δ on the free coordinates and on the pinned ones, for one pattern (of one token).
 
         `masks[l−1]` is the diagonal of R_l. Free columns are (z_1, a_1, …, z_{k+1}); pinned
         columns are (x, 1_{n_1} | 1_{n_2} | … | 1_{n_{k+1}}). Rows are the edges in order.

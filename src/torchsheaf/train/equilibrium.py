@@ -54,7 +54,8 @@ class EquilibriumRule(LocalRule):
     the back-propagated gradient; ε → ∞: that of the energy with the output held at y. Source:
     Bosca & Ghrist 2026, section 5.2, Algorithm 12.4 of the course, corrected (docs/errata.md).
 
-    Raises ValueError for a loss of unbounded curvature (L1, Lp).
+    Raises ValueError for a loss of unbounded curvature (L1, Lp), and for a model with `detach` or
+    `no_grad` inside.
     """
 
     output_weight: float = 1.0
@@ -100,9 +101,16 @@ class EquilibriumRule(LocalRule):
                 f"rule 'equilibrium' needs a loss of bounded curvature; {loss.name!r} has none. "
                 "Use l2, huber, bce or cross_entropy, or rule='first-order'"
             )
+        for edge in batch.sheaf.edges.values():
+            if edge.node.stops:
+                raise ValueError(
+                    f"edge {edge.name!r} reads through detach() or no_grad(), which an energy does "
+                    "not know: rule 'equilibrium' would train what they cut off; write "
+                    "rule='first-order', 'edge' or 'recursive'"
+                )
         inputs = {n: batch.values[n] for n in batch.sheaf.inputs}
         free = hold(batch.sheaf, inputs, weights=self.weights)
-        tol = stationarity_tolerance(batch.values.dtype) if self.tol is None else self.tol
+        tol = stationarity_tolerance(free) if self.tol is None else self.tol
         state = self._start(batch)
         passes, budget = 0, math.inf if self.max_passes is None else self.max_passes
         for rounds in range(1, self.max_rounds + 1):  # noqa: B007 (the count is reported)

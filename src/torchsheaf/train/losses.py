@@ -182,6 +182,11 @@ def loss_named(loss: str | Loss) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if not isinstance(loss, str) or loss not in _NAMED:
+        if loss in ("mse", "mse_loss"):
+            raise ValueError(
+                f"loss is {loss!r}; write 'l2', which is ½‖z − y‖² per sample: PyTorch's mse_loss "
+                "is 2/d of it for d output coordinates, so multiply the learning rate by 2/d"
+            )
         known = ", ".join(repr(n) for n in _NAMED)
         raise ValueError(f"loss is {loss!r}; write one of {known}, or a Loss such as PowerLoss(3)")
     return _NAMED[loss]

@@ -116,15 +116,16 @@ def adjoint_substitution(batch: Batch) -> dict[str, Tensor]:
     """Cotangents ∂Φ/∂c_v for every vertex that the output depends on, by one reverse sweep.
 
     λ_out = ∂Φ/∂z, λ_v = Σ_{children e} R_{e,v}ᵀ λ_e: Gauss–Seidel order over vertices, each reading
-    its child edges only. These are minus the forces on the edges in the nudged limit, and equal
-    the back-propagated errors (docs/theory.md, T5). Cost: one reverse pass.
+    its child edges only. What `detach` or `no_grad` cuts off is absent. These are minus the forces
+    on the edges in the nudged limit, and equal the back-propagated errors (docs/theory.md, T5).
+    Cost: one reverse pass.
     """
     inputs = set(batch.sheaf.inputs)
     arriving = {batch.output: batch.force}
     for name in reversed(list(batch.maps)):
         if name not in arriving:
             continue
-        for parent, pulled in batch.maps[name].pull(arriving[name]).items():
+        for parent, pulled in batch.maps[name].backpropagate(arriving[name]).items():
             if parent not in inputs:
                 arriving[parent] = arriving[parent] + pulled if parent in arriving else pulled
     return arriving

@@ -80,6 +80,15 @@ def _batch_norm(site: Site) -> Differential | None:
     return Pointwise(name, site.operands[name], site.function)
 
 
+def _batch_statistics(args: tuple[Any, ...], kwargs: Any) -> str | None:
+    if args[3] is None:
+        return (
+            "batch-norm without running statistics takes those of the batch, which mixes its "
+            "samples: build it with track_running_stats=True"
+        )
+    return training_flag(5, "training", "batch-norm")(args, kwargs)
+
+
 def _conv(spatial: int, transposed: bool = False) -> Rule:
     return Rule(Kind.AFFINE, linear_in=(0, 1), shortcut=_convolution(spatial, transposed))
 
@@ -108,9 +117,10 @@ AFFINE: dict[str, Rule] = {
         Kind.AFFINE,
         linear_in=(0,),
         shortcut=_batch_norm,
-        refuse=training_flag(5, "training", "batch-norm"),
+        refuse=_batch_statistics,
     ),
     "aten.neg.default": _SCALED,
+    "aten.nan_to_num.default": _SCALED,  # of finite numbers: the identity
     "aten.positive.default": _SCALED,
     "aten.mul.Scalar": _SCALED,
     "aten.div.Scalar": _SCALED,

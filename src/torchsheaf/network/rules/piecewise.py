@@ -12,6 +12,7 @@ from torchsheaf.network.gates import (
     SlopeGate,
     WindowGate,
 )
+from torchsheaf.network.operation import Operation
 from torchsheaf.network.rules.rule import Kind, Rule
 
 
@@ -47,6 +48,14 @@ def _threshold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
     return ScalarGate((float(args[1]),), (0.0, 1.0))
 
 
+def jump(operation: Operation) -> float | None:
+    """Where the map of a gate jumps; None where it is continuous, as gates should be."""
+    if str(operation.target) != "aten.threshold.default":
+        return None
+    _, at, below = operation.args
+    return None if float(at) == float(below) else float(at)
+
+
 def _softshrink(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
     width = float(args[1]) if len(args) > 1 else 0.5
     return ScalarGate((-width, width), (1.0, 0.0, 1.0))
@@ -79,7 +88,8 @@ def _extreme(largest: bool) -> GateFactory:
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
         dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
         keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
-        return ExtremeGate(tuple(dims), bool(keep), largest)
+        dims = (dims,) if isinstance(dims, int) else tuple(dims)
+        return ExtremeGate(dims, bool(keep), largest)
 
     return build
 
@@ -115,5 +125,7 @@ PIECEWISE: dict[str, Rule] = {
     "aten.max_pool3d.default": _gate(_max_pool(3)),
     "aten.adaptive_max_pool2d.default": _gate(_adaptive_max_pool2d),
     "aten.amax.default": Rule(Kind.GATE, gate=_extreme(True), refuse=_one_axis),
+    "aten.max.dim": _gate(_extreme(True)),
+    "aten.min.dim": _gate(_extreme(False)),
     "aten.amin.default": Rule(Kind.GATE, gate=_extreme(False), refuse=_one_axis),
 }  # fmt: skip

@@ -18,6 +18,7 @@ _DROPOUT = Rule(Kind.RESHAPE, refuse=training_flag(2, "train", "dropout"))
 
 RELABELLINGS: dict[str, Rule] = {
     "getitem": _RESHAPE,
+    "aten.detach.default": Rule(Kind.RESHAPE, stops=True),
     **{
         f"aten.{name}.default": _DROPOUT
         for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
@@ -28,11 +29,11 @@ RELABELLINGS: dict[str, Rule] = {
             "view_as.default", "reshape_as.default", "expand_as.default", "permute.default",
             "transpose.int", "t.default", "mT.default", "slice.Tensor", "select.int",
             "expand.default", "repeat.default", "repeat_interleave.self_int", "contiguous.default",
-            "clone.default", "alias.default", "detach.default",
+            "clone.default", "alias.default",
             "lift_fresh_copy.default", "movedim.int", "movedim.intlist", "swapaxes.default",
             "split.Tensor", "split.sizes", "split_with_sizes.default", "tensor_split.sections",
             "chunk.default", "unbind.int", "unsafe_chunk.default", "unsafe_split.Tensor",
-            "narrow.default", "roll.default", "flip.default", "index.Tensor",
+            "narrow.default", "roll.default", "flip.default", "rot90.default", "index.Tensor",
             "index_select.default", "gather.default", "take_along_dim.default", "diagonal.default",
             "unfold.default", "im2col.default", "pixel_shuffle.default",
             "pixel_unshuffle.default", "channel_shuffle.default", "tile.default",

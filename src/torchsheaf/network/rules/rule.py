@@ -68,7 +68,8 @@ class Rule:
     affine on its own (a single activation there makes it affine). `additive`: it is jointly affine
     in all activations (add, cat), so a join of this kind has constant blocks. `constant`: only the
     shape of its argument matters (zeros_like). `refuse` returns a reason when these arguments
-    cannot be read (dropout in training mode, say).
+    cannot be read (dropout in training mode, say). `stops`: autograd sends no gradient through it,
+    though the map has a derivative (detach).
     """
 
     kind: Kind
@@ -78,6 +79,7 @@ class Rule:
     shortcut: Shortcut | None = None
     refuse: Refusal | None = None
     constant: bool = False
+    stops: bool = False
 
     def kind_of(self, operation: Operation) -> Kind:
         """A join when several activations enter; affine when one enters an affine position."""

@@ -22,7 +22,7 @@ _DENSE = (
     "logsumexp.default", "rms_norm.default", "group_norm.default", "var.correction", "var.dim",
     "std.dim", "std.correction", "var_mean.correction", "linalg_vector_norm.default",
     "norm.ScalarOpt_dim", "prod.dim_int", "glu.default", "pow.Tensor_Tensor", "pow.Scalar",
-    "atan2.default", "logaddexp.default", "gru_cell.default", "lstm_cell.default",
+    "atan2.default", "hypot.default", "logaddexp.default", "gru_cell.default", "lstm_cell.default",
     "rnn_tanh_cell.default", "rnn_relu_cell.default", "cumprod.default",
 )  # fmt: skip
 
