@@ -17,7 +17,7 @@ from torch import Tensor
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.bound_rules import RULES, averaging
 from torchsheaf.precision.dataflow import Dataflow, Edge
-from torchsheaf.precision.execute import Assignment, Execution, _Caster, _kwargs
+from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.measure import by_sample, floating_outputs
 from torchsheaf.precision.operators import MODELS, terms_of
@@ -53,12 +53,12 @@ def rigorous_bound(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment
     Holds for every execution whose kernels obey the models of `operators` (checked on a machine by
     `torchsheaf precision conformance`). Cost: some five forward passes in float64.
     """
-    return _Walk(flow, inputs, assignment, isolate=False).run()
+    return BoundWalk(flow, inputs, assignment, isolate=False).run()
 
 
 def local_errors(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment) -> ErrorBound:
     """The largest error that every operation, cast and weight makes by itself."""
-    return _Walk(flow, inputs, assignment, isolate=True).run()
+    return BoundWalk(flow, inputs, assignment, isolate=True).run()
 
 
 def first_order_worst(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment) -> Tensor:
@@ -85,15 +85,21 @@ def first_order_worst(flow: Dataflow, inputs: Sequence[Any], assignment: Assignm
     return torch.tensor(bounds, dtype=torch.float64) * WIDEN
 
 
-class _Walk:
-    """Carries (value, bound) through the graph."""
+class BoundWalk:
+    """Carries (value, bound) through the graph, call by call.
+
+    values: every value of the float64 run. bounds: for the floating ones, E with |x̂ − x| ≤ E in
+    every execution of `assignment`. local, casts, weights: the errors that each operation, cast and
+    weight adds. isolate: operands are taken as exact, so that `bounds` stays 0 and `local` holds
+    what every operation errs by itself.
+    """
 
     def __init__(
         self, flow: Dataflow, inputs: Sequence[Any], assignment: Assignment, isolate: bool
     ) -> None:
         self.flow, self.assignment, self.isolate = flow, assignment, isolate
         self.calls = flow.calls
-        double = _Caster(torch.float64)
+        double = Caster(torch.float64)
         self.values: dict[str, Any] = {
             n: double(x) for n, x in zip(flow.graph.inputs, inputs, strict=True)
         }
@@ -124,7 +130,7 @@ class _Walk:
             return
         value = c.call(
             *substitute(c.args, self.values.__getitem__),
-            **_kwargs(c, self.values.__getitem__, torch.float64),
+            **keywords(c, self.values.__getitem__, torch.float64),
         )
         self.values[c.name] = value
         if kind == "structural":

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchsheaf.network.aten import substitute
 from torchsheaf.precision.assemble import mean
 from torchsheaf.precision.dataflow import SINK, Dataflow
-from torchsheaf.precision.execute import Assignment, _Caster, _kwargs, _Run
+from torchsheaf.precision.execute import AssignedRun, Assignment, Caster, keywords
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.measure import batch_of, by_sample, norm_of
 from torchsheaf.precision.sensitivity import Sensitivity
@@ -95,7 +95,7 @@ class KnownShift:
     bend: float
 
 
-class _Shifted(_Run):
+class _Shifted(AssignedRun):
     """A run in one wide dtype on weights and inputs rounded as the assignment rounds them."""
 
     def __init__(
@@ -104,7 +104,7 @@ class _Shifted(_Run):
     ) -> None:  # fmt: skip
         super().__init__(flow, inputs, {c: FORMATS[f] for c, f in assignment.items()})
         self.fraction, self.dtype = fraction, dtype
-        self.values = {n: _Caster(dtype)(x) for n, x in self.values.items()}
+        self.values = {n: Caster(dtype)(x) for n, x in self.values.items()}
 
     def operand(self, name: str, form: Format) -> Any:
         if name not in self.flow.source:
@@ -141,7 +141,7 @@ class _Shifted(_Run):
                 return self.operand(n, form)
 
             self.values[c.name] = c.call(
-                *substitute(c.args, value), **_kwargs(c, value, self.dtype)
+                *substitute(c.args, value), **keywords(c, value, self.dtype)
             )
         else:
             super().step(c)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.precision.dataflow import Dataflow
-from torchsheaf.precision.execute import _Run, run_exact
+from torchsheaf.precision.execute import AssignedRun, run_exact
 from torchsheaf.precision.formats import FORMATS, Format
 from torchsheaf.precision.operators import CONTRACTION, MODELS
 from torchsheaf.precision.profile import Profile
@@ -98,7 +98,9 @@ def has_kernel(flow: Dataflow, name: str, form: Format, values: Mapping[str, Any
     device = next((v.device.type for v in values.values() if isinstance(v, Tensor)), "cpu")
     key = (call.target, form.name, device)
     if key not in _KERNELS:
-        run = _Run(flow, [values[n] for n in flow.graph.inputs], dict.fromkeys(flow.choices, form))
+        run = AssignedRun(
+            flow, [values[n] for n in flow.graph.inputs], dict.fromkeys(flow.choices, form)
+        )
         run.values = {n: _as(v, form) for n, v in values.items() if n not in flow.graph.constants}
         try:
             run.step(call)

@@ -20,7 +20,7 @@ from torchsheaf.arguments import whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite, refuse_undefined
 from torchsheaf.precision.arguments import error_budget, read_model, runnable
-from torchsheaf.precision.bounds import _Walk
+from torchsheaf.precision.bounds import BoundWalk
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
 from torchsheaf.precision.formats import FORMATS, Format, find_format
@@ -112,7 +112,7 @@ def refute(
     inputs = runnable(flow, inputs)
     refuse_no_output(flow)
     refuse_nonfinite(flow, [inputs])
-    walk = _Walk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
+    walk = BoundWalk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
     bounds = walk.run()
     refuse_undefined(flow, walk.values)
     found = [
@@ -129,7 +129,7 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple | list) else value
 
 
-def _overflow(flow: Dataflow, walk: _Walk, form: Format, budget: float) -> Proof | None:
+def _overflow(flow: Dataflow, walk: BoundWalk, form: Format, budget: float) -> Proof | None:
     best: tuple[float, float, str] | None = None
     for c in flow.choices:
         value, bound = _first(walk.values[c]), _first(walk.bounds[c])
@@ -154,7 +154,7 @@ def _overflow(flow: Dataflow, walk: _Walk, form: Format, budget: float) -> Proof
 
 
 def _grid(
-    flow: Dataflow, walk: _Walk, bounds: Sequence[Tensor], form: Format, budget: float
+    flow: Dataflow, walk: BoundWalk, bounds: Sequence[Tensor], form: Format, budget: float
 ) -> Proof | None:
     names = [n for n in flow.graph.outputs if n in walk.bounds]
     best: tuple[float, float, float] | None = None

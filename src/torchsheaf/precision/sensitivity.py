@@ -15,7 +15,7 @@ from torch import Tensor
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
-from torchsheaf.precision.execute import _kwargs
+from torchsheaf.precision.execute import keywords
 from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.operators import MODELS, terms_of
 
@@ -100,7 +100,7 @@ class _Recorder:
             return self.operand(n, c.name) if choosing else self.plain(n)
 
         kernel = _DIFFERENTIABLE.get(c.packet, c.call) if choosing else c.call
-        result = kernel(*substitute(c.args, value), **_kwargs(c, value, self.dtype))
+        result = kernel(*substitute(c.args, value), **keywords(c, value, self.dtype))
         if choosing:
             parts = result if isinstance(result, tuple | list) else [result]
             floating = [p for p in parts if isinstance(p, Tensor) and p.is_floating_point()]
@@ -124,7 +124,7 @@ class _Recorder:
             return self.view(c.operands[0], leaf)
         return c.call(
             *substitute(c.args, lambda m: self.view(m, leaf)),
-            **_kwargs(c, lambda m: self.view(m, leaf), self.dtype),
+            **keywords(c, lambda m: self.view(m, leaf), self.dtype),
         )
 
     def operand(self, n: str, reader: str) -> Any:
