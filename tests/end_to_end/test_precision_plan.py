@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,30 @@ def test_outputs_of_several_tensors_and_structures() -> None:
     assert set(out) == {"first", "second"}
     assert out["second"].shape == (4, 2)
     assert math.isfinite(p.predicted.value)
+
+
+class Counted(nn.Module):
+    """Integers to floating numbers, then a layer."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.classes = nn.Linear(classes, 4), classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        hot = nn.functional.one_hot(x, self.classes) if x.ndim == 1 else x
+        return self.layer(hot.to(self.layer.weight.dtype)).relu()
+
+
+def own_error(p: Plan) -> Mapping[str, Tensor]:
+    (name,) = p.flow.find("aten._to_copy")
+    return p.table.kernel[name]
+
+
+def test_integers_become_numbers_with_an_error_of_their_own() -> None:
+    hot = plan(Counted(6), torch.arange(5), 0.1)
+    assert hot.measured.value <= 0.1
+    assert bool((own_error(hot)["bf16"] == 0).all()), "0 and 1 are exact"
+    counts = plan(Counted(3), torch.tensor([[4097, 2049, 1025], [3, 259, 513]]), 1e3)
+    own = own_error(counts)
+    assert float(own["bf16"].mean()) > float(own["fp16"].mean()) > float(own["fp32"].mean()) == 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram as ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from torchsheaf.network.errors import Offender, UnsupportedModel, first_line
@@ -167,7 +168,9 @@ def _lower(model: nn.Module | ExportedProgram, inputs: tuple[Any, ...]) -> Expor
         )
     try:
         # torch's own deprecation notes are not about the caller's model.
-        with warnings.catch_warnings(), torch.no_grad():
+        # The fused attention kernels lay their result out in another order than the products that
+        # they are lowered to, and a later view that fits the one need not fit the other.
+        with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             program = (
                 model

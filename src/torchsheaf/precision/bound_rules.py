@@ -132,6 +132,15 @@ def reciprocal(x: Bound) -> tuple[Tensor, Tensor]:
     return quotient(1.0, x)
 
 
+def _others(x: Tensor, dim: int) -> Tensor:
+    """Σ_{j≠i} x_j for x ≥ 0, without cancellation: what precedes i and what follows it."""
+    before = x.cumsum(dim).roll(1, dim)
+    after = x.flip(dim).cumsum(dim).roll(1, dim).flip(dim)
+    before.select(dim, 0).zero_()
+    after.select(dim, -1).zero_()
+    return before + after
+
+
 def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
     """The largest and smallest value that softmax can take on the box, coordinate by coordinate.
 
@@ -142,15 +151,15 @@ def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
     weight = torch.exp(value - top)
     y = weight / weight.sum(dim, keepdim=True)
     # With the other coordinates moved against i: s e^{±2E}-like growth, but never past 1 or 0.
-    up, down = weight * torch.exp(e.clamp_max(300.0)), weight * torch.exp(-e)
-    rest_down = (down.sum(dim, keepdim=True) - down).clamp_min(0.0)
-    rest_up = (up.sum(dim, keepdim=True) - up).clamp_min(0.0)
+    up, down = torch.exp(value - top + e), torch.exp(value - top - e)
+    rest_down, rest_up = _others(down, dim), _others(up, dim)
     highest = torch.where(up + rest_down > 0, up / (up + rest_down), 1.0)
     lowest = torch.where(down + rest_up > 0, down / (down + rest_up), 0.0)
-    bound = torch.maximum(highest - y, y - lowest).clamp(0.0, 1.0) + 1e-15
+    bound = torch.maximum(highest - y, y - lowest).clamp(0.0, 1.0) + 1e-15 * value.shape[dim]
     bound = torch.nan_to_num(bound, nan=1.0)
     reach = torch.nan_to_num((value - top).abs(), posinf=0.0) + torch.nan_to_num(e, posinf=1e3)
-    return bound, (y + bound) * (reach + 4.0)
+    # What underflows to 0 however the operands move has no exponent to round.
+    return bound, torch.where(highest == 0, 0.0, (y + bound) * (reach + 4.0))
 
 
 def log_softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:

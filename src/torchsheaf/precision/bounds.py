@@ -6,6 +6,7 @@ second-order terms. The first-order worst case (U2) is Σ |J|·e, the adjoint's 
 largest local error: sound up to products of errors.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from torch import Tensor
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.bound_rules import RULES, averaging
 from torchsheaf.precision.dataflow import Dataflow, Edge
-from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords
+from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords, run_exact
 from torchsheaf.precision.formats import FORMATS, Format, format_of
+from torchsheaf.precision.masking import masked_scores, new_infinities
 from torchsheaf.precision.measure import by_sample, floating_outputs
 from torchsheaf.precision.operators import MODELS, terms_of
 from torchsheaf.precision.predict import held_format
@@ -26,6 +28,8 @@ from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 
 # The float64 values themselves are rounded: bounds are widened by this, relative.
 WIDEN = 1.0 + 1e-10
+# No finite number is moved so far by a rounding that stays finite: the rounded one is infinite.
+_LOST = 1e300
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ def first_order_worst(flow: Dataflow, inputs: Sequence[Any], assignment: Assignm
         total = 0.0
         for g, e in zip(adjoint(tape, seeds), weights, strict=True):
             if g is not None and e is not None:
-                total += float((g.abs().reshape(-1) * e.expand_as(g).reshape(-1)).sum())
+                moved = g.abs() * e.expand_as(g)
+                total += float(torch.where(g == 0, 0.0, moved).sum())  # 0·∞ is 0 here
         bounds.append(total)
     # Delivery rounds nothing: an output is widened to the model's dtype, or kept as it is.
     return torch.tensor(bounds, dtype=torch.float64) * WIDEN
@@ -97,7 +102,8 @@ class BoundWalk:
     def __init__(
         self, flow: Dataflow, inputs: Sequence[Any], assignment: Assignment, isolate: bool
     ) -> None:
-        self.flow, self.assignment, self.isolate = flow, assignment, isolate
+        self.flow, self.inputs = flow, inputs
+        self.assignment, self.isolate = assignment, isolate
         self.calls = flow.calls
         double = Caster(torch.float64)
         self.values: dict[str, Any] = {
@@ -171,7 +177,7 @@ class BoundWalk:
         edge, form = self.edges[n, c.name], FORMATS[self.assignment[c.name]]
         if edge.source in self.flow.graph.constants:
             own = self.weight_error(edge, form)
-            viewed = self.view(n, own) if n != edge.source else own
+            viewed = self.harmless(n, c, self.view(n, own) if n != edge.source else own)
             return self.values[n], viewed if not self.isolate else torch.zeros_like(viewed)
         held = held_format(self.flow, self.assignment, edge.source)
         value, bound = self.values[n], self.bounds[n]
@@ -179,10 +185,12 @@ class BoundWalk:
         if not form.holds(held):
             if edge.source in self.flow.graph.inputs:
                 own = torch.nan_to_num((form.round(value).double() - value).abs())
+                own = self.harmless(n, c, own)
             else:
                 size = torch.nan_to_num(value.abs(), posinf=0.0)
                 wide = size if self.isolate else size + bound
                 own = form.unit * wide + form.spacing / 2
+                own = torch.where(torch.isinf(value), 0.0, own)
         self.casts[edge] = own
         return value, torch.zeros_like(bound) if self.isolate else bound + own
 
@@ -193,6 +201,17 @@ class BoundWalk:
             own = (form.round(tensor).double() - tensor.double()).abs().nan_to_num()
         self.weights[edge] = own
         return own
+
+    def harmless(self, n: str, c: AtenCall, own: Tensor) -> Tensor:
+        """Without the error of masked scores that became −∞: theirs reaches no output."""
+        past = own > _LOST
+        masked = self.masked.get((n, c.name)) if past.any() else None
+        return own if masked is None else torch.where(past & masked, 0.0, own)
+
+    @functools.cached_property
+    def masked(self) -> Mapping[tuple[str, str], Tensor]:
+        values = run_exact(self.flow, self.inputs, keep=True).values
+        return masked_scores(self.flow, values)
 
     def view(self, n: str, own: Tensor) -> Tensor:
         if n in self.flow.graph.constants:
@@ -228,10 +247,24 @@ class BoundWalk:
             kwargs = {} if c.packet == "_to_copy" else _rule_kwargs(c, moved)
             spread, inside = rule(*args, **kwargs)
         own = self.own(c, form, first, spread, inside)
+        spread, own = self.at_infinity(c, first, spread, own)
         self.local[c.name] = own
         total = torch.zeros_like(own) if self.isolate else spread + own
         total = torch.nan_to_num(total, nan=math.inf, posinf=math.inf)
         self.bounds[c.name] = (total, *value[1:]) if isinstance(value, tuple | list) else total
+
+    def at_infinity(
+        self, c: AtenCall, y: Tensor, spread: Tensor, own: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """±∞ is rounded exactly, and −∞ + s stays −∞; what overflowed may be anything."""
+        infinite = torch.isinf(y)
+        if not infinite.any():
+            return spread, own
+        born = new_infinities(c, self.values.__getitem__, y, torch.float64)
+        own = torch.where(infinite, 0.0, own)
+        if c.packet in ("add", "sub", "rsub"):
+            spread = torch.where(infinite, 0.0, spread)
+        return spread, own if born is None else torch.where(born, math.inf, own)
 
     def own(self, c: AtenCall, form: Format, y: Tensor, spread: Tensor, inside: Tensor) -> Tensor:
         """c·u·(|y| + P) + δ, and the accumulation in float32 (float64) on top."""

@@ -118,7 +118,9 @@ class _Shifted(AssignedRun):
 
     def blend(self, value: Tensor, form: Format) -> Tensor:
         rounded = form.round(value).to(self.dtype)
-        # An infinity stays itself: ∞ − ∞ is no shift.
+        # An infinity stays itself: ∞ − ∞ is no shift, and neither is 0·∞.
+        if self.fraction == 0.0:
+            return value
         return torch.where(rounded == value, value, value + self.fraction * (rounded - value))
 
     def weight(self, name: str, form: Format | None) -> Any:
@@ -161,7 +163,10 @@ def known_shift(
     with torch.no_grad():
         runs = [_Shifted(flow, inputs, assignment, w, dtype).sample() for w in (0.0, 0.5, 1.0)]
     exact, half, full = runs
-    shift, halved = full - exact, half - exact
+    # The same infinity in both (a masked score) is no shift.
+    shift = torch.where(full == exact, 0.0, full - exact)
+    halved = torch.where(half == exact, 0.0, half - exact)
+    exact = exact.masked_fill(torch.isinf(exact), 0.0)
     square = float(shift.square().mean())
     if not math.isfinite(square):
         return KnownShift(math.nan, 1.0, math.inf)

@@ -24,6 +24,7 @@ from torchsheaf.precision.bounds import BoundWalk
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
 from torchsheaf.precision.formats import FORMATS, Format, find_format
+from torchsheaf.precision.masking import ALL_READERS, masked_scores
 from torchsheaf.precision.measure import floating_outputs
 
 
@@ -131,9 +132,13 @@ def _first(value: Any) -> Any:
 
 def _overflow(flow: Dataflow, walk: BoundWalk, form: Format, budget: float) -> Proof | None:
     best: tuple[float, float, str] | None = None
+    masks = masked_scores(flow, walk.values)
     for c in flow.choices:
         value, bound = _first(walk.values[c]), _first(walk.bounds[c])
-        low = torch.where(torch.isfinite(value), value.abs() - bound, -math.inf).reshape(-1)
+        counts = torch.isfinite(value)
+        if (c, ALL_READERS) in masks:  # their overflow harms nobody
+            counts &= ~masks[c, ALL_READERS]
+        low = torch.where(counts, value.abs() - bound, -math.inf).reshape(-1)
         i = int(low.argmax()) if low.numel() else -1
         if i >= 0 and float(low[i]) >= form.result.overflow and (not best or low[i] > best[0]):
             size = abs(float(value.reshape(-1)[i]))

@@ -5,7 +5,8 @@ roundings of variance ulp²/12, E‖error‖² = Σ_i ‖J_i‖² var_i, and for
 E (rᵀJ_i)² = ‖J_i‖² (Hutchinson). One reverse sweep gives rᵀJ_i for every i at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
 from torchsheaf.precision.execute import keywords
 from torchsheaf.precision.formats import Format, binade, format_of
+from torchsheaf.precision.masking import new_infinities
 from torchsheaf.precision.operators import MODELS, terms_of
 
 
@@ -40,13 +42,17 @@ class Sensitivity:
 
 @dataclass
 class Tape:
-    """A forward pass with a tap on every place where a rounding can happen."""
+    """A forward pass with a tap on every place where a rounding can happen.
+
+    overflows: where the result of a call is infinite though its operands are finite.
+    """
 
     outputs: list[Tensor]
     results: dict[str, list[Tensor]]
     operands: dict[Edge, Tensor]
     weights: dict[Edge, Tensor]
     terms: dict[str, int]
+    overflows: dict[str, Tensor]
 
     @property
     def taps(self) -> list[Tensor]:
@@ -76,7 +82,7 @@ class _Recorder:
         for name, x in zip(flow.graph.inputs, inputs, strict=True):
             floating = isinstance(x, Tensor) and x.is_floating_point()
             self.values[name] = x.to(dtype).detach().requires_grad_() if floating else x
-        self.tape = Tape([], {}, {}, {}, {})
+        self.tape = Tape([], {}, {}, {}, {}, {})
 
     def run(self) -> Tape:
         with torch.enable_grad():
@@ -104,10 +110,16 @@ class _Recorder:
         if choosing:
             parts = result if isinstance(result, tuple | list) else [result]
             floating = [p for p in parts if isinstance(p, Tensor) and p.is_floating_point()]
+            for p in floating:
+                # Made of integers alone: a leaf, whose rounding moves the output all the same.
+                p.requires_grad_()
             self.tape.results[c.name] = [p for p in floating if p.requires_grad][:1] + [
                 p for p in floating[1:] if p.requires_grad and c.packet == "var_mean"
             ]
             self.tape.terms[c.name] = terms_of(c, dict(self.flow.shapes))
+            born = new_infinities(c, value, floating[0].detach(), self.dtype)
+            if kind == "rounding" and born is not None:
+                self.tape.overflows[c.name] = born
         self.values[c.name] = result
 
     def plain(self, n: str) -> Any:
@@ -152,7 +164,19 @@ def _batch_norm(
     return (y if bias is None else y + bias.view(shape),)
 
 
-_DIFFERENTIABLE = {"_native_batch_norm_legit_no_training": _batch_norm}
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """Softmax; a row of −∞ alone gives 0 and no gradient.
+
+    Its NaN is passed over by the model, or the model is NaN and was refused.
+    """
+    hidden = (x == -torch.inf).all(dim, keepdim=True)
+    return torch.softmax(x.masked_fill(hidden, 0.0), dim).masked_fill(hidden, 0.0)
+
+
+_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+    "_native_batch_norm_legit_no_training": _batch_norm,
+    "_softmax": _softmax,
+}
 
 
 def random_signs(tape: Tape, count: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
@@ -221,7 +245,7 @@ def analyse(
     """
     generator = generator or torch.Generator().manual_seed(0)
     tape = record(flow, inputs, dtype)
-    finite = all(is_finite(o) for o in tape.outputs)
+    finite = all(is_finite(o) for o in tape.outputs) and not tape.overflows
     if not finite and dtype == torch.float32:
         return analyse(
             flow, inputs, formats, probes=probes, generator=generator, dtype=torch.float64
@@ -256,6 +280,15 @@ def analyse_output(
     return table.finish(1, 1, False, dtype)
 
 
+def _weighted(squared: Tensor, weight: Tensor) -> float:
+    """Σ g²·w, where 0·∞ = 0: what does not reach the output, or is not moved, adds nothing."""
+    total = float(torch.dot(squared, weight))
+    if not math.isfinite(total):
+        nothing = (squared == 0) | (weight == 0)
+        total = float((squared * weight).masked_fill(nothing, 0.0).sum())
+    return total
+
+
 class _Table:
     """Accumulates Σ_i (rᵀJ_i)² var_i(format) per tap and probe."""
 
@@ -265,9 +298,7 @@ class _Table:
         self.rows: list[tuple[str, Any, list[tuple[list[Format], Tensor]]]] = []
         for name, parts in tape.results.items():
             for part in parts:
-                silent = flow.kinds[name] == "select"
-                groups = [] if silent else self.by_floor(part.detach(), self.result_formats())
-                self.rows.append(("kernel", name, groups))
+                self.rows.append(("kernel", name, self.rounding(name, part.detach())))
         for edge, value in tape.operands.items():
             if edge.consumer == SINK:
                 self.rows.append(("none", edge, []))
@@ -279,23 +310,44 @@ class _Table:
             self.rows.append(("weight", edge, self.known(leaf.detach())))
         self.sums: list[dict[str, list[float]]] = [{f.name: [] for f in formats} for _ in self.rows]
 
+    def rounding(self, name: str, result: Tensor) -> list[Any]:
+        """What rounding the result of a call weighs."""
+        c = self.calls[name]
+        if self.flow.kinds[name] == "select":
+            return []
+        if c.packet == "_to_copy":  # integers, which are known beforehand
+            return self.known(result, exact=False)
+        overflow = self.tape.overflows.get(name)
+        return self.by_floor(result, self.result_formats(), overflow)
+
     def result_formats(self) -> list[Format]:
         return list({f.result.name: f.result for f in self.formats}.values())
 
-    def by_floor(self, value: Tensor, formats: Sequence[Format]) -> list[Any]:
-        """binade² of the value, clamped once per distinct subnormal threshold."""
+    def by_floor(
+        self, value: Tensor, formats: Sequence[Format], overflow: Tensor | None = None
+    ) -> list[Any]:
+        """binade² of the value, clamped once per distinct subnormal threshold.
+
+        0 for ±∞, which every format holds, unless it stands for a number that overflowed.
+        """
         squared = binade(value.reshape(-1))
+        handed = torch.isinf(value) if overflow is None else torch.isinf(value) & ~overflow
+        exact = handed.reshape(-1) if handed.any() else None
         groups = []
         for floor in sorted({max(2.0**f.emin, 2.0**-126) for f in formats}):
             members = [f for f in formats if max(2.0**f.emin, 2.0**-126) == floor]
-            groups.append((members, torch.clamp(squared, min=floor).square_()))
+            weight = torch.clamp(squared, min=floor).square_()
+            groups.append((members, weight if exact is None else weight.masked_fill_(exact, 0.0)))
         return groups
 
-    def known(self, value: Tensor) -> list[Any]:
-        """(round(x) − x)² for numbers that are known beforehand: weights and inputs."""
+    def known(self, value: Tensor, exact: bool = True) -> list[Any]:
+        """(round(x) − x)² for numbers that are known beforehand: weights, inputs and integers.
+
+        exact: the value's own dtype is that of the numbers, so that wider formats hold them.
+        """
         groups = []
         for f in self.formats:
-            if not f.holds(format_of(value.dtype)):
+            if not exact or not f.holds(format_of(value.dtype)):
                 delta = (f.round(value).to(value.dtype) - value).reshape(-1)
                 groups.append(([f], torch.nan_to_num(delta).square_()))
         return groups
@@ -305,7 +357,7 @@ class _Table:
             squared = None if g is None or not groups else g.reshape(-1).square()
             done = dict.fromkeys(sums, 0.0)
             for members, weight in groups:
-                total = float(torch.dot(squared, weight)) if squared is not None else 0.0
+                total = _weighted(squared, weight) if squared is not None else 0.0
                 for f in members:
                     done[f.name] = total * self.scale(kind, key, f)
             for f in self.formats:
@@ -316,6 +368,8 @@ class _Table:
         if kind == "weight" or (kind == "cast" and key.source in self.flow.graph.inputs):
             return 1.0
         call = self.calls[key] if kind == "kernel" else None
+        if call is not None and call.packet == "_to_copy":
+            return 1.0
         terms = self.tape.terms.get(key, 1) if kind == "kernel" else 1
         return variances(call, torch.empty(0), form, terms)[0]
 
