@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.network.aten import AtenCall, substitute
-from torchsheaf.precision.bound_rules import RULES, averaging
+from torchsheaf.precision.bound_rules import RULES, rule_of
 from torchsheaf.precision.dataflow import Dataflow, Edge
 from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords, run_exact
 from torchsheaf.precision.formats import FORMATS, Format, format_of
@@ -30,6 +30,8 @@ from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 WIDEN = 1.0 + 1e-10
 # No finite number is moved so far by a rounding that stays finite: the rounded one is infinite.
 _LOST = 1e300
+# They put the numbers of a row in order, so that a bound does not stay with its number.
+_ORDERING = {"sort", "topk", "min", "max"}
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,24 @@ class BoundWalk:
             args[2] = 0.0
         if c.packet in ("amin",):
             return torch.ops.aten.amax.default(*substitute(tuple(args), value))
+        if c.packet in _ORDERING:
+            return self.ordered(c, bounds[c.operands[0]])
         moved = c.call(*substitute(tuple(args), value), **_kwargs_of(kwargs, value))
         return moved
+
+    def ordered(self, c: AtenCall, bound: Tensor) -> Any:
+        """The k-th largest of a row moves by at most what any number of the row moves."""
+        result = self.values[c.name]
+        first = result[0] if isinstance(result, tuple | list) else result
+        dims = [a for a in c.args[1:] if type(a) is int]
+        if c.packet == "topk":
+            dims = dims[1:]
+        dim = dims[0] if dims else c.kwargs.get("dim", -1)
+        worst = (
+            bound.max() if first.ndim == 0 else bound.amax(dim, keepdim=bound.ndim == first.ndim)
+        )
+        moved = worst.expand_as(first).clone()
+        return moved if first is result else (moved, *result[1:])
 
     def operand(self, n: str, c: AtenCall) -> tuple[Any, Any] | None:
         """(value, bound) of an operand after its cast into the format of the call."""
@@ -234,9 +252,7 @@ class BoundWalk:
             pair = self.operand(n, c)
             return self.values[n] if pair is None else pair
 
-        rule = RULES.get(c.packet)
-        if rule is None and c.packet in ("mean", "sum", "cumsum"):
-            rule = averaging(c.call)
+        rule = rule_of(c.packet, c.call)
         args = substitute(c.args, moved)
         if c.packet == "_to_copy" and not isinstance(args[0], tuple):
             args, rule = ((args[0].double(), torch.zeros_like(first)), *args[1:]), RULES["_to_copy"]
@@ -267,17 +283,11 @@ class BoundWalk:
         return spread, own if born is None else torch.where(born, math.inf, own)
 
     def own(self, c: AtenCall, form: Format, y: Tensor, spread: Tensor, inside: Tensor) -> Tensor:
-        """c·u·(|y| + P) + δ, and the accumulation in float32 (float64) on top."""
+        """c·u·(|y| + P) + γ·S + δ of the kernel's model."""
         model = MODELS[c.packet]
         n = terms_of(c, dict(self.flow.shapes)) if model.accumulates else 1
-        narrow = form.result.bits < 24
-        inner = 2.0**-24 if form.result.bits <= 24 else 2.0**-53
-        factor = model.narrow if narrow else model.wide
-        unit = form.result.unit
         size = torch.nan_to_num(y.abs(), posinf=0.0) + spread
-        gamma = (n + 8.0) * inner / (1.0 - (n + 8.0) * inner)
-        floor = model.floor(form)
-        return factor * unit * size + gamma * inside + floor
+        return model.local(form, n, size, inside)
 
 
 def _kwargs_of(kwargs: dict[str, Any], value: Any) -> dict[str, Any]:

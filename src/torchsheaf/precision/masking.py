@@ -23,7 +23,7 @@ ALL_READERS = ""
 # Each number of the result is a number of one operand, or a sum of numbers of the operands.
 _PASSES_ON = set(
     """view permute transpose t reshape _unsafe_view expand slice select squeeze unsqueeze clone
-    alias detach contiguous _to_copy where masked_fill cat slice_scatter select_scatter copy
+    alias detach contiguous _to_copy where masked_fill cat slice_scatter select_scatter
     constant_pad_nd index gather add""".split()
 )
 

@@ -173,9 +173,15 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return torch.softmax(x.masked_fill(hidden, 0.0), dim).masked_fill(hidden, 0.0)
 
 
+def _copy(held: Tensor, given: Tensor) -> Tensor:
+    """What is written over `held`; torch has no derivative of the call itself."""
+    return given.to(held.dtype).expand_as(held)
+
+
 _DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit_no_training": _batch_norm,
     "_softmax": _softmax,
+    "copy": _copy,
 }
 
 
