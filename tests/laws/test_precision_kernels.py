@@ -139,3 +139,18 @@ def test_a_kernel_without_a_model_is_named() -> None:
 
     with pytest.raises(UnsupportedModel, match=r"no rounding model for aten\.special_bessel_j0"):
         plan(line(unknown)[0], torch.ones(5, 4), 0.1)
+
+
+def test_memory_that_is_written_before_it_is_read_holds_zeros() -> None:
+    class Written(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.new_empty(4, 4)
+            y[:2], y[2:] = x.exp(), x.sin()
+            return y
+
+    # A block of the same size, freed with numbers that no format is allowed to hold.
+    torch.full((4, 4), 1e38)
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    graph = trace_aten(Written(), x)
+    assert all(float(t.abs().max()) == 0 for t in graph.constants.values())
+    assert plan(graph, x, 1e-2).measured.value <= 1e-2

@@ -289,7 +289,11 @@ def _prune(graph: AtenGraph) -> AtenGraph:
 
 # Their value is fixed by the shape of their argument, which is static.
 _BY_SHAPE = {"full_like", "zeros_like", "ones_like", "empty_like", "new_zeros", "new_ones"}
-_BY_SHAPE |= {"new_full", "sym_size"}
+_BY_SHAPE |= {"new_full", "sym_size", "new_empty", "new_empty_strided"}
+# Memory that the model writes over before it reads it: chance numbers there have a range and may be
+# NaN, zeros do no harm.
+_UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted"}
+_UNWRITTEN |= {"new_empty", "new_empty_strided"}
 # Relabelling: a parameter seen through these is still that parameter.
 _VIEWS = {"permute", "view", "expand", "unsqueeze", "squeeze", "transpose", "t", "slice", "select"}
 _VIEWS |= {"alias", "clone", "reshape", "_unsafe_view", "detach", "getitem"}
@@ -320,6 +324,8 @@ def fold_constants(graph: AtenGraph) -> AtenGraph:
             continue
         with torch.no_grad():
             values[c.name] = substitute_call(c, values.__getitem__)
+            if c.packet in _UNWRITTEN:
+                values[c.name].zero_()
         if by_shape:
             for name in c.operands:
                 if name not in constants and name not in views:
