@@ -4,8 +4,10 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -287,3 +289,45 @@ def test_integers_become_numbers_with_an_error_of_their_own() -> None:
     counts = plan(Counted(3), torch.tensor([[4097, 2049, 1025], [3, 259, 513]]), 1e3)
     own = own_error(counts)
     assert float(own["bf16"].mean()) > float(own["fp16"].mean()) > float(own["fp32"].mean()) == 0
+
+
+def test_a_plan_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    module = importlib.import_module("torchsheaf.precision.plan")
+    asked: list[tuple[bool | None, str]] = []
+    told: list[float] = []
+
+    @contextmanager
+    def bar(show: bool | None, name: str) -> Iterator[Callable[[float], None]]:
+        asked.append((show, name))
+        yield told.append
+
+    monkeypatch.setattr(module, "progress_bar", bar)
+    lines: list[str] = []
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    plan(net, torch.ones(2, 4), 1e-2, log=lines.append)
+    assert asked == [(None, "plan")]
+    assert len(lines) >= 1
+    assert told == sorted(told)
+    assert 0 <= told[0] < told[-1] <= 1
+    assert len(told) == 4 + len(lines)
+
+
+def test_a_plan_runs_the_model_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchsheaf.precision import admission, arguments, tighten
+
+    runs: list[str] = []
+
+    def counted(part: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            runs.append(part)
+            return run_exact(*arguments, **options)
+
+        return run
+
+    for part in (admission, arguments, tighten):
+        monkeypatch.setattr(part, "run_exact", counted(part.__name__.rsplit(".", 1)[-1]))
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    plan(net, torch.ones(2, 4), 1.0, calibration=torch.zeros(2, 4))
+    assert sorted(runs) == ["admission", "admission", "arguments", "tighten", "tighten"]

@@ -295,6 +295,9 @@ def conformance(
 
     operators: only these, or all. tf32 is checked on matrix products. Cost: a few seconds.
     Raises `ValueError` where nothing can be computed on the device or nothing was to be checked.
+
+    >>> conformance(["bf16"], operators=["relu", "mul"]).failures
+    ()
     """
     refuse_device(device)
     generator = generator or torch.Generator().manual_seed(0)

@@ -103,9 +103,25 @@ def refute(
 ) -> Refutation:  # fmt: skip
     """Look for proofs that running the model uniformly in `format` misses the budget (max norm).
 
+    inputs: a tensor (batch, *shape) or a tuple of the model's inputs. A proof is an inequality
+    between exact numbers: error − reference_bound > budget (witness), the same for the distance of
+    an output from the format's grid (grid) and for half the distance of two outputs whose inputs
+    round alike (cell), or |value| − reference_bound ≥ the format's overflow threshold (overflow;
+    scores that only softmaxes read, with weight 0, do not count).
+
     Raises `ValueError` for a bad argument (`TypeError` for a model or inputs of another kind) and
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
-    Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
+    Cost: one export; one run as it is and one in the format; two float64 runs and the bound of the
+    reference (some five); `sweeps` reverse sweeps and two more float64 runs for each.
+
+    >>> x = torch.full((1, 1), 12.0)
+    >>> refute(torch.nn.Tanh(), x, "fp16", budget=1e-3).refuted
+    False
+    >>> large = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(large.weight, 6000.0)  # 72000 is past 65504
+    >>> proofs = refute(large, x, "fp16", budget=1e-3).proofs
+    >>> "overflow" in {p.kind for p in proofs} and all(p.recheck() for p in proofs)
+    True
     """
     form, budget = find_format(format), error_budget(budget)
     sweeps = whole_number("sweeps", sweeps, 0)

@@ -6,7 +6,7 @@ E (rᵀJ_i)² = ‖J_i‖² (Hutchinson). One reverse sweep gives rᵀJ_i for ev
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
+from torchsheaf.precision.differentiable import DIFFERENTIABLE
 from torchsheaf.precision.execute import keywords
 from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.masking import new_infinities
@@ -105,7 +106,7 @@ class _Recorder:
         def value(n: str) -> Any:
             return self.operand(n, c.name) if choosing else self.plain(n)
 
-        kernel = _DIFFERENTIABLE.get(c.packet, c.call) if choosing else c.call
+        kernel = DIFFERENTIABLE.get(c.packet, c.call) if choosing else c.call
         result = kernel(*substitute(c.args, value), **keywords(c, value, self.dtype))
         if choosing:
             parts = result if isinstance(result, tuple | list) else [result]
@@ -152,37 +153,6 @@ class _Recorder:
             value = self.values[n]
             self.tape.operands[edge] = value.view_as(value) if self.readers[n] > 1 else value
         return self.tape.operands[edge]
-
-
-def _batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, momentum: float, eps: float
-) -> tuple[Tensor]:
-    """Batch norm in evaluation, differentiable in its running statistics too: they are weights."""
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    y = (x - mean.view(shape)) * torch.rsqrt(var + eps).view(shape)
-    y = y if weight is None else y * weight.view(shape)
-    return (y if bias is None else y + bias.view(shape),)
-
-
-def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    """Softmax; a row of −∞ alone gives 0 and no gradient.
-
-    Its NaN is passed over by the model, or the model is NaN and was refused.
-    """
-    hidden = (x == -torch.inf).all(dim, keepdim=True)
-    return torch.softmax(x.masked_fill(hidden, 0.0), dim).masked_fill(hidden, 0.0)
-
-
-def _copy(held: Tensor, given: Tensor) -> Tensor:
-    """What is written over `held`; torch has no derivative of the call itself."""
-    return given.to(held.dtype).expand_as(held)
-
-
-_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "_softmax": _softmax,
-    "copy": _copy,
-}
 
 
 def random_signs(tape: Tape, count: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
