@@ -16,7 +16,7 @@ ORDER = (
     "train diagnose precision figures report labs cli"
 ).split()
 # Modules that may be asked for anywhere: they import nothing from the package.
-LEAVES = {"_version"}
+LEAVES = {"_version", "progress"}
 TRACERS = ("torch.export", "torch.fx", "torch._export")
 BANNED_NAMES = {"utils", "util", "misc", "helpers", "helper", "common", "core", "base"}
 MAX_LINES = 400

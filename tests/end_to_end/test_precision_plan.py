@@ -4,7 +4,10 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -259,3 +262,72 @@ def test_outputs_of_several_tensors_and_structures() -> None:
     assert set(out) == {"first", "second"}
     assert out["second"].shape == (4, 2)
     assert math.isfinite(p.predicted.value)
+
+
+class Counted(nn.Module):
+    """Integers to floating numbers, then a layer."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.classes = nn.Linear(classes, 4), classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        hot = nn.functional.one_hot(x, self.classes) if x.ndim == 1 else x
+        return self.layer(hot.to(self.layer.weight.dtype)).relu()
+
+
+def own_error(p: Plan) -> Mapping[str, Tensor]:
+    (name,) = p.flow.find("aten._to_copy")
+    return p.table.kernel[name]
+
+
+def test_integers_become_numbers_with_an_error_of_their_own() -> None:
+    hot = plan(Counted(6), torch.arange(5), 0.1)
+    assert hot.measured.value <= 0.1
+    assert bool((own_error(hot)["bf16"] == 0).all()), "0 and 1 are exact"
+    counts = plan(Counted(3), torch.tensor([[4097, 2049, 1025], [3, 259, 513]]), 1e3)
+    own = own_error(counts)
+    assert float(own["bf16"].mean()) > float(own["fp16"].mean()) > float(own["fp32"].mean()) == 0
+
+
+def test_a_plan_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    module = importlib.import_module("torchsheaf.precision.plan")
+    asked: list[tuple[bool | None, str]] = []
+    told: list[float] = []
+
+    @contextmanager
+    def bar(show: bool | None, name: str) -> Iterator[Callable[[float], None]]:
+        asked.append((show, name))
+        yield told.append
+
+    monkeypatch.setattr(module, "progress_bar", bar)
+    lines: list[str] = []
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    plan(net, torch.ones(2, 4), 1e-2, log=lines.append)
+    assert asked == [(None, "plan")]
+    assert len(lines) >= 1
+    assert told == sorted(told)
+    assert 0 <= told[0] < told[-1] <= 1
+    assert len(told) == 4 + len(lines)
+
+
+def test_a_plan_runs_the_model_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchsheaf.precision import admission, arguments, tighten
+
+    runs: list[str] = []
+
+    def counted(part: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            runs.append(part)
+            return run_exact(*arguments, **options)
+
+        return run
+
+    for part in (admission, arguments, tighten):
+        monkeypatch.setattr(part, "run_exact", counted(part.__name__.rsplit(".", 1)[-1]))
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    plan(net, torch.ones(2, 4), 1.0, calibration=torch.zeros(2, 4))
+    assert sorted(runs) == ["admission", "admission", "arguments", "tighten", "tighten"]

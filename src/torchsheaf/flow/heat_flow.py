@@ -13,13 +13,13 @@ from torchsheaf.flow.events import Events
 from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import FlowMethod, Task
 from torchsheaf.flow.ode import Ode
-from torchsheaf.flow.progress import progress_bar
 from torchsheaf.flow.recorder import Record, Recorder
 from torchsheaf.flow.regularised import selects_among_several
 from torchsheaf.flow.trajectory import Trajectory
 from torchsheaf.flow.velocity import identity_output
 from torchsheaf.flow.walls import Walls
 from torchsheaf.outcome import ConvergenceError, Outcome
+from torchsheaf.progress import progress_bar
 
 
 def heat_flow(
@@ -82,7 +82,7 @@ def heat_flow(
     _check_domain(problem, first, start)
     end = math.inf if until is None else float(until)
     recorder = Recorder(problem, _grid(times, end, alpha, problem.like), record)
-    with progress_bar(progress, chosen.name) as tell:
+    with progress_bar(progress, f"{chosen.name} flow") as tell:
         task = Task(
             problem, walls, first, alpha, end, tol, max_steps, recorder,
             output_force == "jacobian", tell,

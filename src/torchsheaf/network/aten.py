@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram as ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from torchsheaf.network.errors import Offender, UnsupportedModel, first_line
@@ -167,7 +168,9 @@ def _lower(model: nn.Module | ExportedProgram, inputs: tuple[Any, ...]) -> Expor
         )
     try:
         # torch's own deprecation notes are not about the caller's model.
-        with warnings.catch_warnings(), torch.no_grad():
+        # The fused attention kernels lay their result out in another order than the products that
+        # they are lowered to, and a later view that fits the one need not fit the other.
+        with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             program = (
                 model
@@ -288,7 +291,11 @@ def _prune(graph: AtenGraph) -> AtenGraph:
 
 # Their value is fixed by the shape of their argument, which is static.
 _BY_SHAPE = {"full_like", "zeros_like", "ones_like", "empty_like", "new_zeros", "new_ones"}
-_BY_SHAPE |= {"new_full", "sym_size"}
+_BY_SHAPE |= {"new_full", "sym_size", "new_empty", "new_empty_strided"}
+# Memory that the model writes over before it reads it: chance numbers there have a range and may be
+# NaN, zeros do no harm.
+_UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted"}
+_UNWRITTEN |= {"new_empty", "new_empty_strided"}
 # Relabelling: a parameter seen through these is still that parameter.
 _VIEWS = {"permute", "view", "expand", "unsqueeze", "squeeze", "transpose", "t", "slice", "select"}
 _VIEWS |= {"alias", "clone", "reshape", "_unsafe_view", "detach", "getitem"}
@@ -319,6 +326,8 @@ def fold_constants(graph: AtenGraph) -> AtenGraph:
             continue
         with torch.no_grad():
             values[c.name] = substitute_call(c, values.__getitem__)
+            if c.packet in _UNWRITTEN:
+                values[c.name].zero_()
         if by_shape:
             for name in c.operands:
                 if name not in constants and name not in views:

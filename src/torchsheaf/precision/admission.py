@@ -56,18 +56,22 @@ def _holds_nan(value: Any) -> bool:
     return floating and bool(torch.isnan(value).any())
 
 
-def joint_ranges(flow: Dataflow, batches: Sequence[tuple[Any, ...]]) -> dict[str, Range]:
-    """What every choosing call needs of a range, over all batches.
+def joint_ranges(
+    flow: Dataflow, batches: Sequence[tuple[Any, ...]]
+) -> tuple[dict[str, Range], Mapping[str, Any]]:
+    """What every choosing call needs of a range, over all batches; and the values of the first.
 
-    Raises `ValueError` where the output is NaN on one of them.
+    Raises `ValueError` where the output is NaN on one of them. Cost: one float64 run per batch.
     """
     whole: dict[str, Range] = {}
+    first: Mapping[str, Any] = {}
     for batch in batches:
         values = run_exact(flow, batch, keep=True).values
         refuse_undefined(flow, values)
+        first = first or values
         for name, r in needed_range(flow, ranges_in(flow, values)).items():
             whole[name] = whole[name].join(r) if name in whole else r
-    return whole
+    return whole, first
 
 
 def needs_double(formats: Sequence[Format], budget: float) -> bool:

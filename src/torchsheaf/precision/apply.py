@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from torchsheaf.network.rewrite import Conversions, Step, build_module
 from torchsheaf.precision.dataflow import SINK, Dataflow
 from torchsheaf.precision.execute import Assignment
-from torchsheaf.precision.formats import FORMATS, Format, _round_tf32, format_of
+from torchsheaf.precision.formats import FORMATS, Format, format_of, round_tf32
 from torchsheaf.precision.predict import held_format
 from torchsheaf.precision.profile import wait_for
-
-
-def round_tf32(x: Tensor) -> Tensor:
-    """Round float32 numbers to the 11 significant bits of tf32."""
-    return _round_tf32(x)
 
 
 def steps_into(form: Format, held: Format) -> tuple[Step, ...]:

@@ -132,6 +132,15 @@ def reciprocal(x: Bound) -> tuple[Tensor, Tensor]:
     return quotient(1.0, x)
 
 
+def _others(x: Tensor, dim: int) -> Tensor:
+    """Σ_{j≠i} x_j for x ≥ 0, without cancellation: what precedes i and what follows it."""
+    before = x.cumsum(dim).roll(1, dim)
+    after = x.flip(dim).cumsum(dim).roll(1, dim).flip(dim)
+    before.select(dim, 0).zero_()
+    after.select(dim, -1).zero_()
+    return before + after
+
+
 def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
     """The largest and smallest value that softmax can take on the box, coordinate by coordinate.
 
@@ -142,15 +151,15 @@ def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
     weight = torch.exp(value - top)
     y = weight / weight.sum(dim, keepdim=True)
     # With the other coordinates moved against i: s e^{±2E}-like growth, but never past 1 or 0.
-    up, down = weight * torch.exp(e.clamp_max(300.0)), weight * torch.exp(-e)
-    rest_down = (down.sum(dim, keepdim=True) - down).clamp_min(0.0)
-    rest_up = (up.sum(dim, keepdim=True) - up).clamp_min(0.0)
+    up, down = torch.exp(value - top + e), torch.exp(value - top - e)
+    rest_down, rest_up = _others(down, dim), _others(up, dim)
     highest = torch.where(up + rest_down > 0, up / (up + rest_down), 1.0)
     lowest = torch.where(down + rest_up > 0, down / (down + rest_up), 0.0)
-    bound = torch.maximum(highest - y, y - lowest).clamp(0.0, 1.0) + 1e-15
+    bound = torch.maximum(highest - y, y - lowest).clamp(0.0, 1.0) + 1e-15 * value.shape[dim]
     bound = torch.nan_to_num(bound, nan=1.0)
     reach = torch.nan_to_num((value - top).abs(), posinf=0.0) + torch.nan_to_num(e, posinf=1e3)
-    return bound, (y + bound) * (reach + 4.0)
+    # What underflows to 0 however the operands move has no exponent to round.
+    return bound, torch.where(highest == 0, 0.0, (y + bound) * (reach + 4.0))
 
 
 def log_softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
@@ -169,9 +178,29 @@ def layer_norm(
     normalised vector is at most √n in every coordinate whatever the variance does. So the bound
     is finite where an interval for the variance would reach 0.
     """
-    dims = list(range(-len(shape), 0))
+    z, bound, reach = _normalise(x, list(range(-len(shape), 0)), eps)
+    one = torch.ones_like(z)
+    w, ew = (_value(weight), _bound(weight)) if weight is not None else (one, 0.0)
+    return _scaled(z, bound, reach, w, ew, _bound(bias) if bias is not None else 0.0)
+
+
+def instance_norm(
+    x: Bound, weight: Any, bias: Any, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(x − m)/σ·w + b over the batch and the positions of every channel (axis 1)."""
+    value = x[0]
+    z, bound, reach = _normalise(x, [d for d in range(value.ndim) if d != 1], eps)
+    shape = [1, -1] + [1] * (value.ndim - 2)
+    one = torch.ones(value.shape[1], dtype=value.dtype, device=value.device)
+    w, ew = weight if weight is not None else (one, 0.0 * one)
+    eb = bias[1] if bias is not None else 0.0 * one
+    return _scaled(z, bound, reach, w.view(shape), ew.view(shape), eb.view(shape))
+
+
+def _normalise(x: Bound, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(x − m)/σ over `dims`, the bound of its error, and the absolute terms behind it over σ."""
     value, e = x
-    n = math.prod(shape)
+    n = math.prod(value.shape[d] for d in dims)
     mean = value.mean(dims, keepdim=True)
     centred = value - mean
     sigma = (centred.square().mean(dims, keepdim=True) + eps).sqrt()
@@ -183,10 +212,15 @@ def layer_norm(
     bound = torch.minimum((far * rho + moved) / sigma, math.sqrt(n) + z.abs())
     bound = torch.nan_to_num(bound, nan=math.inf)
     bound = torch.minimum(bound, math.sqrt(n) + z.abs())
-    w = _value(weight) if weight is not None else torch.ones_like(value)
-    ew = _bound(weight) if weight is not None else 0.0
-    total = bound * (w.abs() + ew) + z.abs() * ew + (_bound(bias) if bias is not None else 0.0)
     reach = (value.abs() + mean.abs() + torch.nan_to_num(e, posinf=0.0)) / least
+    return z, bound, reach
+
+
+def _scaled(
+    z: Tensor, bound: Tensor, reach: Tensor, w: Tensor, ew: Any, eb: Any
+) -> tuple[Tensor, Tensor]:
+    """z·w + b with their bounds."""
+    total = bound * (w.abs() + ew) + z.abs() * ew + eb
     inside = reach + z.abs() + bound
     return total, inside * (w.abs() + ew)
 
@@ -214,7 +248,99 @@ def batch_norm(
     return bound, total
 
 
+def angle(y: Bound, x: Bound) -> tuple[Tensor, Tensor]:
+    """atan2: a point at distance r that moves by ρ < r turns by asin(ρ/r), unless it may cross
+    the negative x axis, where the angle jumps by 2π.
+    """
+    r = torch.hypot(y[0], x[0])
+    rho = torch.hypot(y[1], x[1])
+    turn = torch.where(rho < r, torch.asin((rho / r).clamp_max(1.0)), 2 * math.pi)
+    jumps = (y[0].abs() <= y[1]) & (y[1] > 0) & (x[0] - x[1] <= 0)
+    turn = torch.where(jumps, 2 * math.pi, torch.nan_to_num(turn, nan=2 * math.pi))
+    return torch.where(rho == 0, 0.0, turn), _zero(turn)
+
+
+def summing(call: Callable[..., Tensor]) -> Rule:
+    """Sums of numbers of several operands: S = K(|A| + E_A, …), P = K(E_A, …)."""
+
+    def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        moved = [a[1] if isinstance(a, tuple) else a for a in args]
+        terms = [a[0].abs() + a[1] if isinstance(a, tuple) else a for a in args]
+        return call(*moved, **kwargs), call(*terms, **kwargs)
+
+    return rule
+
+
+def running_product(call: Callable[..., Tensor]) -> Rule:
+    """Products of all numbers up to here: S = Π(|x| + E), P = S − Π|x|."""
+
+    def rule(x: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        total = call(x[0].abs() + x[1], *args, **kwargs)
+        return _minus(total, call(x[0].abs(), *args, **kwargs)), total
+
+    return rule
+
+
+def interpolation(call: Callable[..., Tensor]) -> Rule:
+    """Means of neighbours with weights that are differences of positions up to H and W.
+
+    The positions are rounded, so that a weight errs by some H (or W) units in absolute terms, and
+    a neighbour of weight 0 counts too.
+    """
+
+    def rule(x: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        moved = call(x[1], *args, **kwargs)
+        top = (x[0].abs() + x[1]).amax((-2, -1), keepdim=True)
+        return moved, (2.0 * sum(x[0].shape[-2:]) * top).expand_as(moved)
+
+    return rule
+
+
+def bag(call: Callable[..., Any]) -> Rule:
+    """Embedding bags: sums (0), means (1) or maxima (2), or sums with a weight per entry."""
+
+    def rule(table: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        given, mode = list(args), args[3] if len(args) > 3 else 0
+        low = list(args)
+        if len(args) > 5 and isinstance(args[5], tuple):
+            low[5], given[5] = args[5][0].abs(), args[5][0].abs() + args[5][1]
+        total = call(table[0].abs() + table[1], *given, **kwargs)[0]
+        if mode == 2:
+            rows = table[1].amax(0)
+            return rows.expand_as(total).clone(), _zero(total)
+        return _minus(total, call(table[0].abs(), *low, **kwargs)[0]), total
+
+    return rule
+
+
+def trilinear(call: Callable[..., Tensor]) -> Rule:
+    """Sums of products of three: S = K(|A| + E_A, …), P = S − K(|A|, …)."""
+
+    def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        low = [a[0].abs() for a in args[:3]]
+        total = call(*(a[0].abs() + a[1] for a in args[:3]), *args[3:], **kwargs)
+        return _minus(total, call(*low, *args[3:], **kwargs)), total
+
+    return rule
+
+
+def rule_of(packet: str, call: Callable[..., Any]) -> Rule | None:
+    """The rule of an operator, made for the very overload where it needs one; None without one."""
+    made = _BY_CALL.get(packet)
+    return RULES.get(packet) if made is None else made(call)
+
+
 aten = torch.ops.aten
+_BY_CALL: dict[str, Callable[[Callable[..., Any]], Rule]] = {
+    **dict.fromkeys(["mean", "sum", "cumsum"], averaging),
+    **dict.fromkeys(["avg_pool1d", "avg_pool2d", "avg_pool3d"], averaging),
+    **dict.fromkeys(["_adaptive_avg_pool2d", "_adaptive_avg_pool3d"], averaging),
+    **dict.fromkeys(["scatter_add", "index_put"], summing),
+    "cumprod": running_product,
+    "upsample_bilinear2d": interpolation,
+    "_embedding_bag": bag,
+    "_trilinear": trilinear,
+}
 RULES: dict[str, Rule] = {
     "mm": bilinear(aten.mm.default, 0),
     "bmm": bilinear(aten.bmm.default, 0),
@@ -261,7 +387,7 @@ RULES: dict[str, Rule] = {
     "_log_softmax": log_softmax,
     "native_layer_norm": layer_norm,
     "_native_batch_norm_legit_no_training": batch_norm,
-    "avg_pool2d": averaging(aten.avg_pool2d.default),
-    "avg_pool1d": averaging(aten.avg_pool1d.default),
-    "_adaptive_avg_pool2d": averaging(aten._adaptive_avg_pool2d.default),
+    "_native_batch_norm_legit": instance_norm,
+    "atan2": angle,
+    "copy": lambda held, given: (_zero(held[0]), _zero(held[0])),
 }

@@ -6,6 +6,7 @@ second-order terms. The first-order worst case (U2) is Σ |J|·e, the adjoint's 
 largest local error: sound up to products of errors.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from torchsheaf.network.aten import AtenCall, substitute
-from torchsheaf.precision.bound_rules import RULES, averaging
+from torchsheaf.precision.bound_rules import RULES, rule_of
 from torchsheaf.precision.dataflow import Dataflow, Edge
-from torchsheaf.precision.execute import Assignment, Execution, _Caster, _kwargs
+from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords, run_exact
 from torchsheaf.precision.formats import FORMATS, Format, format_of
+from torchsheaf.precision.masking import masked_scores, new_infinities
 from torchsheaf.precision.measure import by_sample, floating_outputs
 from torchsheaf.precision.operators import MODELS, terms_of
 from torchsheaf.precision.predict import held_format
@@ -26,6 +28,10 @@ from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 
 # The float64 values themselves are rounded: bounds are widened by this, relative.
 WIDEN = 1.0 + 1e-10
+# No finite number is moved so far by a rounding that stays finite: the rounded one is infinite.
+_LOST = 1e300
+# They put the numbers of a row in order, so that a bound does not stay with its number.
+_ORDERING = {"sort", "topk", "min", "max"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +59,12 @@ def rigorous_bound(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment
     Holds for every execution whose kernels obey the models of `operators` (checked on a machine by
     `torchsheaf precision conformance`). Cost: some five forward passes in float64.
     """
-    return _Walk(flow, inputs, assignment, isolate=False).run()
+    return BoundWalk(flow, inputs, assignment, isolate=False).run()
 
 
 def local_errors(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment) -> ErrorBound:
     """The largest error that every operation, cast and weight makes by itself."""
-    return _Walk(flow, inputs, assignment, isolate=True).run()
+    return BoundWalk(flow, inputs, assignment, isolate=True).run()
 
 
 def first_order_worst(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment) -> Tensor:
@@ -79,21 +85,29 @@ def first_order_worst(flow: Dataflow, inputs: Sequence[Any], assignment: Assignm
         total = 0.0
         for g, e in zip(adjoint(tape, seeds), weights, strict=True):
             if g is not None and e is not None:
-                total += float((g.abs().reshape(-1) * e.expand_as(g).reshape(-1)).sum())
+                moved = g.abs() * e.expand_as(g)
+                total += float(torch.where(g == 0, 0.0, moved).sum())  # 0·∞ is 0 here
         bounds.append(total)
     # Delivery rounds nothing: an output is widened to the model's dtype, or kept as it is.
     return torch.tensor(bounds, dtype=torch.float64) * WIDEN
 
 
-class _Walk:
-    """Carries (value, bound) through the graph."""
+class BoundWalk:
+    """Carries (value, bound) through the graph, call by call.
+
+    values: every value of the float64 run. bounds: for the floating ones, E with |x̂ − x| ≤ E in
+    every execution of `assignment`. local, casts, weights: the errors that each operation, cast and
+    weight adds. isolate: operands are taken as exact, so that `bounds` stays 0 and `local` holds
+    what every operation errs by itself.
+    """
 
     def __init__(
         self, flow: Dataflow, inputs: Sequence[Any], assignment: Assignment, isolate: bool
     ) -> None:
-        self.flow, self.assignment, self.isolate = flow, assignment, isolate
+        self.flow, self.inputs = flow, inputs
+        self.assignment, self.isolate = assignment, isolate
         self.calls = flow.calls
-        double = _Caster(torch.float64)
+        double = Caster(torch.float64)
         self.values: dict[str, Any] = {
             n: double(x) for n, x in zip(flow.graph.inputs, inputs, strict=True)
         }
@@ -124,7 +138,7 @@ class _Walk:
             return
         value = c.call(
             *substitute(c.args, self.values.__getitem__),
-            **_kwargs(c, self.values.__getitem__, torch.float64),
+            **keywords(c, self.values.__getitem__, torch.float64),
         )
         self.values[c.name] = value
         if kind == "structural":
@@ -155,8 +169,24 @@ class _Walk:
             args[2] = 0.0
         if c.packet in ("amin",):
             return torch.ops.aten.amax.default(*substitute(tuple(args), value))
+        if c.packet in _ORDERING:
+            return self.ordered(c, bounds[c.operands[0]])
         moved = c.call(*substitute(tuple(args), value), **_kwargs_of(kwargs, value))
         return moved
+
+    def ordered(self, c: AtenCall, bound: Tensor) -> Any:
+        """The k-th largest of a row moves by at most what any number of the row moves."""
+        result = self.values[c.name]
+        first = result[0] if isinstance(result, tuple | list) else result
+        dims = [a for a in c.args[1:] if type(a) is int]
+        if c.packet == "topk":
+            dims = dims[1:]
+        dim = dims[0] if dims else c.kwargs.get("dim", -1)
+        worst = (
+            bound.max() if first.ndim == 0 else bound.amax(dim, keepdim=bound.ndim == first.ndim)
+        )
+        moved = worst.expand_as(first).clone()
+        return moved if first is result else (moved, *result[1:])
 
     def operand(self, n: str, c: AtenCall) -> tuple[Any, Any] | None:
         """(value, bound) of an operand after its cast into the format of the call."""
@@ -165,7 +195,7 @@ class _Walk:
         edge, form = self.edges[n, c.name], FORMATS[self.assignment[c.name]]
         if edge.source in self.flow.graph.constants:
             own = self.weight_error(edge, form)
-            viewed = self.view(n, own) if n != edge.source else own
+            viewed = self.harmless(n, c, self.view(n, own) if n != edge.source else own)
             return self.values[n], viewed if not self.isolate else torch.zeros_like(viewed)
         held = held_format(self.flow, self.assignment, edge.source)
         value, bound = self.values[n], self.bounds[n]
@@ -173,10 +203,12 @@ class _Walk:
         if not form.holds(held):
             if edge.source in self.flow.graph.inputs:
                 own = torch.nan_to_num((form.round(value).double() - value).abs())
+                own = self.harmless(n, c, own)
             else:
                 size = torch.nan_to_num(value.abs(), posinf=0.0)
                 wide = size if self.isolate else size + bound
                 own = form.unit * wide + form.spacing / 2
+                own = torch.where(torch.isinf(value), 0.0, own)
         self.casts[edge] = own
         return value, torch.zeros_like(bound) if self.isolate else bound + own
 
@@ -187,6 +219,17 @@ class _Walk:
             own = (form.round(tensor).double() - tensor.double()).abs().nan_to_num()
         self.weights[edge] = own
         return own
+
+    def harmless(self, n: str, c: AtenCall, own: Tensor) -> Tensor:
+        """Without the error of masked scores that became −∞: theirs reaches no output."""
+        past = own > _LOST
+        masked = self.masked.get((n, c.name)) if past.any() else None
+        return own if masked is None else torch.where(past & masked, 0.0, own)
+
+    @functools.cached_property
+    def masked(self) -> Mapping[tuple[str, str], Tensor]:
+        values = run_exact(self.flow, self.inputs, keep=True).values
+        return masked_scores(self.flow, values)
 
     def view(self, n: str, own: Tensor) -> Tensor:
         if n in self.flow.graph.constants:
@@ -209,9 +252,7 @@ class _Walk:
             pair = self.operand(n, c)
             return self.values[n] if pair is None else pair
 
-        rule = RULES.get(c.packet)
-        if rule is None and c.packet in ("mean", "sum", "cumsum"):
-            rule = averaging(c.call)
+        rule = rule_of(c.packet, c.call)
         args = substitute(c.args, moved)
         if c.packet == "_to_copy" and not isinstance(args[0], tuple):
             args, rule = ((args[0].double(), torch.zeros_like(first)), *args[1:]), RULES["_to_copy"]
@@ -222,23 +263,31 @@ class _Walk:
             kwargs = {} if c.packet == "_to_copy" else _rule_kwargs(c, moved)
             spread, inside = rule(*args, **kwargs)
         own = self.own(c, form, first, spread, inside)
+        spread, own = self.at_infinity(c, first, spread, own)
         self.local[c.name] = own
         total = torch.zeros_like(own) if self.isolate else spread + own
         total = torch.nan_to_num(total, nan=math.inf, posinf=math.inf)
         self.bounds[c.name] = (total, *value[1:]) if isinstance(value, tuple | list) else total
 
+    def at_infinity(
+        self, c: AtenCall, y: Tensor, spread: Tensor, own: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """±∞ is rounded exactly, and −∞ + s stays −∞; what overflowed may be anything."""
+        infinite = torch.isinf(y)
+        if not infinite.any():
+            return spread, own
+        born = new_infinities(c, self.values.__getitem__, y, torch.float64)
+        own = torch.where(infinite, 0.0, own)
+        if c.packet in ("add", "sub", "rsub"):
+            spread = torch.where(infinite, 0.0, spread)
+        return spread, own if born is None else torch.where(born, math.inf, own)
+
     def own(self, c: AtenCall, form: Format, y: Tensor, spread: Tensor, inside: Tensor) -> Tensor:
-        """c·u·(|y| + P) + δ, and the accumulation in float32 (float64) on top."""
+        """c·u·(|y| + P) + γ·S + δ of the kernel's model."""
         model = MODELS[c.packet]
         n = terms_of(c, dict(self.flow.shapes)) if model.accumulates else 1
-        narrow = form.result.bits < 24
-        inner = 2.0**-24 if form.result.bits <= 24 else 2.0**-53
-        factor = model.narrow if narrow else model.wide
-        unit = form.result.unit
         size = torch.nan_to_num(y.abs(), posinf=0.0) + spread
-        gamma = (n + 8.0) * inner / (1.0 - (n + 8.0) * inner)
-        floor = model.floor(form)
-        return factor * unit * size + gamma * inside + floor
+        return model.local(form, n, size, inside)
 
 
 def _kwargs_of(kwargs: dict[str, Any], value: Any) -> dict[str, Any]:

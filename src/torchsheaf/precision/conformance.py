@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchsheaf.draws import source_device, standard_normal
 from torchsheaf.precision.arguments import refuse_device
-from torchsheaf.precision.bound_rules import RULES, averaging
+from torchsheaf.precision.bound_rules import rule_of
 from torchsheaf.precision.formats import Format, find_format
 from torchsheaf.precision.operators import MODELS, KernelModel
 
@@ -187,12 +187,44 @@ def _cases(generator: torch.Generator) -> Iterator[tuple[str, Callable[..., Any]
     yield "convolution", aten.convolution.default, [r(2, 5, 8, 8), r(4, 5, 3, 3), r(4), *geometry]
     yield "avg_pool2d", aten.avg_pool2d.default, [r(2, 3, 8, 8), [2, 2]]
     stats = [r(5), r(5), r(5), r(5).abs() + 0.1]
+    yield from _more_cases(r, generator)
     norm = aten._native_batch_norm_legit_no_training.default
     yield "_native_batch_norm_legit_no_training", norm, [r(4, 5, 6), *stats, 0.1, 1e-5]
 
 
+def _more_cases(
+    r: Callable[..., Tensor], generator: torch.Generator
+) -> Iterator[tuple[str, Callable[..., Any], list[Any]]]:
+    """Pooling, interpolation, and sums whose terms are chosen by an index."""
+    yield "atan2", aten.atan2.default, [r(4000), r(4000)]
+    yield "cumprod", aten.cumprod.default, [1 + 0.1 * r(6, 200), 1]
+    yield "cumsum", aten.cumsum.default, [r(6, 500), 1]
+    yield "avg_pool3d", aten.avg_pool3d.default, [r(2, 3, 6, 6, 6), [2, 2, 2]]
+    cube = [r(2, 3, 6, 6, 6) + 2, [2, 2, 2]]
+    yield "_adaptive_avg_pool3d", aten._adaptive_avg_pool3d.default, cube
+    for aligned in (False, True):
+        for size in ([47, 31], [9, 5]):
+            resize = [r(2, 3, 20, 13), size, aligned, None]
+            yield "upsample_bilinear2d", aten.upsample_bilinear2d.vec, resize
+    goals = torch.randint(0, 3, (60, 4), generator=generator)
+    yield "scatter_add", aten.scatter_add.default, [r(3, 4), 0, goals, r(60, 4) + 1]
+    yield "index_put", aten.index_put.default, [r(3, 4), [goals[:, 0]], r(60, 4) + 1, True]
+    entries = torch.randint(0, 50, (160,), generator=generator)
+    for mode in (0, 1, 2):
+        bags = [r(50, 6) + 1, entries, torch.arange(0, 160, 40), False, mode]
+        yield "_embedding_bag", aten._embedding_bag.default, bags
+    products = [r(5, 9), r(7, 9, 8), r(5, 8), [1, 3], [0], [1, 2], [2, 3]]
+    yield "_trilinear", aten._trilinear.default, products
+    images = [r(1, 6, 8, 8) * 3 + 20, r(6), r(6), True, 0.1, 1e-5]
+    yield "_native_batch_norm_legit", aten._native_batch_norm_legit.no_stats, images
+
+
 def _on_grid(value: Any, form: Format, device: str) -> Any:
-    return form.round(value.float()).to(device) if isinstance(value, Tensor) else value
+    if isinstance(value, list):
+        return [_on_grid(item, form, device) for item in value]
+    if not isinstance(value, Tensor):
+        return value
+    return (form.round(value.float()) if value.is_floating_point() else value).to(device)
 
 
 def check_sampled(
@@ -201,21 +233,19 @@ def check_sampled(
     """One kernel of several operands against float64 on the same (rounded) operands."""
     given = [_on_grid(a, form, device) for a in arguments]
     out = kernel(*given)
-    wide = [a.double() if isinstance(a, Tensor) else a for a in given]
+    wide = [a.double() if _is_floating(a) else a for a in given]
     exact = kernel(*wide)
     if isinstance(out, tuple):
         out, exact = out[0], exact[0]
     if form.is_emulated and form.rounds_result:
         out = form.round(out)
-    rule = RULES.get(name) or averaging(kernel)
-    pairs = [(a, torch.zeros_like(a)) if isinstance(a, Tensor) else a for a in wide]
+    rule = rule_of(name, kernel)
+    assert rule is not None
+    pairs = [(a, torch.zeros_like(a)) if _is_floating(a) else a for a in wide]
     _, inside = rule(*pairs)
     model = MODELS[name]
     terms = _terms(name, wide) if model.accumulates else 1
-    inner = 2.0**-24 if form.result.bits <= 24 else 2.0**-53
-    factor = model.narrow if form.result.bits < 24 else model.wide
-    allowed = factor * form.result.unit * exact.abs() + (terms + 8) * inner * inside
-    allowed = allowed + model.floor(form)
+    allowed = model.local(form, terms, exact.abs(), inside)
     found = ratio(out, exact, allowed, form).reshape(-1)
     worst = int(found.argmax())
     shapes = [tuple(a.shape) for a in given if isinstance(a, Tensor)]
@@ -226,11 +256,22 @@ def check_sampled(
     )
 
 
+_POOLED = {"avg_pool2d": 4, "avg_pool3d": 8, "_adaptive_avg_pool3d": 27}
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _terms(name: str, operands: Sequence[Any]) -> int:
-    if name == "convolution":
-        return math.prod(operands[1].shape[1:]) + 1
-    if name == "avg_pool2d":
-        return 4
+    if name in ("convolution", "_trilinear"):
+        return math.prod(operands[1].shape[1:]) + 3
+    if name in _POOLED:
+        return _POOLED[name]
+    if name in ("scatter_add", "index_put"):
+        return int(operands[-1 if name == "scatter_add" else 2].numel()) + 1
+    if name == "_embedding_bag":
+        return int(operands[1].numel()) + 1
     first = operands[1] if name in ("addmm", "baddbmm") else operands[0]
     return int(first.shape[-1]) + 1
 
@@ -246,6 +287,9 @@ def conformance(
 
     operators: only these, or all. tf32 is checked on matrix products. Cost: a few seconds.
     Raises `ValueError` where nothing can be computed on the device or nothing was to be checked.
+
+    >>> conformance(["bf16"], operators=["relu", "mul"]).failures
+    ()
     """
     refuse_device(device)
     generator = generator or torch.Generator().manual_seed(0)

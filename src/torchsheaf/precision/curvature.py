@@ -10,7 +10,7 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.draws import random_signs
 from torchsheaf.network.aten import substitute
 from torchsheaf.precision.dataflow import Dataflow
-from torchsheaf.precision.execute import _kwargs, run_exact
+from torchsheaf.precision.execute import keywords, run_exact
 
 
 def measure_curvature(
@@ -49,7 +49,7 @@ def _second(c: Any, values: Any, shift: dict[str, Tensor]) -> float:
         def value(n: str, side: float = side) -> Any:
             return values[n] + side * shift[n] if n in shift else values[n]
 
-        out = c.call(*substitute(c.args, value), **_kwargs(c, value, torch.float64))
+        out = c.call(*substitute(c.args, value), **keywords(c, value, torch.float64))
         runs.append(out[0] if isinstance(out, tuple | list) else out)
     plus, middle, minus = runs
     second = torch.nan_to_num((plus - 2 * middle + minus).abs())

@@ -90,6 +90,8 @@ def read_dataflow(graph: AtenGraph) -> Dataflow:
             kind = "structural" if floating else "rounding"
         if kind == "structural" and len(floating) != 1:
             kind = "select"
+        if c.packet == "copy" and len(floating) == 1:
+            kind = "rounding"  # integers into floating numbers
         kinds[c.name] = kind
         if kind == "structural":
             source[c.name] = source[floating[0]]

@@ -40,7 +40,7 @@ def run_exact(
 
     dtype: None runs the calls as the model makes them.
     """
-    cast = _Caster(dtype)
+    cast = Caster(dtype)
     values: dict[str, Any] = dict(zip(flow.graph.inputs, map(cast, inputs), strict=True))
     values |= {n: cast(t) for n, t in flow.graph.constants.items()}
     left = _countdown(flow)
@@ -49,7 +49,7 @@ def run_exact(
             values[c.name] = values[c.operands[0]].to(dtype)
         else:
             values[c.name] = c.call(
-                *substitute(c.args, values.__getitem__), **_kwargs(c, values.__getitem__, dtype)
+                *substitute(c.args, values.__getitem__), **keywords(c, values.__getitem__, dtype)
             )
         if not keep:
             _release(c, left, values)
@@ -64,7 +64,7 @@ def run_assigned(
     Native formats run in the machine's own kernels; emulated ones (fp8, tf32) run in float32
     kernels between roundings. What is returned has the dtype that the model itself returns.
     """
-    run = _Run(flow, inputs, {c: find_format(f) for c, f in assignment.items()})
+    run = AssignedRun(flow, inputs, {c: find_format(f) for c, f in assignment.items()})
     left = _countdown(flow)
     for c in flow.graph.calls:
         run.step(c)
@@ -88,8 +88,12 @@ def _release(c: AtenCall, left: dict[str, int], values: dict[str, Any]) -> None:
             values.pop(n, None)
 
 
-class _Run:
-    """The state of one assigned execution: values as they are held, casts made once each."""
+class AssignedRun:
+    """The state of one assigned execution: values as they are held, casts made once each.
+
+    `step` executes one call; `operand` is what a call reads of a value, `weight` of a constant, in
+    the format of the call; `output` is what is returned of a value.
+    """
 
     def __init__(self, flow: Dataflow, inputs: Sequence[Any], formats: dict[str, Format]) -> None:
         self.flow = flow
@@ -119,7 +123,7 @@ class _Run:
             self.values[c.name] = self.call(c, self.plain, None)
 
     def call(self, c: AtenCall, value: Callable[[str], Any], dtype: torch.dtype | None) -> Any:
-        return c.call(*substitute(c.args, value), **_kwargs(c, value, dtype))
+        return c.call(*substitute(c.args, value), **keywords(c, value, dtype))
 
     def plain(self, name: str) -> Any:
         if name in self.values:
@@ -165,7 +169,9 @@ class _Run:
         return value.to(dtype) if format_of(dtype).bits > format_of(value.dtype).bits else value
 
 
-class _Caster:
+class Caster:
+    """Floating tensors to one dtype; everything else, and everything for None, as it is."""
+
     def __init__(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
 
@@ -174,7 +180,7 @@ class _Caster:
         return value.to(self.dtype) if floating and self.dtype is not None else value
 
 
-def _kwargs(c: AtenCall, value: Callable[[str], Any], dtype: torch.dtype | None) -> dict[str, Any]:
+def keywords(c: AtenCall, value: Callable[[str], Any], dtype: torch.dtype | None) -> dict[str, Any]:
     """The call's keywords, with a floating `dtype` replaced by the one it is run in."""
     kwargs: dict[str, Any] = substitute(dict(c.kwargs), value)
     asked = kwargs.get("dtype")

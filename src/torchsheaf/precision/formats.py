@@ -68,7 +68,7 @@ class Format:
     def round(self, x: Tensor) -> Tensor:
         """x rounded to nearest-even onto this grid, in the carrier dtype."""
         if not self.rounds_result:
-            return _round_tf32(x.to(torch.float32))
+            return round_tf32(x.to(torch.float32))
         if self.storage == self.carrier:
             return x.to(self.storage)
         # Casts to 8 bits saturate in some builds and give NaN in others: overflow is made visible.
@@ -93,7 +93,7 @@ def binade(x: Tensor) -> Tensor:
     return (x.contiguous().view(torch.int32) & 0x7F800000).view(torch.float32)
 
 
-def _round_tf32(x: Tensor) -> Tensor:
+def round_tf32(x: Tensor) -> Tensor:
     """Round float32 to 11 significant bits, ties to even, by integer arithmetic on its pattern."""
     pattern = x.view(torch.int32)
     rounded = pattern + 0x0FFF + ((pattern >> 13) & 1)

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from torchsheaf.network.aten import AtenCall, AtenGraph
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.precision.formats import Format
@@ -13,12 +16,13 @@ STRUCTURAL = set(
     alias detach getitem relu max_pool2d_with_indices max_pool1d max_pool2d neg abs split
     split_with_sizes unbind chunk amax amin flip repeat roll contiguous as_strided diagonal unfold
     im2col lift_fresh_copy max min pixel_shuffle tril triu constant_pad_nd upsample_nearest2d
-    topk sort""".split()
+    topk sort max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d""".split()
 )
 # Exact, several operands: they must agree on a format, and that format is a choice.
 SELECT = set(
     """cat where embedding index gather stack maximum minimum index_select masked_fill
-    index_put scatter slice_scatter select_scatter""".split()
+    index_put scatter slice_scatter select_scatter copy""".split()
 )
 CONTRACTION = {"mm", "addmm", "bmm", "baddbmm", "convolution", "mv", "dot", "linear", "matmul"}
 
@@ -31,7 +35,8 @@ class KernelModel:
     and for float32 and float64. floor16, floor32: δ beyond the half subnormal spacing, found by
     enumerating all inputs; floor_units: a part of δ in units of u, where an intermediate sum is
     kept in the format. Reductions take `wide` per accumulated term instead. gain: an intermediate
-    of the kernel is that much larger than its operands, and overflows that much earlier.
+    of the kernel is that much larger than its operands, and overflows that much earlier. stepwise:
+    every partial sum may be rounded to the format, not only the last.
     """
 
     narrow: float = 1.01
@@ -41,6 +46,7 @@ class KernelModel:
     floor_units: float = 0.0
     gain: float = 1.0
     accumulates: bool = False
+    stepwise: bool = False
 
     def relative(self, form: Format, terms: int = 1) -> float:
         """c for this format; `terms` is the length of the sum that the kernel accumulates.
@@ -52,6 +58,22 @@ class KernelModel:
         inner = 1.01 * terms * 2.0**-24 / form.unit if self.accumulates else 0.0
         return self.narrow + inner
 
+    def local(self, form: Format, terms: int, size: Tensor, inside: Tensor) -> Tensor:
+        """c·u·size + γₙ·inside + δ: the kernel's own error.
+
+        size ≥ |f(x)|; inside: the sum of absolute terms that the kernel accumulates. γₙ = nv/(1−nv)
+        for n = terms + 8 roundings in float32 (float64 for fp64), or in the format, stepwise.
+        """
+        narrow = form.result.bits < 24
+        inner = 2.0**-24 if form.result.bits <= 24 else 2.0**-53
+        if self.stepwise and not form.is_emulated:
+            inner = form.unit
+        steps = (terms + 8.0) * inner
+        gamma = steps / (1.0 - steps) if steps < 1.0 else math.inf
+        own = (self.narrow if narrow else self.wide) * form.result.unit * size + self.floor(form)
+        # Where nothing is accumulated there is nothing to round, however many steps there are.
+        return own + torch.where(inside == 0, 0.0, gamma * inside)
+
     def floor(self, form: Format) -> float:
         """δ for this format."""
         extra = self.floor32 if form.result.bits >= 24 else self.floor16
@@ -62,6 +84,7 @@ class KernelModel:
 
 _EXACT_ROUNDING = KernelModel()
 _ACCUMULATES = KernelModel(accumulates=True, wide=4.0)
+_STEPWISE = KernelModel(narrow=2.02, wide=4.0, accumulates=True, stepwise=True)
 # Every number below was found by `torchsheaf precision conformance`: all 65,536 inputs per format.
 MODELS: dict[str, KernelModel] = {
     **dict.fromkeys(["add", "sub", "mul", "div"], _EXACT_ROUNDING),
@@ -71,7 +94,7 @@ MODELS: dict[str, KernelModel] = {
     **dict.fromkeys(["sqrt", "reciprocal", "leaky_relu"], KernelModel(wide=2.02)),
     "square": _EXACT_ROUNDING,
     "rsqrt": KernelModel(narrow=1.51, wide=3.0),
-    **dict.fromkeys(["exp", "exp2", "expm1", "tanh", "atan"], KernelModel(wide=4.0)),
+    **dict.fromkeys(["exp", "exp2", "expm1", "tanh", "atan", "atan2"], KernelModel(wide=4.0)),
     **dict.fromkeys(["log", "log2", "log10", "log1p"], KernelModel(wide=4.0)),
     **dict.fromkeys(["sin", "cos"], KernelModel(wide=4.0)),
     "erf": KernelModel(wide=4.0, floor16=3e-7, floor32=3e-7),
@@ -91,11 +114,19 @@ MODELS: dict[str, KernelModel] = {
     "native_layer_norm": KernelModel(wide=16.0, accumulates=True, floor16=2e-6, floor32=2e-6),
     "native_group_norm": KernelModel(wide=16.0, accumulates=True, floor16=2e-6, floor32=2e-6),
     "_native_batch_norm_legit_no_training": KernelModel(narrow=2.1, wide=8.0),
-    **dict.fromkeys(["mean", "sum", "cumsum", "var", "var_mean", "prod"], _ACCUMULATES),
+    "_native_batch_norm_legit": KernelModel(
+        narrow=2.1, wide=16.0, accumulates=True, stepwise=True, floor16=2e-6, floor32=2e-6
+    ),
+    **dict.fromkeys(["mean", "sum", "cumsum", "cumprod", "prod"], _ACCUMULATES),
+    **dict.fromkeys(["var", "var_mean"], _ACCUMULATES),
+    **dict.fromkeys(["avg_pool3d", "upsample_bilinear2d"], _ACCUMULATES),
     **dict.fromkeys(["avg_pool2d", "avg_pool1d", "_adaptive_avg_pool2d"], _ACCUMULATES),
+    **dict.fromkeys(["_adaptive_avg_pool3d", "_embedding_bag", "_trilinear"], _STEPWISE),
     **dict.fromkeys(["_adaptive_avg_pool2d_backward", "linalg_vector_norm"], _ACCUMULATES),
     **dict.fromkeys(sorted(CONTRACTION), _ACCUMULATES),
     **dict.fromkeys(sorted(SELECT), KernelModel(narrow=0.0, wide=0.0)),
+    # The others only move numbers; this one adds where it is told to accumulate.
+    **dict.fromkeys(["scatter_add", "index_put"], _STEPWISE),
 }
 
 
@@ -103,6 +134,10 @@ def kind_of(c: AtenCall) -> str:
     """`rounding`, `select`, `structural` (exact, one operand) or `discrete` (not floating)."""
     if not c.is_floating:
         return "discrete"
+    if c.packet == "index_put" and len(c.args) > 3 and c.args[3]:
+        return "rounding"
+    if c.packet == "_native_batch_norm_legit" and c.target.endswith("default"):
+        return "unknown"  # moves running statistics: training
     if c.packet in SELECT:
         return "select"
     if c.packet in STRUCTURAL:
@@ -133,6 +168,14 @@ def terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
         return shapes[first][-1]
     if c.packet == "convolution":
         return math.prod(shapes[c.operands[1]][1:]) + 1
+    if c.packet in {"cumsum", "cumprod"}:
+        return shapes[c.operands[0]][c.args[1]] if shapes[c.operands[0]] else 1
+    if c.packet in {"scatter_add", "index_put"}:  # all of them may go to one place
+        return math.prod(shapes[c.operands[-1]]) + 1
+    if c.packet == "_embedding_bag":
+        return math.prod(shapes[c.operands[1]]) + 1
+    if c.packet == "_trilinear":
+        return math.prod(shapes[c.operands[1]][1:]) + 3
     if MODELS.get(c.packet, _EXACT_ROUNDING).accumulates and names:
         return max(1, round(math.prod(shapes[names[0]]) / max(1, math.prod(c.shape or (1,)))))
     return 1

@@ -1,6 +1,7 @@
 """The plan: a format per operation within an output-error budget, and all that is known of it."""
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +40,7 @@ from torchsheaf.precision.assemble import assemble, find_pins, stalks_of, tied_w
 from torchsheaf.precision.autocast import fixed_rules
 from torchsheaf.precision.certificate import measurement, write_certificate
 from torchsheaf.precision.dataflow import Dataflow
-from torchsheaf.precision.execute import run_exact
-from torchsheaf.precision.formats import FORMATS
+from torchsheaf.precision.formats import FORMATS, Format
 from torchsheaf.precision.measure import (
     NORMS,
     Measurement,
@@ -59,7 +59,8 @@ from torchsheaf.precision.ranges import Range, allowed_formats
 from torchsheaf.precision.sections import Sections, arc_consistent, sections, sheaf_of
 from torchsheaf.precision.sensitivity import Sensitivity
 from torchsheaf.precision.solve import Solution, cheapest
-from torchsheaf.precision.tighten import Attempt, prepare, tighten
+from torchsheaf.precision.tighten import Attempt, Setting, prepare, tighten
+from torchsheaf.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ def plan(
     rounds: int = 8,
     generator: torch.Generator | None = None,
     log: Callable[[str], None] = lambda line: None,
+    progress: bool | None = None,
 ) -> Plan:
     """The cheapest format per operation whose output error stays within a budget.
 
@@ -232,23 +234,84 @@ def plan(
     Raises `NoSection` where no assignment meets the budget, `ValueError` for a bad argument or
     inputs that the model does not run on (`TypeError` for a model or inputs of another kind),
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
-    Cost: one export; one float64 run; `probes` reverse sweeps; per round four forward passes and
-    one integer program.
+    log: called with one line per section that is run. progress: whether to show a bar on stderr;
+    None shows it on a terminal when it takes a while.
+
+    Cost: one export; one run of the first batch as it is; per batch of inputs and calibration one
+    float64 run for the ranges, one for the reference, five for its bound; one forward and `probes`
+    reverse sweeps; one integer program per round. Per section that is run: three wide passes on the
+    first batch, one run on every batch and, over the budget in the max norm, two runs and a sweep
+    more. Per held-out batch: one float64 run and one of the plan.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh())
     >>> p = plan(net, torch.randn(4, 8), budget=1e-2)
     >>> p.measured.value <= 1e-2
     True
     """
-    budget, chosen = error_budget(budget), read_formats(formats)
-    one_of("norm", norm, NORMS)
-    margin = number("margin", margin, lambda v: 0 < v <= 1, "a number in (0, 1]")
-    range_margin = number("range_margin", range_margin, lambda v: 1 <= v < math.inf, "a number ≥ 1")
-    probes, rounds = probe_count(probes), whole_number("rounds", rounds, 0)
-    fixed, tied, cost_profile = read_pins(pins), read_groups(together), load_profile(profile)
+    request = _Request(
+        error_budget(budget), one_of("norm", norm, NORMS), read_formats(formats), read_pins(pins),
+        read_groups(together), tie_weights, load_profile(profile),
+        number("margin", margin, lambda v: 0 < v <= 1, "a number in (0, 1]"),
+        number("range_margin", range_margin, lambda v: 1 <= v < math.inf, "a number ≥ 1"),
+        probe_count(probes), whole_number("rounds", rounds, 0), generator,
+    )  # fmt: skip
     require_generator(generator)
     if not callable(log):
         raise TypeError(f"log is {log!r}; write a function of one line")
+    with progress_bar(progress, "plan") as tell:
+        flow, batches, held = _admit(model, inputs, calibration, holdout)
+        tell(0.1)
+        choice = _stalks(flow, batches, request)
+        tell(0.2)
+        table, problem = _weigh(flow, batches[0], choice, request)
+        tell(0.4)
+        setting = prepare(flow, table, batches, request.norm, request.budget, request.margin)
+        best, tried = _search(setting, problem, choice, request, _counting(log, tell))
+        tell(0.9)
+        return _describe(setting, best, tried, choice, request, held)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `plan`, read and checked."""
+
+    budget: float
+    norm: str
+    formats: list[Format]
+    pins: Mapping[str, str]
+    together: tuple[tuple[str, ...], ...]
+    tie_weights: bool
+    profile: Profile
+    margin: float
+    range_margin: float
+    probes: int | str
+    rounds: int
+    generator: torch.Generator | None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What every operation may be: its range, why formats are ruled out, and which are left."""
+
+    pins: Mapping[str, str]
+    ranges: Mapping[str, Range]
+    verdicts: Mapping[str, Mapping[str, str]]
+    stalks: Mapping[str, tuple[str, ...]]
+
+
+def _counting(log: Callable[[str], None], tell: Callable[[float], None]) -> Callable[[str], None]:
+    """`log`, with the bar moved on by every line: it is not known how many there will be."""
+    lines = itertools.count(1)
+
+    def both(line: str) -> None:
+        tell(0.9 - 0.5 * 0.8 ** next(lines))
+        log(line)
+
+    return both
+
+
+def _admit(model: Any, inputs: Any, calibration: Any, holdout: Any) -> tuple[Dataflow, Any, Any]:
+    """The graph, the batches that the plan is made on and those that are held out."""
     flow = read_model(model, inputs[0] if isinstance(inputs, list) and inputs else inputs)
     refuse_no_output(flow)
     batches = chunks(flow, inputs)
@@ -256,45 +319,74 @@ def plan(
     runnable(flow, batches[0])
     held = chunks(flow, holdout, "holdout") if holdout is not None else []
     refuse_nonfinite(flow, [*batches, *held])
-    pinned = find_pins(flow, fixed, [f.name for f in chosen])
-    ranges = joint_ranges(flow, batches)
-    values = run_exact(flow, batches[0], keep=True).values
-    verdicts = allowed_formats(flow, chosen, ranges, values, cost_profile, range_margin)
-    del values
+    return flow, batches, held
+
+
+def _stalks(flow: Dataflow, batches: Any, request: _Request) -> _Choice:
+    """The formats that every operation may use on these inputs; `NoSection` where it has none."""
+    pinned = find_pins(flow, request.pins, [f.name for f in request.formats])
+    ranges, values = joint_ranges(flow, batches)
+    verdicts = allowed_formats(
+        flow, request.formats, ranges, values, request.profile, request.range_margin
+    )
     stalks = stalks_of(flow, verdicts, pinned)
     refuse_empty(flow, stalks, verdicts, pinned)
-    ties = (*(tied_weights(flow) if tie_weights else ()), *groups(flow, tied))
-    dtype = torch.float64 if needs_double(chosen, budget) else torch.float32
+    return _Choice(pinned, ranges, verdicts, stalks)
+
+
+def _weigh(
+    flow: Dataflow, batch: Any, choice: _Choice, request: _Request
+) -> tuple[Sensitivity, AssignmentProblem]:
+    """The error of every choice, and the problem cut down to the choices that fit together."""
+    chosen = request.formats
+    tied = tied_weights(flow) if request.tie_weights else ()
+    ties = (*tied, *groups(flow, request.together))
+    limit = mean_square(request.budget)
+    dtype = torch.float64 if needs_double(chosen, request.budget) else torch.float32
     # float64 is in the table too: it prices the reference's own error.
     priced = [*chosen, *([FORMATS["fp64"]] if FORMATS["fp64"] not in chosen else [])]
     table, problem = weigh(
-        flow, batches[0], priced,
-        lambda t: assemble(flow, t, stalks, cost_profile, mean_square(budget), ties),
-        probes=probes, generator=generator, dtype=dtype,
+        flow, batch, priced,
+        lambda t: assemble(flow, t, choice.stalks, request.profile, limit, ties),
+        probes=request.probes, generator=request.generator, dtype=dtype,
     )  # fmt: skip
     h0 = sections(problem)
     if h0.count == 0:
         raise NoSection(h0.reason, f"no section: {h0.reason}; " + "; ".join(h0.trace[:8]))
-    problem = problem.restrict(arc_consistent(sheaf_of(problem))[0])
-    setting = prepare(flow, table, batches, norm, budget, margin)
-    rules = fixed_rules(flow, problem, [f.name for f in chosen])
-    best, tried = tighten(setting, problem, rounds=rounds, candidates=rules, log=log)
+    return table, problem.restrict(arc_consistent(sheaf_of(problem))[0])
+
+
+def _search(
+    setting: Setting, problem: AssignmentProblem, choice: _Choice, request: _Request,
+    log: Callable[[str], None],
+) -> tuple[Attempt, list[Attempt]]:  # fmt: skip
+    """The cheapest section that was run within the budget; `NoSection` where none was."""
+    rules = fixed_rules(setting.flow, problem, [f.name for f in request.formats])
+    best, tried = tighten(setting, problem, rounds=request.rounds, candidates=rules, log=log)
     if best is None:
-        refusal = over_budget(tried, budget, norm, margin)
-        refusal.certificate = certify_emptiness(problem, budget, norm, pinned)
+        refusal = over_budget(tried, request.budget, request.norm, request.margin)
+        refusal.certificate = certify_emptiness(problem, request.budget, request.norm, choice.pins)
         raise refusal
-    assignment = {label: best.section[label] for label in flow.labels.values()}
+    return best, tried
+
+
+def _describe(
+    setting: Setting, best: Attempt, tried: list[Attempt], choice: _Choice, request: _Request,
+    held: Any,
+) -> Plan:  # fmt: skip
+    """The plan, with its held-out measurement and what is known of its reference."""
+    flow, norm, budget = setting.flow, request.norm, request.budget
     by_call = setting.by_call(best.section)
     held_out = measure_all(flow, held, by_call, norm) if held else None
-    measured = with_reference(flow, batches, best.measured, table)
+    measured = with_reference(flow, setting.batches, best.measured, setting.table)
     unit = setting.scale() if norm == "relative" else 1.0
     return Plan(
-        flow=flow, assignment=assignment, budget=budget, norm=norm, predicted=best.predicted,
-        measured=measured,
-        cost=price(flow, by_call, cost_profile), memory=count_memory(flow, by_call),
-        flags=(*flags(best, tried, flow, chosen), *doubt(measured, budget * unit)),
-        problem=best.problem, table=table,
-        shift=best.shift, rounds=tuple(tried), verdicts=verdicts, ranges=ranges, pins=pinned,
-        profile=cost_profile, range_margin=range_margin, holdout=held_out,
+        flow=flow, assignment={v: best.section[v] for v in flow.labels.values()}, budget=budget,
+        norm=norm, predicted=best.predicted, measured=measured,
+        cost=price(flow, by_call, request.profile), memory=count_memory(flow, by_call),
+        flags=(*flags(best, tried, flow, request.formats), *doubt(measured, budget * unit)),
+        problem=best.problem, table=setting.table, shift=best.shift, rounds=tuple(tried),
+        verdicts=choice.verdicts, ranges=choice.ranges, pins=choice.pins, profile=request.profile,
+        range_margin=request.range_margin, holdout=held_out,
         statement=state(held_out.errors, budget) if held_out else None,
     )  # fmt: skip

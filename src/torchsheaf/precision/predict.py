@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchsheaf.network.aten import substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow
-from torchsheaf.precision.execute import Assignment, _Caster, _kwargs, _Run
+from torchsheaf.precision.execute import AssignedRun, Assignment, Caster, keywords
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.measure import batch_of, by_sample, norm_of
 from torchsheaf.precision.sensitivity import Sensitivity
@@ -94,7 +94,7 @@ class KnownShift:
     bend: float
 
 
-class _Shifted(_Run):
+class _Shifted(AssignedRun):
     """A run in one wide dtype on weights and inputs rounded as the assignment rounds them."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _Shifted(_Run):
     ) -> None:  # fmt: skip
         super().__init__(flow, inputs, {c: FORMATS[f] for c, f in assignment.items()})
         self.fraction, self.dtype = fraction, dtype
-        self.values = {n: _Caster(dtype)(x) for n, x in self.values.items()}
+        self.values = {n: Caster(dtype)(x) for n, x in self.values.items()}
 
     def operand(self, name: str, form: Format) -> Any:
         if name not in self.flow.source:
@@ -117,7 +117,9 @@ class _Shifted(_Run):
 
     def blend(self, value: Tensor, form: Format) -> Tensor:
         rounded = form.round(value).to(self.dtype)
-        # An infinity stays itself: ∞ − ∞ is no shift.
+        # An infinity stays itself: ∞ − ∞ is no shift, and neither is 0·∞.
+        if self.fraction == 0.0:
+            return value
         return torch.where(rounded == value, value, value + self.fraction * (rounded - value))
 
     def weight(self, name: str, form: Format | None) -> Any:
@@ -140,7 +142,7 @@ class _Shifted(_Run):
                 return self.operand(n, form)
 
             self.values[c.name] = c.call(
-                *substitute(c.args, value), **_kwargs(c, value, self.dtype)
+                *substitute(c.args, value), **keywords(c, value, self.dtype)
             )
         else:
             super().step(c)
@@ -160,7 +162,10 @@ def known_shift(
     with torch.no_grad():
         runs = [_Shifted(flow, inputs, assignment, w, dtype).sample() for w in (0.0, 0.5, 1.0)]
     exact, half, full = runs
-    shift, halved = full - exact, half - exact
+    # The same infinity in both (a masked score) is no shift.
+    shift = torch.where(full == exact, 0.0, full - exact)
+    halved = torch.where(half == exact, 0.0, half - exact)
+    exact = exact.masked_fill(torch.isinf(exact), 0.0)
     square = float(shift.square().mean())
     if not math.isfinite(square):
         return KnownShift(math.nan, 1.0, math.inf)

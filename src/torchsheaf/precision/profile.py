@@ -67,6 +67,10 @@ def load_profile(profile: "str | Path | Mapping[str, Any] | Profile") -> Profile
     """A shipped profile by name, a JSON file by path, or a mapping with the same fields.
 
     Raises `ValueError` naming the field that is missing or wrong.
+
+    >>> stated = load_profile("stated")
+    >>> stated.contraction["fp64"] == 2 * stated.contraction["fp32"]
+    True
     """
     if isinstance(profile, Profile):
         return profile
@@ -117,9 +121,17 @@ def _check(value: Any, where: str) -> None:
 
 
 def measure_profile(name: str = "here", device: str = "cpu", size: int = 384) -> Profile:
-    """Time matrix products, additions and casts on this machine in every native format.
+    """Time matrix products, `tanh` and casts on this machine in every native format.
 
-    Raises `ValueError` where nothing can be computed on the device.
+    contraction[f] = seconds of a (size, size) product / 2·size³; elementwise[f] = seconds of a
+    `tanh` less those of a copy, per element; byte = seconds of a copy per byte read or written;
+    call and cast_call = seconds of an addition and a cast of 16 numbers. Each is a median of seven.
+
+    Raises `ValueError` where nothing can be computed on the device. Cost: two seconds.
+
+    >>> here = measure_profile(size=32)
+    >>> load_profile(here) == here and here.contraction["fp32"] > 0
+    True
     """
     refuse_device(device)
     generator = torch.Generator().manual_seed(0)
@@ -170,5 +182,12 @@ def wait_for(device: str) -> None:
 
 
 def write_profile(profile: Profile, path: str | Path) -> None:
-    """Write a profile as a JSON data file."""
+    """Write a profile as a JSON data file, from which `load_profile` makes the same one.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_profile(load_profile("stated"), f"{folder}/p.json")
+    ...     load_profile(f"{folder}/p.json") == load_profile("stated")
+    True
+    """
     write_text(path, json.dumps(asdict(profile), indent=1) + "\n")

@@ -2,26 +2,32 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchsheaf.precision.dataflow import Dataflow
-from torchsheaf.precision.execute import _Run, run_exact
+from torchsheaf.precision.execute import AssignedRun, run_exact
 from torchsheaf.precision.formats import Format
+from torchsheaf.precision.masking import ALL_READERS, masked_scores
 from torchsheaf.precision.operators import CONTRACTION, MODELS
 from torchsheaf.precision.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Largest and smallest non-zero finite magnitude; whether ±infinity is a legitimate value."""
+    """Largest and smallest non-zero finite magnitude; whether ±infinity is a legitimate value.
+
+    masked: the largest magnitude among scores that may overflow to −∞ (see `masking`), which the
+    other fields leave out.
+    """
 
     largest: float
     smallest: float
     infinite: bool
+    masked: float = 0.0
 
     def join(self, other: "Range") -> "Range":
         """The range of both."""
@@ -29,52 +35,63 @@ class Range:
             max(self.largest, other.largest),
             min(self.smallest, other.smallest),
             self.infinite or other.infinite,
+            max(self.masked, other.masked),
         )
 
     def fits(self, form: Format, margin: float) -> bool:
         """Whether all of it, `margin` times enlarged, is within the format's range."""
-        return self.largest * margin <= form.largest and not (
-            self.infinite and not form.has_infinity
-        )
+        past = self.infinite or self.masked * margin > form.largest
+        return self.largest * margin <= form.largest and (form.has_infinity or not past)
 
 
-def range_of(x: Tensor) -> Range:
-    """The range of one tensor."""
+def range_of(x: Tensor, masked: Tensor | None = None) -> Range:
+    """The range of one tensor; `masked` is True where it may overflow to −∞."""
     magnitude = x.detach().abs()
-    finite = magnitude[torch.isfinite(magnitude)]
-    nonzero = finite[finite > 0]
+    finite = torch.isfinite(magnitude)
+    masked = torch.zeros_like(finite) if masked is None else masked
+    aside, kept = magnitude[finite & masked], magnitude[finite & ~masked]
+    nonzero = kept[kept > 0]
     return Range(
-        float(finite.max()) if finite.numel() else 0.0,
+        float(kept.max()) if kept.numel() else 0.0,
         float(nonzero.min()) if nonzero.numel() else math.inf,
         bool(torch.isinf(magnitude).any()),
+        float(aside.max()) if aside.numel() else 0.0,
     )
 
 
-def measure_ranges(flow: Dataflow, inputs: Sequence[Any]) -> dict[str, Range]:
-    """The range of every floating value in the float64 run, weights included."""
+def measure_ranges(flow: Dataflow, inputs: Sequence[Any]) -> dict[tuple[str, str], Range]:
+    """`ranges_in` of the float64 run on these inputs."""
     return ranges_in(flow, run_exact(flow, inputs, keep=True).values)
 
 
-def ranges_in(flow: Dataflow, values: Mapping[str, Any]) -> dict[str, Range]:
-    """The range of every floating value among the values of a run."""
-    found: dict[str, Range] = {}
+def ranges_in(flow: Dataflow, values: Mapping[str, Any]) -> dict[tuple[str, str], Range]:
+    """(value, `ALL_READERS`) → range of every floating value among the values of a run.
+
+    A value with masked scores has a range of its own for each reader that masks them.
+    """
+    found: dict[tuple[str, str], Range] = {}
+    masks = masked_scores(flow, values)
     for name, value in values.items():
         first = value[0] if isinstance(value, tuple | list) and value else value
         if name in flow.source and isinstance(first, Tensor):
-            found[name] = range_of(first)
+            found[name, ALL_READERS] = range_of(first, masks.get((name, ALL_READERS)))
+    for (name, reader), masked in masks.items():
+        if reader != ALL_READERS:
+            found[name, reader] = range_of(values[name], masked)
     return found
 
 
-def needed_range(flow: Dataflow, ranges: Mapping[str, Range]) -> dict[str, Range]:
+def needed_range(flow: Dataflow, ranges: Mapping[tuple[str, str], Range]) -> dict[str, Range]:
     """For every choosing call, the joint range of its operands and its result."""
     needs = {}
+    calls = flow.calls
     for name in flow.choices:
-        parts = [ranges[n] for n in (name, *flow.calls[name].operands) if n in ranges]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = whole.join(part)
-        gain = MODELS[flow.calls[name].packet].gain
-        needs[name] = Range(whole.largest * gain, whole.smallest, whole.infinite)
+        whole = ranges[name, ALL_READERS]
+        for n in calls[name].operands:
+            part = ranges.get((n, name)) or ranges.get((n, ALL_READERS))
+            whole = whole.join(part) if part else whole
+        gain = MODELS[calls[name].packet].gain
+        needs[name] = replace(whole, largest=whole.largest * gain)
     return needs
 
 
@@ -87,7 +104,9 @@ def has_kernel(flow: Dataflow, name: str, form: Format, values: Mapping[str, Any
     device = next((v.device.type for v in values.values() if isinstance(v, Tensor)), "cpu")
     key = (call.target, form.name, device)
     if key not in _KERNELS:
-        run = _Run(flow, [values[n] for n in flow.graph.inputs], dict.fromkeys(flow.choices, form))
+        run = AssignedRun(
+            flow, [values[n] for n in flow.graph.inputs], dict.fromkeys(flow.choices, form)
+        )
         run.values = {n: _as(v, form) for n, v in values.items() if n not in flow.graph.constants}
         try:
             run.step(call)
@@ -126,7 +145,7 @@ def allowed_formats(
             elif not profile.supports(call, f):
                 reason = f"profile {profile.name!r} has no {f.name} kernel for {call.packet}"
             elif not needs[name].fits(f, margin):
-                reach = needs[name].largest
+                reach = max(needs[name].largest, 0.0 if f.has_infinity else needs[name].masked)
                 infinite = needs[name].infinite and not f.has_infinity
                 why = "holds infinities" if infinite else f"reaches {reach:.4g}"
                 reason = f"{why}; {f.name} ends at {f.largest:.5g} (margin ×{margin:g})"

@@ -20,10 +20,11 @@ from torchsheaf.arguments import whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite, refuse_undefined
 from torchsheaf.precision.arguments import error_budget, read_model, runnable
-from torchsheaf.precision.bounds import _Walk
+from torchsheaf.precision.bounds import BoundWalk
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
 from torchsheaf.precision.formats import FORMATS, Format, find_format
+from torchsheaf.precision.masking import ALL_READERS, masked_scores
 from torchsheaf.precision.measure import floating_outputs
 
 
@@ -102,9 +103,25 @@ def refute(
 ) -> Refutation:  # fmt: skip
     """Look for proofs that running the model uniformly in `format` misses the budget (max norm).
 
+    inputs: a tensor (batch, *shape) or a tuple of the model's inputs. A proof is an inequality
+    between exact numbers: error − reference_bound > budget (witness), the same for the distance of
+    an output from the format's grid (grid) and for half the distance of two outputs whose inputs
+    round alike (cell), or |value| − reference_bound ≥ the format's overflow threshold (overflow;
+    scores that only softmaxes read, with weight 0, do not count).
+
     Raises `ValueError` for a bad argument (`TypeError` for a model or inputs of another kind) and
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
-    Cost: one export, three float64 runs, one run in the format and `sweeps` reverse sweeps.
+    Cost: one export; one run as it is and one in the format; two float64 runs and the bound of the
+    reference (some five); `sweeps` reverse sweeps and two more float64 runs for each.
+
+    >>> x = torch.full((1, 1), 12.0)
+    >>> refute(torch.nn.Tanh(), x, "fp16", budget=1e-3).refuted
+    False
+    >>> large = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(large.weight, 6000.0)  # 72000 is past 65504
+    >>> proofs = refute(large, x, "fp16", budget=1e-3).proofs
+    >>> "overflow" in {p.kind for p in proofs} and all(p.recheck() for p in proofs)
+    True
     """
     form, budget = find_format(format), error_budget(budget)
     sweeps = whole_number("sweeps", sweeps, 0)
@@ -112,7 +129,7 @@ def refute(
     inputs = runnable(flow, inputs)
     refuse_no_output(flow)
     refuse_nonfinite(flow, [inputs])
-    walk = _Walk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
+    walk = BoundWalk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
     bounds = walk.run()
     refuse_undefined(flow, walk.values)
     found = [
@@ -129,11 +146,15 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple | list) else value
 
 
-def _overflow(flow: Dataflow, walk: _Walk, form: Format, budget: float) -> Proof | None:
+def _overflow(flow: Dataflow, walk: BoundWalk, form: Format, budget: float) -> Proof | None:
     best: tuple[float, float, str] | None = None
+    masks = masked_scores(flow, walk.values)
     for c in flow.choices:
         value, bound = _first(walk.values[c]), _first(walk.bounds[c])
-        low = torch.where(torch.isfinite(value), value.abs() - bound, -math.inf).reshape(-1)
+        counts = torch.isfinite(value)
+        if (c, ALL_READERS) in masks:  # their overflow harms nobody
+            counts &= ~masks[c, ALL_READERS]
+        low = torch.where(counts, value.abs() - bound, -math.inf).reshape(-1)
         i = int(low.argmax()) if low.numel() else -1
         if i >= 0 and float(low[i]) >= form.result.overflow and (not best or low[i] > best[0]):
             size = abs(float(value.reshape(-1)[i]))
@@ -154,7 +175,7 @@ def _overflow(flow: Dataflow, walk: _Walk, form: Format, budget: float) -> Proof
 
 
 def _grid(
-    flow: Dataflow, walk: _Walk, bounds: Sequence[Tensor], form: Format, budget: float
+    flow: Dataflow, walk: BoundWalk, bounds: Sequence[Tensor], form: Format, budget: float
 ) -> Proof | None:
     names = [n for n in flow.graph.outputs if n in walk.bounds]
     best: tuple[float, float, float] | None = None

@@ -16,8 +16,10 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.draws import random_signs
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
-from torchsheaf.precision.execute import _kwargs
+from torchsheaf.precision.differentiable import DIFFERENTIABLE
+from torchsheaf.precision.execute import keywords
 from torchsheaf.precision.formats import Format, binade, format_of
+from torchsheaf.precision.masking import new_infinities
 from torchsheaf.precision.operators import MODELS, terms_of
 
 
@@ -41,13 +43,17 @@ class Sensitivity:
 
 @dataclass
 class Tape:
-    """A forward pass with a tap on every place where a rounding can happen."""
+    """A forward pass with a tap on every place where a rounding can happen.
+
+    overflows: where the result of a call is infinite though its operands are finite.
+    """
 
     outputs: list[Tensor]
     results: dict[str, list[Tensor]]
     operands: dict[Edge, Tensor]
     weights: dict[Edge, Tensor]
     terms: dict[str, int]
+    overflows: dict[str, Tensor]
 
     @property
     def taps(self) -> list[Tensor]:
@@ -77,7 +83,7 @@ class _Recorder:
         for name, x in zip(flow.graph.inputs, inputs, strict=True):
             floating = isinstance(x, Tensor) and x.is_floating_point()
             self.values[name] = x.to(dtype).detach().requires_grad_() if floating else x
-        self.tape = Tape([], {}, {}, {}, {})
+        self.tape = Tape([], {}, {}, {}, {}, {})
 
     def run(self) -> Tape:
         with torch.enable_grad():
@@ -100,15 +106,21 @@ class _Recorder:
         def value(n: str) -> Any:
             return self.operand(n, c.name) if choosing else self.plain(n)
 
-        kernel = _DIFFERENTIABLE.get(c.packet, c.call) if choosing else c.call
-        result = kernel(*substitute(c.args, value), **_kwargs(c, value, self.dtype))
+        kernel = DIFFERENTIABLE.get(c.packet, c.call) if choosing else c.call
+        result = kernel(*substitute(c.args, value), **keywords(c, value, self.dtype))
         if choosing:
             parts = result if isinstance(result, tuple | list) else [result]
             floating = [p for p in parts if isinstance(p, Tensor) and p.is_floating_point()]
+            for p in floating:
+                # Made of integers alone: a leaf, whose rounding moves the output all the same.
+                p.requires_grad_()
             self.tape.results[c.name] = [p for p in floating if p.requires_grad][:1] + [
                 p for p in floating[1:] if p.requires_grad and c.packet == "var_mean"
             ]
             self.tape.terms[c.name] = terms_of(c, dict(self.flow.shapes))
+            born = new_infinities(c, value, floating[0].detach(), self.dtype)
+            if kind == "rounding" and born is not None:
+                self.tape.overflows[c.name] = born
         self.values[c.name] = result
 
     def plain(self, n: str) -> Any:
@@ -125,7 +137,7 @@ class _Recorder:
             return self.view(c.operands[0], leaf)
         return c.call(
             *substitute(c.args, lambda m: self.view(m, leaf)),
-            **_kwargs(c, lambda m: self.view(m, leaf), self.dtype),
+            **keywords(c, lambda m: self.view(m, leaf), self.dtype),
         )
 
     def operand(self, n: str, reader: str) -> Any:
@@ -141,19 +153,6 @@ class _Recorder:
             value = self.values[n]
             self.tape.operands[edge] = value.view_as(value) if self.readers[n] > 1 else value
         return self.tape.operands[edge]
-
-
-def _batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, momentum: float, eps: float
-) -> tuple[Tensor]:
-    """Batch norm in evaluation, differentiable in its running statistics too: they are weights."""
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    y = (x - mean.view(shape)) * torch.rsqrt(var + eps).view(shape)
-    y = y if weight is None else y * weight.view(shape)
-    return (y if bias is None else y + bias.view(shape),)
-
-
-_DIFFERENTIABLE = {"_native_batch_norm_legit_no_training": _batch_norm}
 
 
 def random_sweeps(tape: Tape, count: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
@@ -219,7 +218,7 @@ def analyse(
     """
     generator = generator or torch.Generator().manual_seed(0)
     tape = record(flow, inputs, dtype)
-    finite = all(is_finite(o) for o in tape.outputs)
+    finite = all(is_finite(o) for o in tape.outputs) and not tape.overflows
     if not finite and dtype == torch.float32:
         return analyse(
             flow, inputs, formats, probes=probes, generator=generator, dtype=torch.float64
@@ -254,6 +253,12 @@ def analyse_output(
     return table.finish(1, 1, False, dtype)
 
 
+def _weighted(squared: Tensor, weight: Tensor) -> Tensor:
+    """Σ g²·w, where 0·∞ = 0: what does not reach the output, or is not moved, adds nothing."""
+    nothing = (squared == 0) | (weight == 0)
+    return (squared * weight).masked_fill(nothing, 0.0).sum(dtype=torch.float64)
+
+
 class _Table:
     """Accumulates Σ_i (rᵀJ_i)² var_i(format) per tap and probe."""
 
@@ -263,9 +268,7 @@ class _Table:
         self.rows: list[tuple[str, Any, list[tuple[list[Format], Tensor]]]] = []
         for name, parts in tape.results.items():
             for part in parts:
-                silent = flow.kinds[name] == "select"
-                groups = [] if silent else self.by_floor(part.detach(), self.result_formats())
-                self.rows.append(("kernel", name, groups))
+                self.rows.append(("kernel", name, self.rounding(name, part.detach())))
         for edge, value in tape.operands.items():
             if edge.consumer == SINK:
                 self.rows.append(("none", edge, []))
@@ -277,23 +280,44 @@ class _Table:
             self.rows.append(("weight", edge, self.known(leaf.detach())))
         self.sums: list[dict[str, list[float]]] = [{f.name: [] for f in formats} for _ in self.rows]
 
+    def rounding(self, name: str, result: Tensor) -> list[Any]:
+        """What rounding the result of a call weighs."""
+        c = self.calls[name]
+        if self.flow.kinds[name] == "select":
+            return []
+        if c.packet == "_to_copy":  # integers, which are known beforehand
+            return self.known(result, exact=False)
+        overflow = self.tape.overflows.get(name)
+        return self.by_floor(result, self.result_formats(), overflow)
+
     def result_formats(self) -> list[Format]:
         return list({f.result.name: f.result for f in self.formats}.values())
 
-    def by_floor(self, value: Tensor, formats: Sequence[Format]) -> list[Any]:
-        """binade² of the value, clamped once per distinct subnormal threshold."""
+    def by_floor(
+        self, value: Tensor, formats: Sequence[Format], overflow: Tensor | None = None
+    ) -> list[Any]:
+        """binade² of the value, clamped once per distinct subnormal threshold.
+
+        0 for ±∞, which every format holds, unless it stands for a number that overflowed.
+        """
         squared = binade(value.reshape(-1))
+        handed = torch.isinf(value) if overflow is None else torch.isinf(value) & ~overflow
+        exact = handed.reshape(-1) if handed.any() else None
         groups = []
         for floor in sorted({max(2.0**f.emin, 2.0**-126) for f in formats}):
             members = [f for f in formats if max(2.0**f.emin, 2.0**-126) == floor]
-            groups.append((members, torch.clamp(squared, min=floor).square_()))
+            weight = torch.clamp(squared, min=floor).square_()
+            groups.append((members, weight if exact is None else weight.masked_fill_(exact, 0.0)))
         return groups
 
-    def known(self, value: Tensor) -> list[Any]:
-        """(round(x) − x)² for numbers that are known beforehand: weights and inputs."""
+    def known(self, value: Tensor, exact: bool = True) -> list[Any]:
+        """(round(x) − x)² for numbers that are known beforehand: weights, inputs and integers.
+
+        exact: the value's own dtype is that of the numbers, so that wider formats hold them.
+        """
         groups = []
         for f in self.formats:
-            if not f.holds(format_of(value.dtype)):
+            if not exact or not f.holds(format_of(value.dtype)):
                 delta = (f.round(value).to(value.dtype) - value).reshape(-1)
                 groups.append(([f], torch.nan_to_num(delta).square_()))
         return groups
@@ -303,7 +327,7 @@ class _Table:
         for (_, _, groups), g in zip(self.rows, adjoints, strict=True):
             squared = None if g is None or not groups else g.reshape(-1).square()
             if squared is not None:
-                found += [torch.dot(squared, weight).double() for _, weight in groups]
+                found += [_weighted(squared, weight) for _, weight in groups]
         totals = iter(torch.stack(found).tolist() if found else ())  # waits once per probe
         for (kind, key, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
             done = dict.fromkeys(sums, 0.0)
@@ -319,6 +343,8 @@ class _Table:
         if kind == "weight" or (kind == "cast" and key.source in self.flow.graph.inputs):
             return 1.0
         call = self.calls[key] if kind == "kernel" else None
+        if call is not None and call.packet == "_to_copy":
+            return 1.0
         terms = self.tape.terms.get(key, 1) if kind == "kernel" else 1
         return variance_scale(call, form, terms)
 

@@ -65,8 +65,9 @@ class Setting:
         return {c: section[self.flow.labels[c]] for c in self.flow.choices}
 
     def scale(self) -> float:
-        """Root mean square of the reference outputs."""
-        return math.sqrt(float(torch.stack([r.square().mean() for r in self.references]).mean()))
+        """Root mean square of the reference outputs, masked scores (±∞) left at 0."""
+        finite = [r.masked_fill(torch.isinf(r), 0.0) for r in self.references]
+        return math.sqrt(float(torch.stack([r.square().mean() for r in finite]).mean()))
 
 
 def prepare(
@@ -241,7 +242,10 @@ def _worst_row(setting: Setting, problem: AssignmentProblem, this: Attempt) -> R
     outputs = floating_outputs(run_assigned(flow, setting.batches[0], assignment))
     exact = floating_outputs(run_exact(flow, setting.batches[0]))
     error = torch.cat(
-        [(a.double() - e).abs().reshape(-1) for a, e in zip(outputs, exact, strict=True)]
+        [
+            torch.where(a.double() == e, 0.0, a.double() - e).abs().reshape(-1)
+            for a, e in zip(outputs, exact, strict=True)
+        ]
     )
     index = int(torch.nan_to_num(error, nan=math.inf).argmax())
     formats = [FORMATS[f] for f in setting.table.formats]

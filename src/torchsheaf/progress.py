@@ -14,7 +14,10 @@ PATIENCE = 2.0
 
 @contextmanager
 def progress_bar(show: bool | None, name: str) -> Iterator[Callable[[float], None]]:
-    """Yields a function that takes the fraction done. `show=None`: only on a terminal."""
+    """Yields a function that takes the fraction done. `show=None`: only on a terminal.
+
+    It appears on stderr after `PATIENCE` seconds and is gone at the end.
+    """
     if show is False or (show is None and not sys.stderr.isatty()):
         yield lambda fraction: None
         return
@@ -26,7 +29,7 @@ def progress_bar(show: bool | None, name: str) -> Iterator[Callable[[float], Non
         console=Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task(f"{name} flow", total=1.0)
+    task = bar.add_task(name, total=1.0)
     begun = time.monotonic()
 
     def tell(fraction: float) -> None:
