@@ -75,7 +75,7 @@ def pin(
 
 def describe(found: Counterfactual, sample: int | None) -> dict[str, Any]:
     """The counterfactual as plain data."""
-    pinned, patched = found.effect
+    outputs = found.extension.problem.sheaf.outputs
     return {
         "pins": [str(p) for p in found.pins],
         "price": _level(found.price, sample),
@@ -90,7 +90,9 @@ def describe(found: Counterfactual, sample: int | None) -> dict[str, Any]:
             }
             for c in found.changes
         ],
-        "largest difference at the output": float((pinned - patched).abs().max()),
+        "largest difference at the output": max(
+            float((found.pinned[name] - found.patched[name]).abs().max()) for name in outputs
+        ),
     }
 
 

@@ -61,8 +61,8 @@ class Extension:
 
     @property
     def output(self) -> Tensor:
-        """Value of the (first) output vertex."""
-        return self.cochain[self.problem.sheaf.outputs[0]]
+        """Value of the output vertex; ValueError where there are several (`.cochain[name]`)."""
+        return self.cochain[self.problem.sheaf.only_output(".cochain")]
 
     @cached_property
     def _stationarity(self) -> Stationarity:

@@ -107,6 +107,17 @@ class Sheaf:
             raise ValueError(f"no input named {name!r}; write one of: {', '.join(self.inputs)}")
         return found
 
+    def only_output(self, values: str) -> str:
+        """The only output vertex; ValueError where there are several, for what has no `output=`.
+
+        The message names `values`, the cochain in which every output is found by name.
+        """
+        names = tuple(dict.fromkeys(self.outputs))
+        if len(names) > 1:
+            known = ", ".join(f"{values}[{n!r}]" for n in names)
+            raise ValueError(f"this model has {len(names)} outputs; write one of: {known}")
+        return names[0]
+
     def output(self, name: str | None = None) -> str:
         """An output vertex by its name; None or "output" means the model's only output.
 

@@ -38,11 +38,16 @@ class Progressed:
 
 @dataclass
 class History:
-    """One record per epoch (`loss`, `validation_loss`, `accuracy`), and how the run ended."""
+    """One record per epoch (`loss`, `validation_loss`, `accuracy`), and how the run ended.
+
+    `outcome` is COMPLETED after all epochs and STOPPED_EARLY by `patience`.
+    """
 
     records: list[dict[str, float]] = field(default_factory=list)
-    outcome: Outcome = Outcome.STEP_LIMIT
+    outcome: Outcome = Outcome.COMPLETED
     epochs: int = 0
+    resumed: int = 0
+    """How many of the epochs came from a checkpoint."""
 
     @property
     def losses(self) -> list[float]:
