@@ -28,13 +28,14 @@ def agreement(
 ) -> tuple[Finding, ...]:
     """Check that the forward pass is the harmonic extension, and the only one.
 
-    `extension` must hold the input and nothing else; `expected` is what `model(x)` returns,
-    and where that is several tensors the one of the vertex `output`. The findings: the largest difference to the model relative to its largest output; the
-    same by a second route that never runs the network forwards (Newton's method from random
-    values, on a few samples, where that solver takes the network); the energy; det δ = 1
-    (assembled for up to `assemble_up_to` free coordinates, otherwise read off the triangular
-    structure, and the finding says so); the smallest eigenvalue of L = δᵀδ. `gap` passes
-    eigenvalues that are already known; `generator` makes the random values.
+    `extension` must hold the input and nothing else; `expected` is what `model(x)` returns, and
+    where that is several tensors the one of the vertex `output`. The findings: the largest
+    difference to the model relative to its largest output; the same by a second route that never
+    runs the network forwards (Newton's method from random values, on a few samples, where that
+    solver takes the network); the energy; det δ = 1 (assembled for up to `assemble_up_to` free
+    coordinates, otherwise read off the triangular structure, and the finding says so); the smallest
+    eigenvalue of L = δᵀδ. `gap` passes eigenvalues that are already known; `generator` makes the
+    random values.
 
     Raises ValueError when more than the input is held, shapes differ, or weights are not finite.
     Cost: one eigenvalue by Lanczos per sample; O(n³) for each assembled δ.

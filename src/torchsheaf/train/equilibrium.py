@@ -83,7 +83,7 @@ class EquilibriumRule(LocalRule):
         at = replace(batch, values=relaxed)
         total = LocalGradients(batch.size, {})
         for edge in batch.sheaf.edges.values():
-            if edge.parameters:
+            if edge.parameters and edge.name in batch.upstream:
                 total.add_edge(at, edge, -force[edge.name])
         if self.warm:
             self.memory = dict(relaxed.items()) | {_TARGET: batch.target}
