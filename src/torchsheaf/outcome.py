@@ -39,7 +39,7 @@ _ADVICE = {
     Outcome.NONFINITE: (
         "a NaN or infinity appeared: look at the scale of the weights, the input and the pins"
     ),
-    Outcome.STOPPED_EARLY: "training ended before its last epoch: `patience` epochs brought no gain",
+    Outcome.STOPPED_EARLY: "training ended early: `patience` epochs brought no gain",
 }
 
 

@@ -31,6 +31,13 @@ class Loss(ABC):
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         """∂Φ/∂z, shape of z."""
 
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor | None:
+        """∂²Φ/∂z² in the output's coordinates, `(batch, dim, dim)`; None: the curvature bounds it.
+
+        The equilibrium rule predicts with it where the output will come to rest.
+        """
+        return None
+
     def target(self, z: Tensor, y: Tensor) -> Tensor:
         """Check y against the output z; returns it in the form that the formulas use.
 
@@ -107,6 +114,9 @@ class HuberLoss(Loss):
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         return (z - y).clamp(-self.delta, self.delta)
 
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        return torch.diag_embed(coordinates((z - y).abs() <= self.delta).to(z.dtype))
+
 
 @final
 @dataclass(frozen=True)
@@ -130,6 +140,10 @@ class BinaryCrossEntropy(Loss):
 
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         return z.sigmoid() - y
+
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        p = coordinates(z).sigmoid()
+        return torch.diag_embed(p * (1 - p))
 
 
 @final
@@ -164,6 +178,10 @@ class CrossEntropy(Loss):
 
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         return z.softmax(1) - y
+
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        p = z.softmax(1)
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
 
 
 _NAMED: dict[str, Loss] = {
