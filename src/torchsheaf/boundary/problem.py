@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number
+from torchsheaf.arguments import cochain_of, positive_number, type_of
 from torchsheaf.boundary.pin import Coordinates, Pin
 from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
@@ -146,11 +146,21 @@ class Problem:
             if self.sheaf.vertex(other.vertex) == name and (pin.is_hard or other.is_hard):
                 both = sorted(chosen & set(other.index(shape).tolist()))
                 if both:
-                    raise ValueError(f"{pin} conflicts with {other}: both hold {name!r} at {both}")
+                    how = (
+                        "both hold" if pin.is_hard and other.is_hard else "one holds, one pulls at"
+                    )
+                    raise ValueError(
+                        f"{pin} conflicts with {other}: {how} {name!r} at {both}; leave one out, "
+                        "or make both soft (a finite weight)"
+                    )
         mask = self.held.get(name)
         taken = set() if mask is None else set(mask.flatten().nonzero().flatten().tolist())
         if both := sorted(chosen & taken):
-            raise ValueError(f"{pin} conflicts with the input hold: both hold {name!r} at {both}")
+            how = "both hold" if pin.is_hard else "it pulls at what is held,"
+            raise ValueError(
+                f"{pin} conflicts with the input hold: {how} {name!r} at {both}; free those with "
+                "hold(sheaf, x, where=[…]), which holds the coordinates listed (where=[]: none)"
+            )
 
     def require_values(
         self, what: str, at: Mapping[str, Tensor], names: Collection[str] | None = None
@@ -161,7 +171,9 @@ class Problem:
         naming the argument `what` and the vertex.
         """
         if not isinstance(at, Mapping):
-            raise TypeError(f"{what} is a {type(at).__name__}; pass a Cochain or a dict")
+            raise TypeError(
+                f"{what} is {type_of(at)}; pass {cochain_of(at) or 'a Cochain or a dict'}"
+            )
         types = {n.name: n.dtype for n in self.sheaf.network.nodes}
         for name in self.sheaf.vertices if names is None else names:
             wanted = (self.batch, *self.sheaf.vertices[name].shape)

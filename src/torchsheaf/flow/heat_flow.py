@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from torchsheaf.arguments import (
+    cochain_of,
     nonnegative_number,
     positive_number,
     require_generator,
+    type_of,
     whole_number,
 )
 from torchsheaf.boundary import Problem, stationarity
@@ -135,7 +137,8 @@ def _first(
         return problem.clamp(first_cochain(problem, start)[0])
     if not isinstance(start, str):
         raise TypeError(
-            f'start is a {type(start).__name__}; write "forward", "zeros", "random" or a Cochain'
+            f"start is {type_of(start)}; write "
+            + (cochain_of(start) or '"forward", "zeros", "random" or a Cochain')
         )
     require_generator(generator)
     return problem.start(start, generator)

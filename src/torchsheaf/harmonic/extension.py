@@ -6,7 +6,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number, require_generator, whole_number
+from torchsheaf.arguments import (
+    cochain_of,
+    positive_number,
+    require_generator,
+    type_of,
+    whole_number,
+)
 from torchsheaf.boundary import GateStates, Problem, Stationarity, stationarity
 from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.block_descent import BlockDescent, over_relaxed
@@ -219,11 +225,12 @@ def first_cochain(
 
 
 def _check_kind(start: object) -> None:
+    known = '"auto", "forward", "zeros", "random"'
     if not isinstance(start, str | Cochain):
-        raise TypeError(
-            f"start is a {type(start).__name__}; write a Cochain, "
-            '"auto", "forward", "zeros" or "random"'
-        )
+        write = cochain_of(start) or f"a Cochain, {known}"
+        raise TypeError(f"start is {type_of(start)}; write {write}")
+    if isinstance(start, str) and f'"{start}"' not in known.split(", "):
+        raise ValueError(f"start is {start!r}; write {known} or a Cochain")
 
 
 def _tolerance(problem: Problem) -> float:

@@ -170,6 +170,12 @@ class Sheaf:
                 )
         else:
             tensors = (x,) if isinstance(x, Tensor) else tuple(x)
+            others = [t for t in tensors if not isinstance(t, Tensor)]
+            if others:
+                raise TypeError(
+                    f"input is a {type(x).__name__} of {type(others[0]).__name__}; pass a tensor "
+                    "(batch, *shape), or a tuple of them for several inputs"
+                )
             if len(tensors) != len(self.inputs):
                 raise ValueError(
                     f"{len(tensors)} input(s) came; this network has {len(self.inputs)}: "

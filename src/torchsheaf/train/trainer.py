@@ -52,7 +52,7 @@ class SheafTrainer:
         self,
         model: nn.Module,
         *,
-        loss: str | Loss = "cross_entropy",
+        loss: str | Loss | nn.Module = "cross_entropy",
         rule: str | LocalRule = "edge",
         reluctance: Reluctance | None = None,
         unused_parameters: str = "error",
