@@ -88,7 +88,7 @@ labs: $(VENV)/.installed-test
 		$(EXPORT) $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
 
 QUESTIONS := substitution_cost spectral_gap heat_flow equilibrium training architectures \
-	diagnosis precision
+	edge_rate diagnosis precision
 bench: $(VENV)/.installed
 	@for question in $(QUESTIONS); do \
 		echo "== $$question"; $(BIN)/python -m benchmarks.$$question || exit 1; done

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import torchsheaf
+from torchsheaf.network.rules import forget_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -100,6 +101,29 @@ def test_the_example_on_the_front_page_runs(page: str) -> None:
     # The wanted output is not the forward pass, so the pull must cost something.
     assert float(pulled.energy.min()) >= 0 < float(pulled.energy.max())
     assert set(names["discord"]["edge"]) == set(names["sheaf"].edges)
+
+
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in (ROOT / "docs").rglob("*.md")
+    if "```python" in page.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_a_page_run_as_they_stand(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first block of a page needs nothing before it, later ones what stands above them."""
+    monkeypatch.chdir(tmp_path)  # some write a file
+    names: dict[str, Any] = {}
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for block in re.findall(r"^```python\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL):
+                exec(compile(block, f"<{page}>", "exec"), names)
+    finally:
+        forget_rule("aten.special_i0.default")  # docs/architectures.md registers it
 
 
 def test_targets_that_the_documents_name_exist() -> None:

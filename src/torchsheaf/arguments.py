@@ -91,6 +91,18 @@ def require_generator(given: object) -> None:
         raise TypeError(f"generator is {given!r}; write torch.Generator().manual_seed({seed})")
 
 
+def type_of(given: object) -> str:
+    """The type of what came, with its article: "an Extension", "a list"."""
+    name = type(given).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def cochain_of(given: object) -> str:
+    """The attribute to write where a cochain was meant and a result came that has one; or ""."""
+    named = (f"its .{name}" for name in ("cochain", "final") if hasattr(given, name))
+    return next(named, "")
+
+
 def _plain(given: object) -> Any:
     """What a tensor without axes holds; None for a truth value, which counts nothing."""
     plain = given.item() if isinstance(given, Tensor) and given.ndim == 0 else given

@@ -7,6 +7,7 @@ class Outcome(Enum):
     """How a solver, a flow or a training run ended; `advice` says what to do about it."""
 
     SETTLED = "settled"
+    COMPLETED = "completed"
     STEP_LIMIT = "step limit"
     STALLED = "stalled"
     NONFINITE = "non-finite"
@@ -20,11 +21,12 @@ class Outcome(Enum):
     @property
     def ok(self) -> bool:
         """Whether the result may be used without looking at its residual first."""
-        return self in (Outcome.SETTLED, Outcome.STOPPED_EARLY)
+        return self in (Outcome.SETTLED, Outcome.COMPLETED, Outcome.STOPPED_EARLY)
 
 
 _ADVICE = {
     Outcome.SETTLED: "the stationarity tolerance was met for every sample",
+    Outcome.COMPLETED: "all that was asked for was done: every epoch, or the flow up to `until`",
     Outcome.STEP_LIMIT: (
         "the step limit came before the tolerance: raise the limit (`max_passes`, `max_basis`, "
         "`max_steps`), loosen `tol`, "
@@ -37,7 +39,7 @@ _ADVICE = {
     Outcome.NONFINITE: (
         "a NaN or infinity appeared: look at the scale of the weights, the input and the pins"
     ),
-    Outcome.STOPPED_EARLY: "a stopping rule given by the caller fired",
+    Outcome.STOPPED_EARLY: "training ended early: `patience` epochs brought no gain",
 }
 
 

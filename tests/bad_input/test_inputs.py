@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import torchsheaf as ts
 from tests.reference.networks import fill, randn, relu_mlp, residual_block
 from torchsheaf import (
     Cochain,
@@ -337,5 +338,13 @@ def test_the_output_of_a_model_with_several() -> None:
             return self.a(x), self.b(x)
 
     x = randn(1, 4, 3).float()
+    held = hold(encode(Pair(), x), x)
     with pytest.raises(ValueError, match="this model has 2 outputs; write one of: a, b"):
-        hold(encode(Pair(), x), x).pin(Pin("output", 1.0))
+        held.pin(Pin("output", 1.0))
+    for read, words in (
+        (lambda: ts.harmonic_extension(held).output, r"\.cochain\['a'\], \.cochain\['b'\]"),
+        (lambda: ts.heat_flow(held, "forward", 1.0).output, r"\.final\['a'\], \.final\['b'\]"),
+        (lambda: ts.counterfactual(held.sheaf, x, Pin("a", 0.0)).effect, r"\.pinned\['a'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"this model has 2 outputs; write one of: {words}"):
+            read()

@@ -6,13 +6,15 @@ so a squared loss falls for η < 2/max λ_max(K_W).
 """
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.reference.networks import randn
-from torchsheaf.train import EdgeRule, SheafTrainer
+from torchsheaf.train import EdgeRule, SheafTrainer, fit
+from torchsheaf.train.validation import evaluate
 
 
 class Block(nn.Module):
@@ -124,3 +126,29 @@ def test_a_plain_net_is_near_one_over_its_layers(seed: int) -> None:
     assert 0.5 * layers < top < 3 * layers
     fall = losses(net, x, y, 1 / layers, 20)
     assert all(b < a for a, b in zip(fall, fall[1:], strict=False))
+
+
+@pytest.mark.parametrize("widths", [[4, 8, 3], [4, 32, 32, 3]])
+@pytest.mark.parametrize("seed", range(3))
+def test_cross_entropy_falls_at_one_over_the_layers_and_not_at_eight(
+    widths: list[int], seed: int
+) -> None:
+    """Docs: with few inputs 1/L is sound in every epoch, and 8/L leaps above the untrained loss."""
+    x = randn(30 + seed, 200, 4)
+    y, highest = x[:, :3].argmax(1), {}
+    for factor in (1, 8):
+        with torch.random.fork_rng():  # the initial weights of torch, as in the benchmark
+            torch.manual_seed(seed)
+            layers = [m for pair in pairwise(widths) for m in (nn.Linear(*pair), nn.ReLU())]
+        net = nn.Sequential(*layers[:-1]).double()
+        trainer = SheafTrainer(net, rule="edge")
+        optimiser = torch.optim.SGD(net.parameters(), lr=factor / len(weight_layers(net)))
+        before = evaluate(trainer, x, y)["loss"]
+        found: list[float] = []
+
+        def look(_: object, trainer: SheafTrainer = trainer, found: list[float] = found) -> None:
+            found.append(evaluate(trainer, x, y)["loss"])
+
+        fit(trainer, (x, y), optimiser, epochs=5, batch_size=64, callbacks=[look], progress=False)
+        highest[factor] = max(found) / before
+    assert highest[1] < 1 < highest[8]

@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.reference.networks import randn, relu_mlp
-from torchsheaf.train import EdgeRule, SheafTrainer, fit
+from torchsheaf.outcome import Outcome
+from torchsheaf.train import EdgeRule, History, SheafTrainer, fit
 from torchsheaf.train.losses import HuberLoss, Loss
 
 
@@ -58,6 +59,30 @@ def test_a_checkpoint_of_another_rate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"written with lr=0\.1, and this run has lr=0\.01"):
         run(0.01, 2)
     run(0.1, 2)
+
+
+def test_a_checkpoint_of_another_batch_size_or_number_of_samples_is_refused(tmp_path: Path) -> None:
+    file, net = tmp_path / "run.pt", relu_mlp([2, 8, 2], 1)
+    trainer = SheafTrainer(net, rule="first-order")
+
+    def run(data: object, epochs: int, size: int | None = None) -> History:
+        step = torch.optim.SGD(net.parameters(), lr=0.1)
+        return fit(
+            trainer, data, step, epochs=epochs, batch_size=size, checkpoint=file, progress=False
+        )  # type: ignore[arg-type]
+
+    assert run(rings(), 1, 32).resumed == 0
+    with pytest.raises(ValueError, match="with batch size 32, and this run has 16; pass resume"):
+        run(rings(), 2, 16)
+    with pytest.raises(ValueError, match="with samples 96, and this run has 48; pass resume"):
+        run(rings(48), 2, 32)
+    again = run(rings(), 1, 32)
+    assert (again.epochs, again.resumed, again.outcome) == (1, 1, Outcome.COMPLETED)
+    file.unlink()
+    loader = DataLoader(TensorDataset(*rings()), batch_size=32)
+    run(loader, 1)
+    with pytest.raises(ValueError, match="with batch size 32, and this run has 16"):
+        run(DataLoader(TensorDataset(*rings()), batch_size=16), 2)
 
 
 @pytest.mark.parametrize(

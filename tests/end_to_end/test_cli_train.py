@@ -65,6 +65,8 @@ def test_a_users_model_and_data_with_every_rule(rule: str, epochs: int, here: Pa
     assert report["rule"] == rule
     assert report["loss"] == "cross_entropy"
     assert report["final_on"] == "held-out data"
+    assert set(report["final"]) == {"loss", "accuracy"}
+    assert report["outcome"] == "completed"
     assert len(report["records"]) == epochs
     if epochs > 1:
         assert report["records"][-1]["loss"] < report["records"][0]["loss"]
@@ -98,8 +100,41 @@ def test_an_interrupted_run_resumes_to_the_same_weights(here: Path) -> None:
     assert rest["records"] == whole["records"]
     a, b = load_file(here / "whole.safetensors"), load_file(here / "rest.safetensors")
     assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (rest["resumed after"], rest["epochs now"]) == (2, 2)
     again = found(run(*common, "--epochs", "1", "--checkpoint", "run.pt", "--restart"))
-    assert again["epochs"] == 1
+    assert (again["epochs"], again["resumed after"]) == (1, 0)
+
+
+def test_what_was_resumed_is_said(here: Path) -> None:
+    """A second call trains no epoch more, whatever its seed, and says so."""
+    common = [
+        "mine_to_train:model",
+        "--epochs",
+        "2",
+        "--checkpoint",
+        "run.pt",
+        "--batch-size",
+        "10",
+    ]
+    assert "resumed" not in run(*common).output
+    again = run(*common)
+    assert "resumed run.pt after epoch 2: 0 epochs trained now" in again.stderr
+    assert "raise it, or --restart" in again.stderr
+    assert "2 epochs, completed" in again.stdout
+    more = run(*common, "--epochs", "3", "--seed", "7")
+    assert "after epoch 2: 1 epochs trained now; the file's seed 0 goes on, not --seed 7" in (
+        more.stderr
+    )
+    other = run(*common, "--batch-size", "20")
+    assert other.exit_code == Exit.BAD_INPUT
+    assert "written with batch size 10, and this run has 20" in " ".join(other.stderr.split())
+
+
+def test_a_resumed_run_keeps_the_split_of_its_seed(here: Path) -> None:
+    common = ["digits", "--checkpoint", "run.pt", "--epochs", "1", "--json"]
+    first, again = (found(run(*common, "--seed", seed)) for seed in ("3", "4"))
+    assert first["final"] == again["final"]
+    assert again["seed"] == 3
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,41 @@ def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+def test_help_and_a_wrong_word_import_no_command() -> None:
+    code = (
+        "import sys\nfrom torchsheaf.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: status = end.code\n"
+        "mine = [m for m in sys.modules if m.startswith('torchsheaf.cli.')]\n"
+        "assert set(mine) == {'torchsheaf.cli.exits', 'torchsheaf.cli.failures'}, mine\n"
+        "sys.exit(status)"
+    )
+    for word, status in (("--help", 0), ("trian", int(Exit.USAGE))):
+        found = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True)
+        assert found.returncode == status, found.stderr
+        if word == "--help":
+            assert "Train a model by local rules" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--vertex", "nope"], "no vertex named 'nope'"),
+        (["--vertex", "relu1", "--index", "99"], "out of range"),
+        (["--vertex", "relu1", "--sample", "9999"], "--sample is 9999"),
+    ],
+)
+def test_what_a_shipped_example_cannot_do_is_refused_before_it_is_trained(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchsheaf.examples.example._fit", lambda *given: pytest.fail("trained"))
+    found = CliRunner().invoke(main, ["pin", "digits-mlp", "--value", "1", *arguments])
+    assert found.exit_code == Exit.BAD_INPUT
+    assert words in " ".join(found.output.split())
+    cells = CliRunner().invoke(main, ["inspect", "digits-mlp"])
+    assert cells.exit_code == 0
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nets.py").write_text(MODULE, encoding="utf-8")
@@ -342,7 +377,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_every_error_has_its_code(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: Exit, message: str
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(sys.modules["torchsheaf.cli.inspect"], "load", fails)

@@ -17,6 +17,7 @@ from tests.reference.networks import TwoInputs, fill, randn, relu_mlp
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train import EquilibriumRule, RecursiveRule, Reluctance, SheafTrainer, fit
 from torchsheaf.train.fit import Progressed
+from torchsheaf.train.validation import evaluate
 
 
 def rings(n: int = 96) -> tuple[Tensor, Tensor]:
@@ -290,10 +291,62 @@ def test_models_with_two_outputs_and_unknown_rules_are_refused() -> None:
             return self.a(x), self.b(x)
 
     x = torch.randn(4, 2)
-    with pytest.raises(ValueError, match="returns 2 outputs"):
+    with pytest.raises(ValueError, match="this model has 2 outputs; write output= one of: a, b"):
         SheafTrainer(Two(), loss="l2").local_gradients(x, torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="no output named 'c'; write one of: a, b"):
+        SheafTrainer(Two(), loss="l2", output="c").local_gradients(x, torch.zeros(4, 1))
+    with pytest.raises(TypeError, match=r"a tuple of 2; write the tensor of one output, and Sheaf"):
+        SheafTrainer(Two(), loss="l2", output="a").local_gradients(x, (x, x))  # type: ignore
     with pytest.raises(ValueError, match="rule is 'backprop'"):
         SheafTrainer(nn.Linear(2, 1), rule="backprop")
+
+
+class TwoHeads(nn.Module):
+    """A body with two heads, "a" of one number and "b" of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(2, 8), nn.Linear(8, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.body(x).relu()
+        return self.a(z), self.b(z)
+
+
+@pytest.mark.parametrize("rule", ["first-order", "edge", "recursive", "equilibrium"])
+def test_one_of_several_outputs_is_trained(rule: str) -> None:
+    """The gradients are those of the net that returns this head alone; the other head rests."""
+    (x, y), net = rings(32), fill(TwoHeads(), 1)
+    alone = copy.deepcopy(net)
+    del alone.a
+    alone.forward = lambda x: alone.b(alone.body(x).relu())  # type: ignore[method-assign]
+    loss = SheafTrainer(net, rule=rule, output="b").local_gradients(x, y)
+    torch.testing.assert_close(loss, SheafTrainer(alone, rule=rule).local_gradients(x, y))
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(net.get_parameter(name).grad, parameter.grad)
+    assert net.a.weight.grad is None
+    history = fit(
+        SheafTrainer(net, rule="first-order", output="b"), (x, y),
+        torch.optim.SGD(net.parameters(), lr=0.1), epochs=1, validation=(x, y), progress=False,
+    )  # fmt: skip
+    assert history.records[0]["accuracy"] == float((net(x)[1].argmax(1) == y).double().mean())
+
+
+def test_validation_goes_through_the_set_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, y), net = rings(50), relu_mlp([2, 8, 2], 1)
+    trainer, rows = SheafTrainer(net), []
+    whole = evaluate(trainer, x, y)
+    monkeypatch.setattr("torchsheaf.train.validation.AT_ONCE", 16)
+    net.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    assert evaluate(trainer, x, y) == pytest.approx(whole)
+    assert rows == [16, 16, 16, 2]
+    assert whole["loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
+
+
+def test_a_bar_only_where_there_is_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    net = relu_mlp([2, 8, 2], 1)
+    fit(SheafTrainer(net), rings(), torch.optim.SGD(net.parameters(), lr=0.1), epochs=1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_replaced_module_and_a_changed_mode_are_noticed() -> None:
@@ -341,6 +394,11 @@ def test_arguments_of_fit_that_make_no_sense() -> None:
     foreign = torch.optim.SGD(other.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="no parameter of this model"):
         fit(trainer, rings(), foreign, epochs=1, progress=False)
+    search = torch.optim.LBFGS(net.parameters())
+    with pytest.raises(
+        ValueError, match="LBFGS searches .* rule 'edge' does not give; write rule="
+    ):
+        fit(SheafTrainer(net), rings(), search, epochs=1, progress=False)
 
 
 def test_several_inputs_come_as_a_tuple() -> None:

@@ -291,6 +291,8 @@ def test_a_tight_step_limit_is_reported_and_float32_flows():
     start = problem.clamp(5 * problem.start("random"))
     with pytest.raises(ts.ConvergenceError, match="step limit"):
         ts.heat_flow(problem, start, until=None, max_steps=1)
+    for method in ("exact", "euler", "ode"):  # `until` came first, as was asked
+        assert ts.heat_flow(problem, start, 0.1, method).outcome is ts.Outcome.COMPLETED
     single = net.float()
     small = ts.hold(ts.encode(single, x.float()), x.float())
     flow = ts.heat_flow(small, until=None)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchsheaf.arguments import positive_number, require_generator
+from torchsheaf.arguments import cochain_of, positive_number, require_generator, type_of
 from torchsheaf.boundary.pin import Coordinates, Pin, read_coordinates
 from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
 from torchsheaf.network.placement import require_beside
@@ -160,11 +160,21 @@ class Problem:
             if self.sheaf.vertex(other.vertex) == name and (pin.is_hard or other.is_hard):
                 both = sorted(chosen & set(other.index(shape).tolist()))
                 if both:
-                    raise ValueError(f"{pin} conflicts with {other}: both hold {name!r} at {both}")
+                    how = (
+                        "both hold" if pin.is_hard and other.is_hard else "one holds, one pulls at"
+                    )
+                    raise ValueError(
+                        f"{pin} conflicts with {other}: {how} {name!r} at {both}; leave one out, "
+                        "or make both soft (a finite weight)"
+                    )
         mask = self.held.get(name)
         taken = set() if mask is None else set(mask.flatten().nonzero().flatten().tolist())
         if both := sorted(chosen & taken):
-            raise ValueError(f"{pin} conflicts with the input hold: both hold {name!r} at {both}")
+            how = "both hold" if pin.is_hard else "it pulls at what is held,"
+            raise ValueError(
+                f"{pin} conflicts with the input hold: {how} {name!r} at {both}; free those with "
+                "hold(sheaf, x, where=[…]), which holds the coordinates listed (where=[]: none)"
+            )
 
     def require_values(
         self, what: str, at: Mapping[str, Tensor], names: Collection[str] | None = None, *,
@@ -176,7 +186,9 @@ class Problem:
         among the values. Raises TypeError or ValueError naming the argument `what` and the vertex.
         """
         if not isinstance(at, Mapping):
-            raise TypeError(f"{what} is a {type(at).__name__}; pass a Cochain or a dict")
+            raise TypeError(
+                f"{what} is {type_of(at)}; pass {cochain_of(at) or 'a Cochain or a dict'}"
+            )
         types = {n.name: n.dtype for n in self.sheaf.network.nodes}
         for name in self.sheaf.vertices if names is None else names:
             wanted = (self.batch, *self.sheaf.vertices[name].shape)
@@ -254,16 +266,16 @@ class Problem:
         if isinstance(kind, Cochain):
             self.require_values("start", kind, self.free.shapes)
             return kind
-        wanted = 'write "forward", "zeros", "random" or a Cochain'
+        wanted = '"forward", "zeros", "random" or a Cochain'
         if not isinstance(kind, str):
-            raise TypeError(f"start is a {type(kind).__name__}; {wanted}")
+            raise TypeError(f"start is {type_of(kind)}; write {cochain_of(kind) or wanted}")
         if kind == "forward":
             return self.forward()
         if kind == "zeros":
             return self.clamp(self.free.zeros(self.batch, self.like))
         if kind == "random":
             return self.clamp(self.free.random(self.batch, self.like, generator))
-        raise ValueError(f"start is {kind!r}; {wanted}")
+        raise ValueError(f"start is {kind!r}; write {wanted}")
 
     @torch.no_grad()
     def residual(self, c: Mapping[str, Tensor]) -> Cochain:

@@ -5,17 +5,23 @@ import click
 from torchsheaf.cli.exits import Exit as Exit
 from torchsheaf.cli.failures import GuardedGroup
 
-# One line per verb: where its command is. A verb's module is imported when it is called.
+# Per verb: where its command is, and its line in --help. The module is imported when it is called.
 VERBS = {
-    "demo": "torchsheaf.cli.demo",
-    "inspect": "torchsheaf.cli.inspect",
-    "relax": "torchsheaf.cli.relax",
-    "report": "torchsheaf.cli.report",
-    "pin": "torchsheaf.cli.pin",
-    "reproduce": "torchsheaf.cli.checkout",
-    "lab": "torchsheaf.cli.checkout",
-    "train": "torchsheaf.cli.train",
-    "precision": "torchsheaf.cli.precision",
+    "demo": (
+        "torchsheaf.cli.demo",
+        "Train a small classifier, read it as a sheaf, write a report.",
+    ),
+    "inspect": ("torchsheaf.cli.inspect", "Print the cells of a network as a table."),
+    "relax": ("torchsheaf.cli.relax", "Relax random activations along the sheaf heat equation."),
+    "report": ("torchsheaf.cli.report", "Write one self-contained HTML page about a network."),
+    "pin": ("torchsheaf.cli.pin", "Hold a neuron at a value and see what moves, both ways."),
+    "reproduce": ("torchsheaf.cli.checkout", "Run a script of a checkout's reproduce/."),
+    "lab": ("torchsheaf.cli.checkout", "Execute a notebook of a checkout's labs/."),
+    "train": (
+        "torchsheaf.cli.train",
+        "Train a model by local rules, with checkpoints that resume.",
+    ),
+    "precision": ("torchsheaf.cli.precision", "How few bits each operation needs."),
 }
 
 

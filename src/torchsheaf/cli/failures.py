@@ -45,11 +45,11 @@ def code_of(error: BaseException) -> Exit:
 class GuardedGroup(click.Group):
     """A click group whose commands end with one message and a code, never with a traceback.
 
-    With `--debug` the traceback is printed first. `verbs` says in which module each command is;
-    it is imported when the command is asked for.
+    With `--debug` the traceback is printed first. `verbs` says in which module each command is,
+    and its line of help; the module is imported when the command is asked for.
     """
 
-    def __init__(self, *args: Any, verbs: Mapping[str, str], **options: Any) -> None:
+    def __init__(self, *args: Any, verbs: Mapping[str, tuple[str, str]], **options: Any) -> None:
         super().__init__(*args, **options)
         self.verbs = verbs
 
@@ -61,8 +61,14 @@ class GuardedGroup(click.Group):
         """The command of a verb; None for a word that is none."""
         if cmd_name not in self.verbs:
             return None
-        command: click.Command = getattr(importlib.import_module(self.verbs[cmd_name]), cmd_name)
+        module = importlib.import_module(self.verbs[cmd_name][0])
+        command: click.Command = getattr(module, cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs with their lines of help; no command is imported for them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, self.verbs[verb][1]) for verb in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate what it raises."""

@@ -20,7 +20,7 @@ from torchsheaf.sheaf.encode import FORMS
 @click.option("--form", type=click.Choice(FORMS), default="unfused", show_default=True)
 def inspect(target: str, weights: str | None, as_json: bool, form: str) -> None:
     """Print the cells of a network: one vertex per value, one edge per operation."""
-    model, inputs, _ = load(target, weights)
+    model, inputs, _ = load(target, weights, train=False)
     sheaf = encode(model, inputs, form=form)
     if as_json:
         click.echo(json.dumps(describe(sheaf), indent=2))

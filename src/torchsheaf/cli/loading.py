@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from torchsheaf import examples
 from torchsheaf.examples import EXAMPLES
 from torchsheaf.network.target import FORMS, Target, load_target
 
@@ -68,13 +69,19 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load(target: str, weights: str | None = None) -> Target:
-    """Load a target as the command line means it: modules in the current folder are found."""
+def load(target: str, weights: str | None = None, *, train: bool = True) -> Target:
+    """Load a target as the command line means it: modules in the current folder are found.
+
+    `train=False` leaves a shipped example untrained, for what needs its cells only.
+    """
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
     if target not in EXAMPLES or weights is not None:
         return load_target(target, weights)
+    if not train:
+        raw = examples.load(target, train=False)
+        return Target(raw.model, (raw.x,), raw.y)
     with progress_bar() as bar, one_thread():
         task = bar.add_task(f"training {target}", total=EXAMPLES[target].epochs)
         return load_target(target, progress=lambda done, _: bar.update(task, completed=done))

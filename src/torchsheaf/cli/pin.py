@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from torchsheaf.boundary import Pin
+from torchsheaf.boundary import Pin, hold
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, target_argument
 from torchsheaf.cli.writing import writable
+from torchsheaf.examples import EXAMPLES
 from torchsheaf.file import write_file
 from torchsheaf.harmonic import Counterfactual, counterfactual
 from torchsheaf.sheaf import encode
@@ -52,13 +53,18 @@ def pin(
         raise click.UsageError("one --vertex at a time; several pins: ts.counterfactual in Python")
     if figure is not None and writable(figure, "--figure").suffix not in (".png", ".svg"):
         raise click.UsageError(f"--figure is {figure}; write a name that ends in .png or .svg")
-    model, inputs, _ = load(target, weights)
+    model, inputs, _ = load(target, weights, train=False)
     batch = inputs[0].shape[0]
     if sample is not None and not -batch <= sample < batch:
         raise ValueError(f"--sample is {sample}; the example batch has {batch} samples")
+    chosen = Pin(vertex[0], value, list(index) or None, weight)
     with one_thread():
         sheaf = encode(model, inputs)
-        chosen = Pin(vertex[0], value, list(index) or None, weight)
+        hold(sheaf, inputs).pin(chosen)  # refused before an example is trained
+    if target in EXAMPLES and weights is None:
+        model, inputs, _ = load(target)
+        sheaf = encode(model, inputs)
+    with one_thread():
         found = counterfactual(sheaf, inputs, chosen, tol=tol, max_passes=max_passes)
     if as_json:
         click.echo(json.dumps(describe(found, sample), indent=2))
@@ -76,7 +82,7 @@ def pin(
 
 def describe(found: Counterfactual, sample: int | None) -> dict[str, Any]:
     """The counterfactual as plain data."""
-    pinned, patched = found.effect
+    outputs = found.extension.problem.sheaf.outputs
     return {
         "pins": [str(p) for p in found.pins],
         "price": _level(found.price, sample),
@@ -91,7 +97,9 @@ def describe(found: Counterfactual, sample: int | None) -> dict[str, Any]:
             }
             for c in found.changes
         ],
-        "largest difference at the output": float((pinned - patched).abs().max()),
+        "largest difference at the output": max(
+            float((found.pinned[name] - found.patched[name]).abs().max()) for name in outputs
+        ),
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, seed_option, target_argument
 from torchsheaf.cli.writing import writable_folder
+from torchsheaf.cochain import Cochain
 from torchsheaf.draws import standard_normal
 from torchsheaf.figures.flow import (
     energy_shares_figure,
@@ -63,7 +64,7 @@ def relax(target: str, weights: str | None, folder: Path | None, **options: Any)
             problem, options["start"], options["until"], options["method"], dt=options["dt"],
             record="states" if folder else "energy", generator=generator, throw=False,
         )  # fmt: skip
-        found = summary(flow, forward[problem.sheaf.outputs[0]])
+        found = summary(flow, forward)
         if folder:
             found["pictures"] = draw(flow, folder, forward)
     if options["as_json"]:
@@ -80,7 +81,7 @@ def _hold_output(problem: Problem, forward: Any, generator: torch.Generator) -> 
     return problem.pin(Pin(name, value + noise))
 
 
-def summary(flow: Trajectory, forward: Tensor) -> dict[str, Any]:
+def summary(flow: Trajectory, forward: Cochain) -> dict[str, Any]:
     """The run in numbers."""
     stopped = int(flow.stopped.isfinite().sum())
     return {
@@ -95,7 +96,10 @@ def summary(flow: Trajectory, forward: Tensor) -> dict[str, Any]:
         "energy at start": float(flow.energy[0].mean()),
         "energy at end": float(flow.energy[-1].mean()),
         "worst stationarity": float(flow.stationarity.max()),
-        "output - forward pass": float((flow.output - forward).abs().max()),
+        "output - forward pass": max(
+            float((flow.final[name] - forward[name]).abs().max())
+            for name in flow.problem.sheaf.outputs
+        ),
     }
 
 

@@ -22,10 +22,10 @@ from torchsheaf.examples.shipped import digits
 from torchsheaf.file import write_file
 from torchsheaf.network.parameters import learns
 from torchsheaf.network.target import TargetError
-from torchsheaf.outcome import Outcome
 from torchsheaf.train import SheafTrainer, fit
-from torchsheaf.train.fit import evaluate
+from torchsheaf.train.checkpoint import load_checkpoint
 from torchsheaf.train.trainer import RULES
+from torchsheaf.train.validation import evaluate
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 TASKS = (*PAPER_TASKS, "digits")
@@ -71,27 +71,31 @@ class Job(NamedTuple):
 def train(ctx: click.Context, **options: Any) -> None:
     """Train a model by local rules: no autograd runs through the network."""
     _check_files(options["checkpoint"], options["save"])
-    job = _job(options["target"], options["weights"], options["data"], options["seed"])
+    seed = _seed(options["checkpoint"], options["seed"], options["restart"])
+    job = _job(options["target"], options["weights"], options["data"], seed)
     loss, rule = options["loss"] or job.loss, options["rule"]
     trainer = SheafTrainer(job.model, loss=loss, rule=rule)
-    optimiser, rate = _optimiser(trainer, rule, loss, options["optimizer"], options["rate"])
+    optimiser, rate = _optimiser(trainer, rule, options["optimizer"], options["rate"])
     whole = rule == "equilibrium" and _is_default(ctx, "batch_size")
     history = fit(
         trainer, (job.x, job.y), optimiser, epochs=options["epochs"],
         batch_size=None if whole else options["batch_size"], validation=job.validation,
         patience=options["patience"], checkpoint=options["checkpoint"],
         resume=not options["restart"], progress=options["progress"],
-        generator=torch.Generator().manual_seed(options["seed"]),
+        generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     if options["save"]:
         _save(job.model, Path(options["save"]))
     final = evaluate(trainer, *(job.validation or (job.x, job.y)))
     found = {
         "target": options["target"], "rule": rule, "loss": loss, "rate": rate,
-        "optimizer": type(optimiser).__name__, "epochs": history.epochs,
-        "outcome": _ending(history.outcome), "records": history.records, "final": final,
+        "optimizer": type(optimiser).__name__, "seed": seed, "epochs": history.epochs,
+        "resumed after": history.resumed, "epochs now": history.epochs - history.resumed,
+        "outcome": history.outcome.value, "records": history.records, "final": final,
         "final_on": "held-out data" if job.validation else "the training data",
     }  # fmt: skip
+    if history.resumed:
+        _say_resumed(found, options["checkpoint"], options["seed"])
     if options["as_json"]:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -111,6 +115,25 @@ def _check_files(checkpoint: str | None, save: str | None) -> None:
         )
     if len(files) == 2 and files[0] == files[1]:
         raise click.UsageError(f"--checkpoint and --save both name {save}; write two names")
+
+
+def _seed(checkpoint: str | None, given: int, restart: bool) -> int:
+    """The seed of the checkpoint that is resumed: it split the data and orders the samples."""
+    if checkpoint is None or restart or not Path(checkpoint).is_file():
+        return given
+    random = torch.Generator()
+    random.set_state(load_checkpoint(checkpoint)["random"][0])
+    return random.initial_seed()
+
+
+def _say_resumed(found: dict[str, Any], checkpoint: str, given: int) -> None:
+    now = found["epochs now"]
+    text = f"resumed {checkpoint} after epoch {found['resumed after']}: {now} epochs trained now"
+    if not now:
+        text += ", as --epochs counts those of the file; raise it, or --restart"
+    if given != found["seed"]:
+        text += f"; the file's seed {found['seed']} goes on, not --seed {given}"
+    click.echo(text, err=True)
 
 
 def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
@@ -169,7 +192,7 @@ def _data(text: str) -> tuple[Tensor, ...]:
 
 
 def _optimiser(
-    trainer: SheafTrainer, rule: str, loss: str, name: str | None, rate: float | None
+    trainer: SheafTrainer, rule: str, name: str | None, rate: float | None
 ) -> tuple[torch.optim.Optimizer, float]:
     """The least-squares rules carry their own step length, so SGD; the others take Adam."""
     solves = rule in ("edge", "recursive")
@@ -177,8 +200,7 @@ def _optimiser(
     if rate is None:
         layers = sum(p.ndim > 1 for p in trainer.model.parameters() if learns(p))
         if rule == "edge" and chosen is torch.optim.SGD:
-            # docs/learning.md: 8/L with cross-entropy, 1/L with squared error
-            rate = (1 if loss == "l2" else 8) / max(layers, 1)
+            rate = 1 / max(layers, 1)  # docs/learning.md has the measurements
         elif rule == "recursive" and chosen is torch.optim.SGD:
             rate = 1.0 if layers < 10 else 0.1
         else:
@@ -186,10 +208,6 @@ def _optimiser(
     if not 0 < rate < math.inf:
         raise click.BadParameter(f"{rate} is not a positive finite number", param_hint="--rate")
     return chosen(trainer.model.parameters(), lr=rate), rate
-
-
-def _ending(outcome: Outcome) -> str:
-    return "as many as asked for" if outcome is Outcome.STEP_LIMIT else outcome.value
 
 
 def _is_default(ctx: click.Context, name: str) -> bool:
@@ -211,5 +229,5 @@ def _print(found: dict[str, Any]) -> None:
         f"{found['epochs']} epochs, {found['outcome']}"
     )
     console.print(f"training loss {first['loss']:.4g} → {last['loss']:.4g}")
-    text = ", ".join(f"{k.replace('validation_', '')} {v:.4g}" for k, v in found["final"].items())
+    text = ", ".join(f"{k} {v:.4g}" for k, v in found["final"].items())
     console.print(f"forward pass on {found['final_on']}: {text}")

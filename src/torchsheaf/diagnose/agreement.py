@@ -25,16 +25,18 @@ def agreement(
     gap: Spectrum | None = None,
     assemble_up_to: int = ASSEMBLE_UP_TO,
     generator: torch.Generator | None = None,
+    output: str | None = None,
 ) -> tuple[Finding, ...]:
     """Check that the forward pass is the harmonic extension, and the only one.
 
-    `extension` must hold the input and nothing else; `expected` is `model(x)` for its (first)
-    output. The findings: the largest difference to the model relative to its largest output; the
-    same by a second route that never runs the network forwards (Newton's method from random
-    values, on a few samples, where that solver takes the network); the energy; det δ = 1
-    (assembled for up to `assemble_up_to` free coordinates, otherwise read off the triangular
-    structure, and the finding says so); the smallest eigenvalue of L = δᵀδ. `gap` passes
-    eigenvalues that are already known; `generator` makes the random values.
+    `extension` must hold the input and nothing else; `expected` is what `model(x)` returns, and
+    where that is several tensors the one of the vertex `output`. The findings: the largest
+    difference to the model relative to its largest output; the same by a second route that never
+    runs the network forwards (Newton's method from random values, on a few samples, where that
+    solver takes the network); the energy; det δ = 1 (assembled for up to `assemble_up_to` free
+    coordinates, otherwise read off the triangular structure, and the finding says so); the smallest
+    eigenvalue of L = δᵀδ. `gap` passes eigenvalues that are already known; `generator` makes the
+    random values.
 
     Raises ValueError when more than the input is held, shapes differ, or weights are not finite.
     Cost: one eigenvalue by Lanczos per sample; O(n³) for each assembled δ.
@@ -57,18 +59,19 @@ def agreement(
     problem = extension.problem
     if not problem.holds_input_only:
         raise ValueError("agreement needs an extension with the input held and nothing else")
-    if expected.shape != extension.output.shape:
+    name = problem.sheaf.output(output)
+    found = extension.cochain[name]
+    if expected.shape != found.shape:
         raise ValueError(
-            f"expected has shape {tuple(expected.shape)}; "
-            f"the output has {tuple(extension.output.shape)}"
+            f"expected has shape {tuple(expected.shape)}; the output has {tuple(found.shape)}"
         )
     if not isinstance(gap, Spectrum | None):
         raise TypeError(f"gap is a {type(gap).__name__}; pass what spectrum(problem) returns")
     assemble_up_to = whole_number("assemble_up_to", assemble_up_to, 0)
     require_problem(problem)
-    second = _second_route(problem, expected, generator or torch.Generator().manual_seed(0))
+    second = _second_route(problem, name, expected, generator or torch.Generator().manual_seed(0))
     return (
-        _difference(extension, expected),
+        _difference(found, expected),
         *([second] if second is not None else []),
         _energy(extension),
         _determinant(problem, extension.cochain, assemble_up_to),
@@ -82,18 +85,20 @@ def relative_tolerance(dtype: torch.dtype) -> float:
     return max(rounding, tolerance_of(dtype, float64=1e-12, float32=1e-5))
 
 
-def _difference(extension: Extension, expected: Tensor) -> Finding:
+def _difference(found: Tensor, expected: Tensor) -> Finding:
     scale = float(expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
     return at_most(
         "largest difference to the model's output, relative",
-        float((extension.output - expected).abs().max()) / scale,
+        float((found - expected).abs().max()) / scale,
         relative_tolerance(expected.dtype),
         source="Prop. 1: the forward pass is the harmonic extension",
         advice="Solving all local rules together gives what running the model gives.",
     )
 
 
-def _second_route(problem: Problem, expected: Tensor, generator: torch.Generator) -> Finding | None:
+def _second_route(
+    problem: Problem, name: str, expected: Tensor, generator: torch.Generator
+) -> Finding | None:
     count = min(8, SECOND_ROUTE // problem.free.dim)
     if count < 1 or problem.sheaf.network.fixed_batch is not None:
         return None
@@ -109,7 +114,7 @@ def _second_route(problem: Problem, expected: Tensor, generator: torch.Generator
     scale = float(wanted.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
     return at_most(
         f"the same from random values by Newton's method, {some.batch} samples, relative",
-        float((found.output - wanted).abs().max()) / scale,
+        float((found.cochain[name] - wanted).abs().max()) / scale,
         tolerance_of(expected.dtype, float64=1e-6, float32=1e-2),
         source="T2: the energy has no critical point but the forward pass",
         advice="A solver that only lowers the disagreement, starting anywhere, finds the output.",

@@ -102,7 +102,7 @@ class Euler(FlowMethod):
         places = (task.recorder.times / dt).tolist()
         state = walls.state(problem.free.flatten(c))
         run = _Run(c, state, state, problem.like.new_full((problem.batch,), torch.inf), [])
-        row, outcome, where, step = 0, Outcome.STOPPED_EARLY, "", 0
+        row, outcome, where, step = 0, Outcome.COMPLETED, "", 0
         while True:
             while row < len(places) and places[row] <= step + SAME:
                 task.recorder.write_all(row, run.c)

@@ -73,7 +73,7 @@ class Exact(FlowMethod):
             if math.isfinite(task.until):
                 task.progress(float(run.time.min()) / task.until)
         final = task.problem.clamp(task.problem.free.unflatten(run.flat))
-        outcome, where = Outcome.STOPPED_EARLY, ""
+        outcome, where = Outcome.COMPLETED, ""
         if not final.is_finite():
             bad = (~run.flat.isfinite()).any(1).nonzero()[0, 0]
             outcome = Outcome.NONFINITE

@@ -76,7 +76,7 @@ class Ode(FlowMethod):
     def integrate(self, task: Task) -> Course:
         run = _Run.begin(task)
         stepper = self._stepper(task)
-        outcome, where, advice, steps = Outcome.STOPPED_EARLY, "", RAISE, 0
+        outcome, where, advice, steps = Outcome.COMPLETED, "", RAISE, 0
         while stepper.status == "running":
             if steps >= task.max_steps:
                 outcome = Outcome.STEP_LIMIT

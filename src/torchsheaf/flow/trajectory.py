@@ -51,8 +51,8 @@ class Trajectory:
 
     @property
     def output(self) -> Tensor:
-        """Final value of the (first) output vertex."""
-        return self.final[self.problem.sheaf.outputs[0]]
+        """Final value of the output vertex; ValueError where there are several (`.final[name]`)."""
+        return self.final[self.problem.sheaf.only_output(".final")]
 
     def states_of_walls(self, sample: int = 0) -> tuple[Tensor, Tensor]:
         """The gate states of a sample over time: start of each band `(m,)`, states `(m, walls)`.

@@ -83,8 +83,11 @@ class Counterfactual:
 
     @property
     def effect(self) -> tuple[Tensor, Tensor]:
-        """Change of the (first) output: (pinned, patched), each `(batch, *shape)`."""
-        name = self.extension.problem.sheaf.outputs[0]
+        """Change of the output: (pinned, patched), each `(batch, *shape)`.
+
+        ValueError where there are several outputs: take `pinned[name] - forward[name]` of one.
+        """
+        name = self.extension.problem.sheaf.only_output(".pinned")
         return self.pinned[name] - self.forward[name], self.patched[name] - self.forward[name]
 
     def _moved(self, c: Cochain, name: str) -> Tensor:

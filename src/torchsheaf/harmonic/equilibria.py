@@ -10,7 +10,7 @@ from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain, per_sample
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Equilibria:
     """What several starts found.
 
@@ -24,6 +24,14 @@ class Equilibria:
     label: Tensor
     cochains: tuple[Cochain, ...]
     starts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        least, most = (int(n) for n in self.count.aminmax())
+        several = f"{least}" if least == most else f"{least} to {most}"
+        return (
+            f"Equilibria({len(self.starts)} starts, {self.label.shape[1]} samples; {several} "
+            f"distinct per sample; {int(self.arrived.sum())} of {self.arrived.numel()} arrived)"
+        )
 
     @property
     def count(self) -> Tensor:

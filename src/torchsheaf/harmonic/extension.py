@@ -68,8 +68,8 @@ class Extension:
 
     @property
     def output(self) -> Tensor:
-        """Value of the (first) output vertex."""
-        return self.cochain[self.problem.sheaf.outputs[0]]
+        """Value of the output vertex; ValueError where there are several (`.cochain[name]`)."""
+        return self.cochain[self.problem.sheaf.only_output(".cochain")]
 
     @cached_property
     def _stationarity(self) -> Stationarity:
@@ -237,6 +237,9 @@ def first_cochain(
     problem: Problem, start: str | Cochain, generator: torch.Generator | None = None
 ) -> tuple[Cochain, str]:  # fmt: skip
     """The cochain that a start names, and what it is called in the result."""
+    if start not in ("auto", "forward", "zeros", "random") and isinstance(start, str):
+        known = '"auto", "forward", "zeros", "random" or a Cochain'
+        raise ValueError(f"start is {start!r}; write {known}")
     if start != "auto":
         first = problem.start(start, generator)
         return first, start if isinstance(start, str) else "given"

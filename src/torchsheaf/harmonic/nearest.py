@@ -18,7 +18,7 @@ from torchsheaf.sheaf import Sheaf, require_sheaf
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Nearest:
     """Inputs changed as little as the sheaf allows so that the output becomes `target`.
 
@@ -38,6 +38,12 @@ class Nearest:
     weight: Tensor
     price: Tensor
     outcome: Outcome
+
+    def __repr__(self) -> str:
+        return (
+            f"Nearest({len(self.reached)} samples; {int(self.reached.sum())} reached the wanted "
+            f"class, {float(self.distance.mean()):.4g} away on average)"
+        )
 
     @property
     def distance(self) -> Tensor:

@@ -52,13 +52,13 @@ def _seen(finding) -> str:  # type: ignore[no-untyped-def]
 def _accuracy(a: Analysis) -> str:
     if a.labels is None or not a.labels.is_classes:
         return ""
-    return f"{1 - float(a.labels.wrong(a.forward.output).double().mean()):.1%}"
+    return f"{1 - float(a.labels.wrong(a.output).double().mean()):.1%}"
 
 
 def _error(a: Analysis) -> str:
     if a.labels is None or a.labels.is_classes:
         return ""
-    return number(float((a.forward.output - a.labels.target).square().mean().sqrt()))
+    return number(float((a.output - a.labels.target).square().mean().sqrt()))
 
 
 def _gap(a: Analysis) -> str:

@@ -69,6 +69,11 @@ class Analysis:
         return self.problem.sheaf
 
     @property
+    def output(self) -> Tensor:
+        """The forward pass at the output that the page is about, the first."""
+        return self.forward.cochain[self.sheaf.outputs[0]]
+
+    @property
     def gap(self) -> float | None:
         """Median over samples of the smallest eigenvalue."""
         return None if self.smallest is None else float(self.smallest.values[:, 0].median())
@@ -114,16 +119,17 @@ def analyse(
     problem = hold(sheaf, inputs)
     announce(1)
     forward = harmonic_extension(problem)
+    output = forward.cochain[sheaf.outputs[0]]
     labels = None
     if y is not None:
-        labels = read_labels(y[: problem.batch], forward.output, hold_labels)
+        labels = read_labels(y[: problem.batch], output, hold_labels)
     if nearest is not None:
-        nearest = _class(problem, forward.output, nearest)
+        nearest = _class(problem, output, nearest)
     missing: dict[str, str] = {}
     announce(2)
     smallest, largest = _spectra(problem, missing)
     expected = _first_output(model, inputs)
-    findings = agreement(forward, expected, gap=smallest)
+    findings = agreement(forward, expected, gap=smallest, output=sheaf.outputs[0])
     announce(3)
     flow = _relax(problem, smallest, largest, seed, missing)
     announce(4)

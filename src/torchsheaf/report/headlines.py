@@ -77,9 +77,10 @@ def arrival(analysis: Analysis) -> float | None:
     flow = analysis.flow
     if flow is None:
         return None
-    ours = analysis.forward.output[: flow.output.shape[0]]
+    relaxed = flow.final[analysis.sheaf.outputs[0]]
+    ours = analysis.output[: relaxed.shape[0]]
     scale = float(ours.abs().max()) or 1.0
-    return float((flow.output - ours).abs().max()) / scale
+    return float((relaxed - ours).abs().max()) / scale
 
 
 ARRIVED = 1e-3
@@ -109,7 +110,7 @@ def _accuracy(analysis: Analysis) -> str:
     if labels is None:
         return ""
     table = analysis.table
-    output = analysis.forward.output
+    output = analysis.output
     if not labels.is_classes:
         error = float((output - labels.target).square().mean().sqrt())
         return f"The root-mean-square error on these samples is {number(error)}."

@@ -20,7 +20,7 @@ def samples_section(analysis: Analysis) -> Section:
     if discord is None or labels is None:
         reason = analysis.missing.get("labels", "It was not computed.")
         return absent("samples", TITLE, reason)
-    output = analysis.forward.output
+    output = analysis.output
     total = discord.total
     usual = float(total.median())
     chosen = discord.worst(min(SHOWN, len(total))).tolist()
@@ -51,7 +51,7 @@ def _item(
     analysis: Analysis, labels: Labels, values: Tensor, i: int, discord: float, usual: float,
     wrong: Tensor,
 ) -> str:  # fmt: skip
-    output = analysis.forward.output[i]
+    output = analysis.output[i]
     bad = bool(wrong[i])
     label, answer = _words(labels, output, i)
     alt = f"sample {i}, label {label}, answer {answer}"

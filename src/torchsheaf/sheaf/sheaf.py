@@ -113,6 +113,17 @@ class Sheaf:
             raise ValueError(f"no input named {name!r}; write one of: {', '.join(self.inputs)}")
         return found
 
+    def only_output(self, values: str) -> str:
+        """The only output vertex; ValueError where there are several, for what has no `output=`.
+
+        The message names `values`, the cochain in which every output is found by name.
+        """
+        names = tuple(dict.fromkeys(self.outputs))
+        if len(names) > 1:
+            known = ", ".join(f"{values}[{n!r}]" for n in names)
+            raise ValueError(f"this model has {len(names)} outputs; write one of: {known}")
+        return names[0]
+
     def output(self, name: str | None = None) -> str:
         """An output vertex by its name; None or "output" means the model's only output.
 
@@ -171,6 +182,12 @@ class Sheaf:
                 )
         else:
             tensors = (x,) if isinstance(x, Tensor) else tuple(x)
+            others = [t for t in tensors if not isinstance(t, Tensor)]
+            if others:
+                raise TypeError(
+                    f"input is a {type(x).__name__} of {type(others[0]).__name__}; pass a tensor "
+                    "(batch, *shape), or a tuple of them for several inputs"
+                )
             if len(tensors) != len(self.inputs):
                 raise ValueError(
                     f"{len(tensors)} input(s) came; this network has {len(self.inputs)}: "

@@ -1,6 +1,6 @@
 """The data of a training run: checked pairs (x, y), cut into shuffled batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -17,7 +17,13 @@ Data = DataLoader[Any] | tuple[Input, Tensor]
 def tensors(x: object, y: object) -> tuple[tuple[Tensor, ...], Tensor]:
     """The inputs as a tuple, and the targets; TypeError names what is no tensor."""
     if not isinstance(y, Tensor):
-        raise TypeError(f"targets y is {kind(y)}; write torch.as_tensor(y)")
+        several = isinstance(y, tuple | list) and any(isinstance(one, Tensor) for one in y)
+        write = (
+            "the tensor of one output, and SheafTrainer(model, output=…) where there are several"
+            if several
+            else "torch.as_tensor(y)"
+        )
+        raise TypeError(f"targets y is {kind(y)}; write {write}")
     return inputs(x), y
 
 
@@ -92,3 +98,16 @@ def every_epoch(
             yield placed(tuple(cut) if isinstance(given, tuple) else cut[0], device), target
 
     return shuffled
+
+
+def sizes(data: Data, size: int | None) -> dict[str, object]:
+    """Samples, and samples per batch, where the data say so: what a resumed run must share."""
+    if not isinstance(data, DataLoader):
+        samples = data[1].shape[0]
+        return {"samples": samples, "batch size": samples if size is None else min(size, samples)}
+    found: dict[str, object] = {}
+    if isinstance(data.dataset, Sized):
+        found["samples"] = len(data.dataset)
+    if data.batch_size is not None:
+        found["batch size"] = data.batch_size
+    return found

@@ -27,7 +27,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint of ts.fit ({type(error).__name__}); "
+            "pass resume=False (--restart) or another file"
+        ) from error
     if not isinstance(state, dict) or "torchsheaf.fit" not in state:
         raise ValueError(f"{path} is not a checkpoint written by ts.fit")
     return state

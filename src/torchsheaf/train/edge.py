@@ -26,14 +26,14 @@ class EdgeRule(LocalRule):
     With A the activations (a one appended for the bias) and F = −λ the forces that reach the edge,
         D_G = F_Gᵀ (A_G A_Gᵀ + μ I)⁻¹ A_G,  μ = damping · ‖A_G‖_F² / positions,
     and `.grad` = −mean_G D_G (groups weighted by their number of samples), so that
-    `torch.optim.SGD(lr=η)` makes the step; η = 8 / (number of weight edges) with cross-entropy is
-    a good fixed setting for plain networks. A squared loss falls, to first order and in one group,
-    for η < 2/λ_max(Σ_e J_e J_eᵀ), J_e the Jacobian from weight edge e to the output: about
-    1 / (number of weight edges) in plain networks, far less in residual ones without norms. A has
-    one row per sample and position (of a convolution, of a sequence); μ does not grow with the
-    number of positions, as it does with that of samples. Parameters of other edges (norm layers,
-    embeddings, grouped convolutions) take the first-order rule. A frozen bias drops the column of
-    ones.
+    `torch.optim.SGD(lr=η)` makes the step; start at η = 1 / (number of weight edges), and with
+    cross-entropy try up to eight times that (docs/learning.md, measured). A squared loss falls, to
+    first order and in one group, for η < 2/λ_max(Σ_e J_e J_eᵀ), J_e the Jacobian from weight edge e
+    to the output: about 1 / (number of weight edges) in plain networks, far less in residual ones
+    without norms. A has one row per sample and position (of a convolution, of a sequence); μ does
+    not grow with the number of positions, as it does with that of samples. Parameters of other
+    edges (norm layers, embeddings, grouped convolutions) take the first-order rule. A frozen bias
+    drops the column of ones.
 
     Known under other names: FOOF and LocoProp; the input factor of K-FAC (docs/learning.md). Cost
     over a backprop step: about g (n_in + n_out) / (3 n_in n_out) of it per edge, for groups of g

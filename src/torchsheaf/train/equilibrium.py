@@ -11,9 +11,10 @@ from torch import Tensor
 from torchsheaf.arguments import positive_number, whole_number
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.cochain import Cochain, coordinates
-from torchsheaf.harmonic import harmonic_extension
+from torchsheaf.harmonic import Extension, harmonic_extension
 from torchsheaf.harmonic.extension import stationarity_tolerance
 from torchsheaf.outcome import ConvergenceError, Outcome
+from torchsheaf.train.loss_edge import LARGEST, OutputModel
 from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
 
 
@@ -21,7 +22,8 @@ from torchsheaf.train.rule import Batch, LocalGradients, LocalRule
 class Relaxation:
     """A relaxed batch: the problem without its loss edge, the cochain, and how it was reached.
 
-    `gap` is the largest output force that the majoriser leaves over, per sample.
+    `gap` is the output force that the majoriser leaves over, and `energy` E + εΦ, per sample;
+    `model` what is known of the output's reduced energy.
     """
 
     problem: Problem
@@ -30,6 +32,8 @@ class Relaxation:
     rounds: int
     settled: bool
     gap: Tensor
+    energy: Tensor
+    model: OutputModel | None = None
 
 
 @final
@@ -39,9 +43,13 @@ class EquilibriumRule(LocalRule):
 
     E*(θ) = min_c ½ Σ_e w_e ‖r_e‖² + ε Φ(z_out, y), input held; no derivative through the solve.
     For Φ = ½‖·‖² the loss edge is a soft pin of weight ε. A loss of bounded curvature κ (Huber,
-    BCE, cross-entropy) is majorised at the present z by the quadratic of curvature κ, which is a
-    soft pin of weight εκ at z − ∂Φ/κ; each round lowers the true energy, and the rounds end when
-    the true gradient is ≤ `tol`.
+    BCE, cross-entropy) is majorised by the quadratic of curvature κ that is tangent at a z, which
+    is a soft pin of weight εκ at z − ∂Φ/κ. z is where a model of the output's reduced energy (`d` +
+    3 passes once, then secants) puts the minimum: three to five rounds at any size of the logits,
+    where the present z as the point of tangency takes ever more as the logits grow (docs/theory.md,
+    T6). A sample whose energy such a round raises is put back and goes on by tangency at its
+    present z, which lowers the energy in every round. The rounds end when the true gradient is ≤
+    `tol`. Outputs of more than 64 coordinates, and runs with `max_passes`, use the present z.
 
     `max_passes=None` relaxes to `tol` and raises `ConvergenceError` where that fails; a number
     stops there ("few sweeps"), and the derivative is then taken at a state that is not an
@@ -86,7 +94,7 @@ class EquilibriumRule(LocalRule):
         at = replace(batch, values=relaxed)
         total = LocalGradients(batch.size, {})
         for edge in batch.sheaf.edges.values():
-            if edge.parameters:
+            if edge.parameters and edge.name in batch.upstream:
                 total.add_edge(at, edge, -force[edge.name])
         if self.warm:
             self.memory = dict(relaxed.items()) | {_TARGET: batch.target}
@@ -95,11 +103,10 @@ class EquilibriumRule(LocalRule):
     @torch.no_grad()
     def relax(self, batch: Batch) -> Relaxation:
         """Relax the batch with the loss edge attached."""
-        loss, kappa = batch.loss, batch.loss.curvature
-        if not math.isfinite(kappa):
+        if not math.isfinite(batch.loss.curvature):
             raise ValueError(
-                f"rule 'equilibrium' needs a loss of bounded curvature; {loss.name!r} has none. "
-                "Use l2, huber, bce or cross_entropy, or rule='first-order'"
+                f"rule 'equilibrium' needs a loss of bounded curvature; {batch.loss.name!r} has "
+                "none. Use l2, huber, bce or cross_entropy, or rule='first-order'"
             )
         for edge in batch.sheaf.edges.values():
             if edge.node.stops:
@@ -108,42 +115,78 @@ class EquilibriumRule(LocalRule):
                     "not know: rule 'equilibrium' would train what they cut off; write "
                     "rule='first-order', 'edge' or 'recursive'"
                 )
+        now = self._first(batch)
+        tol = stationarity_tolerance(now.problem) if self.tol is None else self.tol
+        budget = math.inf if self.max_passes is None else self.max_passes
+        while now.rounds < self.max_rounds and not now.settled and now.passes < budget:
+            now = self._round(batch, now, tol)
+        if not now.settled and self.max_passes is None:
+            raise ConvergenceError(
+                Outcome.STEP_LIMIT,
+                f"{self.max_rounds} rounds left an output force of {float(now.gap.max()):.1e} "
+                f"above tol={tol:.1e}; raise max_rounds or loosen tol",
+            )
+        return now
+
+    def _first(self, batch: Batch) -> Relaxation:
+        """Before the first round. A budget of passes is not spent on a model of the output."""
         inputs = {n: batch.values[n] for n in batch.sheaf.inputs}
-        free = hold(batch.sheaf, inputs, weights=self.weights)
-        tol = stationarity_tolerance(free) if self.tol is None else self.tol
-        state = self._start(batch)
-        passes, budget = 0, math.inf if self.max_passes is None else self.max_passes
-        for rounds in range(1, self.max_rounds + 1):  # noqa: B007 (the count is reported)
-            z = state[batch.output]
-            goal = z - loss.gradient(z, batch.target) / kappa
-            held = free.pin(Pin(batch.output, goal, weight=self.output_weight * kappa))
-            found = harmonic_extension(
-                held, solver=self.solver, start=state, tol=tol, throw=False,
-                max_passes=20_000 if self.max_passes is None else max(1, int(budget - passes)),
-            )  # fmt: skip
-            state, passes = found.cochain, passes + found.passes
-            if found.outcome is Outcome.NONFINITE or (not found.outcome.ok and passes < budget):
-                raise ConvergenceError(
-                    found.outcome,
-                    f"the batch did not relax: {int((found.stationarity > tol).sum())} of "
-                    f"{batch.size} samples are above tol={tol:.1e} after {passes} passes; with "
-                    "max_passes the rule takes what few sweeps reach",
-                )
-            # The majoriser's gradient vanishes here; the true one differs at the output only.
-            z_new = state[batch.output]
-            error = loss.gradient(z_new, batch.target) - kappa * (z_new - goal)
-            gap = self.output_weight * coordinates(error).norm(dim=1)
-            settled = found.outcome.ok and bool((gap <= tol).all())
-            if settled or passes >= budget:
-                break
-        else:
-            if self.max_passes is None:
-                raise ConvergenceError(
-                    Outcome.STEP_LIMIT,
-                    f"{self.max_rounds} rounds left an output force of {float(gap.max()):.1e} "
-                    f"above tol={tol:.1e}; raise max_rounds or loosen tol",
-                )
-        return Relaxation(free, state, passes, rounds, settled, gap)
+        free, start = hold(batch.sheaf, inputs, weights=self.weights), self._start(batch)
+        z = start[batch.output]
+        predicts = self.max_passes is None and coordinates(z).shape[1] <= LARGEST
+        predicts = predicts and batch.loss.hessian(z, batch.target) is not None
+        energy = free.energy(start) + self.output_weight * batch.loss.potential(z, batch.target)
+        model = OutputModel.at(free, start, batch.output) if predicts else None
+        passes = 0 if model is None else coordinates(z).shape[1] + 3
+        return Relaxation(free, start, passes, 0, False, energy.new_tensor(math.inf), energy, model)
+
+    def _round(self, batch: Batch, now: Relaxation, tol: float) -> Relaxation:
+        """Relax with the majoriser that is tangent where the output is predicted to rest."""
+        loss, model, eps = batch.loss, now.model, self.output_weight
+        kappa, before = batch.loss.curvature, now.cochain[batch.output]
+        z = before if model is None else model.rest(loss, batch.target, eps, before)
+        goal = z - loss.gradient(z, batch.target) / kappa
+        found = self._relaxed(batch, now, goal, tol)
+        passes = now.passes + found.passes
+        z = found.cochain[batch.output]
+        # The majoriser's gradient vanishes here; the true one differs at the output only.
+        force = eps * kappa * (goal - z)
+        gap = coordinates(eps * loss.gradient(z, batch.target) + force).norm(dim=1)
+        parabola = 0.5 * eps * kappa * coordinates(z - goal).square().sum(1)
+        energy = found.energy - parabola + eps * loss.potential(z, batch.target)
+        cochain = found.cochain
+        if model is not None:
+            rounding = 100 * torch.finfo(energy.dtype).eps * (1 + found.energy)
+            lower = ~(energy > now.energy + rounding) | (gap <= tol)
+            model = model.after(coordinates(z), coordinates(force), lower, 3 * tol)
+            cochain = cochain.where(lower, now.cochain)
+            energy, gap = torch.where(lower, energy, now.energy), gap.masked_fill(~lower, math.inf)
+        settled = found.outcome.ok and bool((gap <= tol).all())
+        return replace(
+            now, cochain=cochain, passes=passes, rounds=now.rounds + 1, settled=settled, gap=gap,
+            energy=energy, model=model,
+        )  # fmt: skip
+
+    def _relaxed(self, batch: Batch, now: Relaxation, goal: Tensor, tol: float) -> Extension:
+        """The majoriser's own equilibrium, or what the budget reaches of it."""
+        limit = self.max_passes
+        held = now.problem.pin(
+            Pin(batch.output, goal, weight=self.output_weight * batch.loss.curvature)
+        )
+        found = harmonic_extension(
+            held, solver=self.solver, start=now.cochain, tol=tol, throw=False,
+            max_passes=20_000 if limit is None else max(1, limit - now.passes),
+        )  # fmt: skip
+        passes = now.passes + found.passes
+        short = limit is not None and passes >= limit
+        if found.outcome is Outcome.NONFINITE or not (found.outcome.ok or short):
+            raise ConvergenceError(
+                found.outcome,
+                f"the batch did not relax: {int((found.stationarity > tol).sum())} of "
+                f"{batch.size} samples are above tol={tol:.1e} after {passes} passes; with "
+                "max_passes the rule takes what few sweeps reach",
+            )
+        return found
 
     def _start(self, batch: Batch) -> Cochain:
         """The remembered cochain when this very batch was relaxed before, else the forward pass."""

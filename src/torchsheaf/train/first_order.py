@@ -17,6 +17,7 @@ class FirstOrderRule(LocalRule):
 
     name: str = "first-order"
     solves: ClassVar[bool] = False
+    descends: ClassVar[bool] = True
 
     def gradients(self, batch: Batch) -> LocalGradients:
         arriving = adjoint_substitution(batch)

@@ -1,8 +1,7 @@
 """The training loop: progress, validation on the forward pass, early stop, exact resume."""
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from torch.utils.data import DataLoader
 
 from torchsheaf.arguments import positive_number, require_generator, whole_number
 from torchsheaf.cochain import is_finite
-from torchsheaf.network.completeness import run
 from torchsheaf.network.placement import placement
 from torchsheaf.outcome import ConvergenceError, Outcome
-from torchsheaf.train.batches import Data, Input, every_epoch, pair, placed, tensors
+from torchsheaf.train.batches import Data, Input, every_epoch, pair, placed, sizes
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
 from torchsheaf.train.random_state import device_states, restore_device_states
 from torchsheaf.train.trainer import SheafTrainer
+from torchsheaf.train.validation import try_validation, validation_record
 
 Callback = Callable[["Progressed"], None]
 
@@ -40,11 +39,16 @@ class Progressed:
 
 @dataclass
 class History:
-    """One record per epoch (`loss`, `validation_loss`, `accuracy`), and how the run ended."""
+    """One record per epoch (`loss`, `validation_loss`, `accuracy`), and how the run ended.
+
+    `outcome` is COMPLETED after all epochs and STOPPED_EARLY by `patience`.
+    """
 
     records: list[dict[str, float]] = field(default_factory=list)
-    outcome: Outcome = Outcome.STEP_LIMIT
+    outcome: Outcome = Outcome.COMPLETED
     epochs: int = 0
+    resumed: int = 0
+    """How many of the epochs came from a checkpoint."""
 
     @property
     def losses(self) -> list[float]:
@@ -73,21 +77,26 @@ def fit(
     """Train by local gradients with any torch optimiser.
 
     `data` is a DataLoader, or tensors (x, y), x a tuple where the model has several inputs, cut
-    into shuffled batches of `batch_size` with `generator`. Batches are moved to the model's device.
-    Validation is always on the forward pass, in the mode that the model is in. `patience` stops
-    when the validation (else training) loss has not improved for so many epochs.
-    With `checkpoint`, every epoch ends in an atomic write of weights, optimiser, scheduler, rule
-    memory, random state and history; a run that finds such a file resumes after its last epoch
-    with the same numbers as an uninterrupted one. Under data parallelism every process passes its
-    own shard, of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
+    into shuffled batches of `batch_size` with `generator`; without `batch_size` every step takes
+    all samples. Batches are moved to the model's device. Validation is always on the forward pass,
+    in the mode that the model is in, 1,024 samples at a time. `progress` draws a bar on standard
+    error where that is a terminal. `patience` stops when the validation (else training) loss has
+    not improved for so many epochs. With `checkpoint`, every epoch ends in an atomic write of
+    weights, optimiser, scheduler, rule memory, random state and history; a run that finds such a
+    file resumes after its last epoch with the same numbers as an uninterrupted one
+    (`History.resumed` says after which; where that is `epochs`, nothing is trained; the order of
+    samples is that of the file, whatever `generator` came). Of the data their number and the batch
+    size are compared, not the values. Under data parallelism every process passes its own shard,
+    of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
 
     Raises TypeError or ValueError for arguments (validation is tried once before the first step),
     an empty loader, wrong targets, an optimiser of other parameters, or a checkpoint of another run
     (rule or loss and their settings, optimiser, kind of scheduler or, without one, other settings
-    of the optimiser);
-    `ConvergenceError` for a loss or weights that are not finite and for a rule that fails (with
-    `throw=False` the history is returned with that outcome). After any error the weights, the
-    optimiser and the rule's memory are those at the end of the last whole epoch.
+    of the optimiser, batch size, number of samples), or for LBFGS with a rule whose `.grad` is not
+    the gradient of the loss; `ConvergenceError` for a loss or weights that are not finite and for a
+    rule that fails (with `throw=False` the history is returned with that outcome). After any error
+    the weights, the optimiser and the rule's memory are those at the end of the last whole epoch: a
+    copy of them is kept, which takes their memory once more and is made anew after every epoch.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
     >>> x = torch.rand(64, 2)
@@ -110,12 +119,13 @@ def fit(
     if validation is not None:
         x, y = pair("validation", validation)
         validation = placed(x, device), y
-        _try(trainer, *validation)
+        try_validation(trainer, *validation)
     history = History()
-    loop = _Loop(trainer, optimizer, scheduler, generator, data, history)
+    loop = _Loop(trainer, optimizer, scheduler, generator, data, sizes(data, batch_size), history)
     file = None if checkpoint is None else _own_file(Path(checkpoint))
     if file is not None and resume and file.exists():
         loop.load(load_checkpoint(file))
+        history.resumed = history.epochs
     good = loop.snapshot()
     with _bar(progress) as bar:
         task = bar.add_task("training", total=epochs, completed=history.epochs, loss=float("nan"))
@@ -127,7 +137,7 @@ def fit(
                 record = _epoch(trainer, batches(), optimizer, clip)
                 _require_finite(trainer)
                 if validation is not None:
-                    record |= _validated(trainer, *validation)
+                    record |= validation_record(trainer, *validation)
             except Exception as error:
                 loop.restore(good)
                 if isinstance(error, ConvergenceError):
@@ -158,6 +168,11 @@ def _check_parts(
         raise TypeError(f"trainer is a {type(trainer).__name__}; write ts.SheafTrainer(model)")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer is {optimizer!r}; write torch.optim.SGD(model.parameters(), …)")
+    if isinstance(optimizer, torch.optim.LBFGS) and not trainer.rule.descends:
+        raise ValueError(
+            "LBFGS searches along the gradient of the loss, which rule "
+            f"{trainer.rule.name!r} does not give; write rule='first-order', or another optimizer"
+        )
     if not isinstance(scheduler, LRScheduler | None):
         raise TypeError(f"scheduler is {scheduler!r}; write one of torch.optim.lr_scheduler")
     if scheduler is not None and scheduler.optimizer is not optimizer:
@@ -170,49 +185,6 @@ def _check_parts(
     mine = {id(p) for p in trainer.learnable.values()}
     if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("the optimizer has no parameter of this model; write model.parameters()")
-
-
-def _validated(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
-    found = evaluate(trainer, x, y)
-    if not math.isfinite(found["validation_loss"]):
-        raise ConvergenceError(
-            Outcome.NONFINITE,
-            f"the validation loss is {found['validation_loss']}; lower the learning rate",
-        )
-    return found
-
-
-def _try(trainer: SheafTrainer, x: Input, y: Tensor) -> None:
-    """Validate once before the first step: on two samples, or on all where those do not fit."""
-    xs, y = tensors(x, y)
-
-    def attempt(given: tuple[Tensor, ...], wanted: Tensor) -> None:
-        trainer.sheaf(given)  # refuses a mode in which a forward pass would change buffers
-        run(trainer.model, given)  # its failure says what it was given
-        evaluate(trainer, given, wanted)
-
-    try:
-        attempt(tuple(one[:2] for one in xs), y[:2])
-    except (ValueError, RuntimeError):
-        attempt(xs, y)
-
-
-@torch.no_grad()
-def evaluate(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
-    """Loss, and accuracy where it makes sense, of the plain forward pass.
-
-    The model's mode is left alone: the sheaf was read in that mode, and dropout and batch
-    statistics were refused then.
-    """
-    xs, y = tensors(x, y)
-    z = trainer.model(*xs)
-    target = trainer.loss.target(z, y)
-    out = {"validation_loss": float(trainer.loss.potential(z, target).mean())}
-    if trainer.loss.name == "cross_entropy":
-        out["accuracy"] = float((z.argmax(1) == target.argmax(1)).double().mean())
-    elif trainer.loss.name == "bce":
-        out["accuracy"] = float(((z > 0) == (target > 0.5)).double().mean())
-    return out
 
 
 def _epoch(
@@ -283,12 +255,13 @@ class _Loop:
     scheduler: LRScheduler | None
     generator: torch.Generator
     data: Data
+    sizes: dict[str, object]
     history: History
 
     def state(self) -> dict[str, Any]:
         return {
             "torchsheaf.fit": 1,
-            **{f"name of {k}": v for k, v in self._names().items()},
+            **{f"name of {k}": v for k, v in (self._names() | self.sizes).items()},
             "model": self.trainer.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -305,17 +278,13 @@ class _Loop:
 
     def load(self, state: dict[str, Any]) -> None:
         """Put back a checkpoint; raises ValueError for that of another run."""
-        for key, mine in self._names().items():
-            if (its := state.get(f"name of {key}", mine)) != mine:
-                raise ValueError(
-                    f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
-                    "pass resume=False (--restart) or another file"
-                )
+        self._refuse_others(self._names(), state)
         if len(state["random"]) != len(self._generators()):
             raise ValueError(
                 "the checkpoint was written with other data (tensors, or a loader with generators "
                 "of its own); pass resume=False (--restart) or another file"
             )
+        self._refuse_others(self.sizes, state)
         for saved, generator in zip(state["random"], self._generators(), strict=True):
             if saved.shape != generator.get_state().shape:
                 raise ValueError(
@@ -346,6 +315,15 @@ class _Loop:
         self.history.records[:] = copy.deepcopy(state["records"])
         self.history.epochs = len(state["records"])
 
+    @staticmethod
+    def _refuse_others(names: Mapping[str, object], state: dict[str, Any]) -> None:
+        for key, mine in names.items():
+            if (its := state.get(f"name of {key}", mine)) != mine:
+                raise ValueError(
+                    f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
+                    "pass resume=False (--restart) or another file"
+                )
+
     def _refuse_other_settings(self, groups: list[dict[str, Any]]) -> None:
         for saved, now in zip(groups, self.optimizer.param_groups, strict=False):
             for key, its in saved.items():
@@ -355,7 +333,7 @@ class _Loop:
                         f"{key}={now[key]!r}; pass resume=False (--restart) or another file"
                     )
 
-    def _names(self) -> dict[str, str]:
+    def _names(self) -> dict[str, object]:
         return {
             "rule": self.trainer.rule.name,
             "rule settings": _settings(self.trainer.rule),
@@ -382,8 +360,9 @@ def _settings(chosen: object) -> str:
 
 
 def _bar(shown: bool) -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4g}"), TimeRemainingColumn(), disable=not shown,
-        transient=True, console=Console(stderr=True),
+        TextColumn("loss {task.fields[loss]:.4g}"), TimeRemainingColumn(), transient=True,
+        disable=not (shown and console.is_terminal), console=console,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchsheaf.arguments import number, positive_number
 from torchsheaf.cochain import coordinates, is_finite
@@ -30,6 +30,13 @@ class Loss(ABC):
     @abstractmethod
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         """∂Φ/∂z, shape of z."""
+
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor | None:
+        """∂²Φ/∂z² in the output's coordinates, `(batch, dim, dim)`; None: the curvature bounds it.
+
+        The equilibrium rule predicts with it where the output will come to rest.
+        """
+        return None
 
     def target(self, z: Tensor, y: Tensor) -> Tensor:
         """Check y against the output z; returns it in the form that the formulas use, beside z.
@@ -109,6 +116,9 @@ class HuberLoss(Loss):
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         return (z - y).clamp(-self.delta, self.delta)
 
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        return torch.diag_embed(coordinates((z - y).abs() <= self.delta).to(z.dtype))
+
 
 @final
 @dataclass(frozen=True)
@@ -133,6 +143,10 @@ class BinaryCrossEntropy(Loss):
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         return z.sigmoid() - y
 
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        p = coordinates(z).sigmoid()
+        return torch.diag_embed(p * (1 - p))
+
 
 @final
 @dataclass(frozen=True)
@@ -156,6 +170,13 @@ class CrossEntropy(Loss):
                     f"labels lie in {low} … {high}; this network has classes 0 … {z.shape[1] - 1}"
                 )
             return F.one_hot(y.to(z.device).long(), z.shape[1]).to(z.dtype)
+        if y.shape != z.shape and y.numel() == z.shape[0] == len(y):
+            first = "y" if y.ndim == 1 else f"y[:, {', '.join('0' * (y.ndim - 1))}]"
+            whole = "" if not (y.is_floating_point() or y.is_complex()) else ".long()"
+            raise ValueError(
+                f"targets have shape {tuple(y.shape)} and type {y.dtype}; for class numbers write "
+                f"{first}{whole}"
+            )
         y = super().target(z, y)
         if bool((y < 0).any()) or not bool(((y.sum(1) - 1).abs() < 1e-4).all()):
             raise ValueError("target rows must be probabilities: non-negative, with sum 1")
@@ -167,6 +188,10 @@ class CrossEntropy(Loss):
     def gradient(self, z: Tensor, y: Tensor) -> Tensor:
         return z.softmax(1) - y
 
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        p = z.softmax(1)
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
 
 _NAMED: dict[str, Loss] = {
     "l2": SquaredLoss(),
@@ -177,10 +202,40 @@ _NAMED: dict[str, Loss] = {
 }
 
 
-def loss_named(loss: str | Loss) -> Loss:
-    """A loss by name ("l2", "l1", "huber", "bce", "cross_entropy"), or the loss itself."""
+_MODULES = {
+    nn.CrossEntropyLoss: ("cross_entropy", "the mean over the samples, without further settings"),
+    nn.MSELoss: ("l2", "½ the sum over the outputs, averaged over the samples"),
+    nn.L1Loss: ("l1", "the sum over the outputs, averaged over the samples"),
+    nn.HuberLoss: ("huber", "the sum over the outputs, averaged over the samples"),
+    nn.BCEWithLogitsLoss: ("bce", "the sum over the outputs, averaged over the samples"),
+}
+
+
+def _of_module(loss: nn.Module) -> Loss:
+    """Cross-entropy with torch's own settings; ValueError with the name to write for others."""
+    plain = nn.CrossEntropyLoss()
+    if isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None:
+        settings = ("reduction", "ignore_index", "label_smoothing")
+        if all(getattr(loss, s) == getattr(plain, s) for s in settings):
+            return _NAMED["cross_entropy"]
+    known = ", ".join(repr(n) for n in _NAMED)
+    name, meaning = _MODULES.get(type(loss), ("", ""))
+    write = f"{name!r}, which is {meaning}" if name else f"one of {known}, or a Loss"
+    raise ValueError(f"loss is the module {loss}; write {write}")
+
+
+def loss_named(loss: str | Loss | nn.Module) -> Loss:
+    """A loss by name ("l2", "l1", "huber", "bce", "cross_entropy"), or the loss itself.
+
+    Each is summed over the outputs and averaged over the samples: "l2" is ½ Σ (z − y)², "l1"
+    Σ |z − y|, "huber" its Huber form with delta 1, "bce" Σ of the binary cross-entropy on logits,
+    "cross_entropy" that of softmax on logits. `nn.CrossEntropyLoss()` is the last one; other torch
+    modules average over the outputs too, so they are refused and the name to write is given.
+    """
     if isinstance(loss, Loss):
         return loss
+    if isinstance(loss, nn.Module):
+        return _of_module(loss)
     if not isinstance(loss, str) or loss not in _NAMED:
         if loss in ("mse", "mse_loss"):
             raise ValueError(

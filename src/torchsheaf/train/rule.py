@@ -37,6 +37,15 @@ class Batch:
         return self.potential.shape[0]
 
     @cached_property
+    def upstream(self) -> set[str]:
+        """The vertices on which the output depends, itself among them."""
+        found = {self.output}
+        for edge in reversed(self.sheaf.edges.values()):
+            if edge.name in found:
+                found.update(edge.parents)
+        return found
+
+    @cached_property
     def force(self) -> Tensor:
         """∂Φ/∂z at the output of the forward pass."""
         return self.loss.gradient(self.values[self.output], self.target)
@@ -74,6 +83,9 @@ class LocalRule(ABC):
     """Whether it carries cotangents through the maps of the forward pass (`Batch.maps`)."""
     solves: ClassVar[bool] = True
     """Whether it solves linear systems, which torch cannot in half precision."""
+
+    descends: ClassVar[bool] = False
+    """Whether `.grad` is the gradient of the loss, as an optimiser that searches along it needs."""
 
     @abstractmethod
     def gradients(self, batch: Batch) -> LocalGradients:

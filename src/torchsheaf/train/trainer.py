@@ -30,12 +30,14 @@ RULES: dict[str, type[LocalRule]] = {
 class SheafTrainer:
     """Local gradients for a model: a drop-in for `loss.backward()`.
 
-    `rule` is "edge" (recommended with cross-entropy), "first-order", "equilibrium", "recursive",
-    or a rule object with its options. `unused_parameters="allow"` leaves parameters that do not
-    reach the output without gradient; else they are refused, as by `encode`. The model must be in
-    the mode it is trained in but without
-    batch statistics or active dropout (those are not functions of one sample). Under an
-    initialised `torch.distributed` group the gradients are those of the global batch.
+    `rule` is "edge" (recommended with cross-entropy), "first-order", "equilibrium", "recursive", or
+    a rule object with its options. `unused_parameters="allow"` leaves parameters that do not reach
+    the output without gradient; else they are refused, as by `encode`. `output` names the output
+    vertex that the loss belongs to, where the model has several; parameters that it does not depend
+    on get no gradient. `loss` is a name (see `loss_named`), a `Loss`, or the torch module of the
+    same meaning. The model must be in the mode it is trained in but without batch statistics or
+    active dropout (those are not functions of one sample). Under an initialised `torch.distributed`
+    group the gradients are those of the global batch.
 
     >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     >>> x, y = torch.randn(16, 2).double(), torch.randint(0, 3, (16,))
@@ -50,10 +52,11 @@ class SheafTrainer:
         self,
         model: nn.Module,
         *,
-        loss: str | Loss = "cross_entropy",
+        loss: str | Loss | nn.Module = "cross_entropy",
         rule: str | LocalRule = "edge",
         reluctance: Reluctance | None = None,
         unused_parameters: str = "error",
+        output: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module")
@@ -68,6 +71,7 @@ class SheafTrainer:
         self.rule = self._rule(rule)
         self.reluctance = reluctance
         self.unused_parameters = unused_parameters
+        self.output = output
         self._sheaves: dict[tuple[tuple[int, bool], ...], dict[int, Sheaf]] = {}
 
     @staticmethod
@@ -100,11 +104,7 @@ class SheafTrainer:
         sheaves = self._sheaves.setdefault(modules, {})
         if not sheaves:
             first = encode(self.model, xs, unused_parameters=self.unused_parameters)
-            if len(first.outputs) != 1:
-                raise ValueError(
-                    f"the model returns {len(first.outputs)} outputs ({', '.join(first.outputs)}); "
-                    "a loss needs exactly one"
-                )
+            first.output(self.output)  # refuses what is none, and none where there are several
             sheaves[batch] = first
         if batch not in sheaves:
             read = next(iter(sheaves.values()))
@@ -148,10 +148,20 @@ class SheafTrainer:
         self._check_precision(sheaf)
         back = self.rule.sweeps_back
         values, maps = sheaf.trace(xs) if back else (sheaf.forward(xs), {})
-        output = sheaf.outputs[0]
+        output = sheaf.output(self.output)
         target = self.loss.target(values[output], y)
         potential = self.loss.potential(values[output], target)
         return Batch(sheaf, values, target, potential, self.loss, output, maps)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """What the model itself returns; of several outputs the one that the loss belongs to."""
+        xs = inputs(x)
+        found = self.model(*xs)
+        if isinstance(found, Tensor):
+            return found
+        sheaf = self.sheaf(xs)
+        return sheaf.forward(xs)[sheaf.output(self.output)]
 
     def _check_precision(self, sheaf: Sheaf) -> None:
         dtype = sheaf.network.nodes[0].dtype
