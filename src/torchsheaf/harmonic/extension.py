@@ -237,7 +237,7 @@ def first_cochain(
     problem: Problem, start: str | Cochain, generator: torch.Generator | None = None
 ) -> tuple[Cochain, str]:  # fmt: skip
     """The cochain that a start names, and what it is called in the result."""
-    if start not in ("auto", "forward", "zeros", "random") and isinstance(start, str):
+    if isinstance(start, str) and start not in ("auto", "forward", "zeros", "random"):
         known = '"auto", "forward", "zeros", "random" or a Cochain'
         raise ValueError(f"start is {start!r}; write {known}")
     if start != "auto":
