@@ -213,10 +213,23 @@ def test_a_cast_inside_the_model(x) -> None:
     assert found.extension.outcome.ok
     patched = ts.counterfactual(sheaf, x, ts.Pin("tanh", 0.25, where=[1, 3])).patched
     assert torch.equal(patched["tanh"][:, [1, 3]], torch.full((7, 2), 0.25))
-    with pytest.raises(ts.ConvergenceError, match="'tanh' is cast to torch.float32"):
+    with pytest.raises(ts.ConvergenceError, match="'tanh' is computed in torch.float32"):
         ts.counterfactual(sheaf, x, ts.Pin("output", 0.3, where=0), tol=1e-14)
     flow = ts.heat_flow(ts.hold(sheaf, x), until=None, start="forward")
     assert flow.outcome.ok
+
+
+def test_a_cast_folded_into_a_map(x) -> None:
+    """As in an RMS-norm that is computed in float32: its value is float64 again."""
+
+    class Inside(Cast):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.tanh(self.first(x)).float().double())
+
+    sheaf = ts.encode(fill(Inside(), 2), x)
+    assert all(n.dtype == torch.float64 for n in sheaf.network.nodes)
+    assert ts.hold(sheaf, x).coarsest == ("last", torch.float32)
+    assert ts.counterfactual(sheaf, x, ts.Pin("output", 0.3, where=0)).extension.outcome.ok
 
 
 def test_a_map_that_jumps_is_named(x) -> None:

@@ -29,6 +29,7 @@ def hold(
     (1 where absent).
 
     Raises ValueError naming a wrong shape, NaN, or an unknown edge; TypeError for what is no sheaf.
+    Cost: a copy of x.
 
     >>> import torch
     >>> from torchsheaf.sheaf import encode

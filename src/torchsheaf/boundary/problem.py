@@ -63,10 +63,10 @@ class Problem:
         of one type throughout has the type of its values now, whatever it was read in.
         """
         nodes = self.sheaf.network.nodes
-        worst = max(nodes, key=lambda n: torch.finfo(n.dtype).eps)
-        if len({n.dtype for n in nodes}) == 1:
+        worst = max(nodes, key=lambda n: torch.finfo(n.coarsest).eps)
+        if len({n.coarsest for n in nodes}) == 1:
             return worst.name, self.like.dtype
-        return worst.name, worst.dtype
+        return worst.name, worst.coarsest
 
     @property
     def batch(self) -> int:

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from torchsheaf import examples
 from torchsheaf.examples import EXAMPLES
 from torchsheaf.network.target import FORMS, Target, load_target
+from torchsheaf.progress import standard_error
 
 Command = Callable[..., Any]
 
@@ -54,7 +54,7 @@ def progress_bar() -> Progress:
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=standard_error(),
     )
 
 

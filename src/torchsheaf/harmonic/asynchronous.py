@@ -12,7 +12,7 @@ from torchsheaf.harmonic.line_search import line_search
 from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces, restored
 from torchsheaf.harmonic.reduction import Reduction
 from torchsheaf.harmonic.segments import Segments
-from torchsheaf.harmonic.solver import Solution
+from torchsheaf.harmonic.solver import Progress, Solution
 from torchsheaf.harmonic.stages import Rows, Stage
 from torchsheaf.harmonic.stall import note_progress
 from torchsheaf.outcome import Outcome
@@ -60,7 +60,7 @@ class AsynchronousNewton:
         self.energy = self.rows.energy.clone()
         self.trace = [float(self.energy.sum())]
 
-    def run(self) -> Solution:
+    def run(self, tell: Progress) -> Solution:
         """Tick until every sample has arrived or cannot move, or the passes are used up."""
         outcome = Outcome.SETTLED
         self.maps: Maps = self.reduction.linearise(self.rows.c)
@@ -79,6 +79,7 @@ class AsynchronousNewton:
                 self._search()
                 counts = rows.counts()
             left = len(rows.index) - counts[Stage.OVER]
+            tell(1 - left / len(self.settled))
             if not left:
                 break
             if self.passes >= self.max_passes:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain, coordinates
-from torchsheaf.harmonic.solver import HarmonicSolver, Solution
+from torchsheaf.harmonic.solver import HarmonicSolver, Progress, Solution
 from torchsheaf.outcome import Outcome
 from torchsheaf.sheaf import ExtendedSheaf
 
@@ -45,7 +45,10 @@ class BlockDescent(HarmonicSolver):
             return str(error)
         return None
 
-    def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
+    def solve(
+        self, problem: Problem, start: Cochain, tol: float, max_passes: int,
+        tell: Progress = lambda share: None,
+    ) -> Solution:  # fmt: skip
         path = _Path.of(problem)
         state = {n: start[n].clone() for n in problem.sheaf.vertices}
         passes = 0
@@ -58,7 +61,11 @@ class BlockDescent(HarmonicSolver):
             if not math.isfinite(energies[-1]):
                 return _solution(cochain, before, passes, Outcome.NONFINITE, energies)
             passes += 2
-            if bool((stationarity(problem, cochain, residual).distance <= tol).all()):
+            share = float(
+                (stationarity(problem, cochain, residual).distance <= tol).double().mean()
+            )
+            tell(share)
+            if share == 1:
                 return _solution(cochain, before, passes, Outcome.SETTLED, energies)
             if passes >= max_passes:
                 return _solution(cochain, before, passes, Outcome.STEP_LIMIT, energies)

@@ -114,7 +114,8 @@ def counterfactual(
     they were. Soft pins patch their target as if they were hard.
 
     `tol`, `starts`, `max_passes` and `throw` are those of `harmonic_extension`. Raises ValueError
-    for pins that conflict or name no vertex; `ConvergenceError` unless `throw=False`.
+    for pins that conflict or name no vertex; `ConvergenceError` unless `throw=False`. Cost: two
+    forward passes beside those of `harmonic_extension`.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))

@@ -22,9 +22,10 @@ from torchsheaf.harmonic.equilibria import (
     starting_cochains,
 )
 from torchsheaf.harmonic.newton import Newton
-from torchsheaf.harmonic.solver import HarmonicSolver, Solution, Substitution
+from torchsheaf.harmonic.solver import HarmonicSolver, Progress, Solution, Substitution
 from torchsheaf.network.rules.piecewise import jump
 from torchsheaf.outcome import ConvergenceError, Outcome
+from torchsheaf.progress import progress_bar
 
 SOLVERS: tuple[HarmonicSolver, ...] = (Substitution(), Newton(), BlockDescent())
 """In the order in which solver="auto" tries them."""
@@ -97,6 +98,7 @@ def harmonic_extension(
     generator: torch.Generator | None = None,
     tol: float | None = None,
     max_passes: int = 20_000,
+    progress: bool | None = None,
     throw: bool = True,
 ) -> Extension:
     """The cochain of least energy that extends the held values.
@@ -111,7 +113,12 @@ def harmonic_extension(
     `starts` > 1 adds the forward pass, zeros and random cochains (from `generator`) as further
     starts, solves from all of them, returns the least energy per sample and keeps every distinct
     equilibrium in `.equilibria`. Nothing guarantees that the global minimum is among them.
-    `solver`: "auto" takes substitution where it applies and Newton's method otherwise.
+    `solver`: "auto" takes substitution where it applies and Newton's method otherwise. `progress`:
+    a bar with the share of samples at rest; None shows one on a terminal when the run is long. A
+    run that was ended by `max_passes` goes on from its `.cochain` as `start`.
+
+    Cost: `passes`, each one forward or reverse pass over the samples that are not yet at rest;
+    memory a few copies of their activations, nothing of the size of the Laplacian.
 
     Raises ValueError when no solver takes the problem, `ConvergenceError` (unless `throw=False`)
     when the tolerance was not reached.
@@ -136,14 +143,16 @@ def harmonic_extension(
     else:
         first, named = first_cochain(problem, start, generator)
     equilibria = None
-    if direct:
-        found = chosen.solve(problem, first, tol, max_passes)
-    elif starts == 1:
-        found = _relax(chosen, problem, first, tol, max_passes, fall_back=solver == "auto")
-    else:
-        cochains = starting_cochains(problem, (named, problem.clamp(first)), starts, generator)
-        equilibria, found = _from_all(chosen, problem, cochains, tol, max_passes)
-        named = f"the best of {starts}, per sample"
+    with progress_bar(progress, "samples at rest") as tell:
+        if direct:
+            found = chosen.solve(problem, first, tol, max_passes)
+        elif starts == 1:
+            back = solver == "auto"
+            found = _relax(chosen, problem, first, tol, max_passes, tell, fall_back=back)
+        else:
+            cochains = starting_cochains(problem, (named, problem.clamp(first)), starts, generator)
+            equilibria, found = _from_all(chosen, problem, cochains, tol, max_passes, tell)
+            named = f"the best of {starts}, per sample"
     residual = problem.residual(found.cochain)
     energy = problem.energy(found.cochain, residual)
     outcome = Outcome.NONFINITE if not is_finite(energy) else found.outcome
@@ -187,7 +196,7 @@ def _advice(result: Extension) -> str:
     name, dtype = problem.coarsest
     if dtype != problem.like.dtype:
         return (
-            f"vertex {name!r} is cast to {dtype} inside the model, which bounds what can be "
+            f"vertex {name!r} is computed in {dtype} inside the model, which bounds what can be "
             f"reached: leave the cast out, or loosen tol"
         )
     return ""
@@ -195,29 +204,34 @@ def _advice(result: Extension) -> str:
 
 def _relax(
     solver: HarmonicSolver, problem: Problem, first: Cochain, tol: float, max_passes: int,
-    *, fall_back: bool,
+    tell: Progress, *, fall_back: bool,
 ) -> Solution:  # fmt: skip
     """One run; when it does not arrive, some block descent and a second run from there."""
-    found = solver.solve(problem, problem.clamp(first), tol, max_passes)
+    found = solver.solve(problem, problem.clamp(first), tol, max_passes, tell)
     descent = BlockDescent()
     left = max_passes - found.passes
     if found.outcome is not Outcome.STALLED or not fall_back or left <= FALL_BACK:
         return found
     if descent.refuses(problem) is not None:
         return found
-    lower = descent.solve(problem, found.cochain, tol, FALL_BACK)
-    again = solver.solve(problem, lower.cochain, tol, left - lower.passes)
+    lower = descent.solve(problem, found.cochain, tol, FALL_BACK, tell)
+    again = solver.solve(problem, lower.cochain, tol, left - lower.passes, tell)
     return replace(again, passes=found.passes + lower.passes + again.passes)
 
 
 def _from_all(
     solver: HarmonicSolver, problem: Problem, starts: list[tuple[str, Cochain]], tol: float,
-    max_passes: int,
+    max_passes: int, tell: Progress,
 ) -> tuple[Equilibria, Solution]:  # fmt: skip
     runs: list[Solution] = []
+    begun = 0.0  # share of all samples of all starts
 
     def solve(p: Problem, c: Cochain) -> tuple[Cochain, Tensor, Tensor]:
-        found = solver.solve(p, c, tol, max_passes)
+        nonlocal begun
+        before, begun = begun, begun + p.batch / (problem.batch * len(starts))
+        found = solver.solve(
+            p, c, tol, max_passes, lambda share: tell(before + share * (begun - before))
+        )
         runs.append(found)
         residual = p.residual(found.cochain)
         arrived = stationarity(p, found.cochain, residual).distance <= 10 * tol

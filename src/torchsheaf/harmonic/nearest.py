@@ -73,7 +73,7 @@ def nearest_consistent(
     This is a local minimum from the forward pass, not the closest adversarial example. Raises
     TypeError or ValueError naming what does not fit: several inputs, integer inputs, an output
     that is not (batch, classes), classes that there are not. Relaxations that do not arrive are no
-    error: see `outcome`.
+    error: see `outcome`. Cost: `harmonic_extension` once per weight, warm.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> from torchsheaf.sheaf import encode

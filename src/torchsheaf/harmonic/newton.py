@@ -8,7 +8,7 @@ from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.harmonic.asynchronous import AsynchronousNewton
 from torchsheaf.harmonic.reduction import Reduction
-from torchsheaf.harmonic.solver import HarmonicSolver, Solution
+from torchsheaf.harmonic.solver import HarmonicSolver, Progress, Solution
 from torchsheaf.harmonic.synchronous import SynchronousNewton
 
 
@@ -32,9 +32,12 @@ class Newton(HarmonicSolver):
         return None
 
     @torch.no_grad()
-    def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
+    def solve(
+        self, problem: Problem, start: Cochain, tol: float, max_passes: int,
+        tell: Progress = lambda share: None,
+    ) -> Solution:  # fmt: skip
         reduction = Reduction.of(problem)
         nodes = [c.node for c in reduction.layout.cells]
         if all(n.piecewise_affine and not n.gates for n in nodes):
-            return AsynchronousNewton(reduction, start, tol, max_passes).run()
-        return SynchronousNewton(reduction, start, tol, max_passes).run()
+            return AsynchronousNewton(reduction, start, tol, max_passes).run(tell)
+        return SynchronousNewton(reduction, start, tol, max_passes).run(tell)

@@ -1,6 +1,7 @@
 """What every solver of a held problem offers, and the exact one for the input-held case."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import Cochain
 from torchsheaf.outcome import Outcome
+
+Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +41,14 @@ class HarmonicSolver(ABC):
         """Why this solver cannot take the problem, or None."""
 
     @abstractmethod
-    def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
-        """Relax from a start until dist(0, ∂E) ≤ tol for every sample, or `max_passes`."""
+    def solve(
+        self, problem: Problem, start: Cochain, tol: float, max_passes: int,
+        tell: Progress = lambda share: None,
+    ) -> Solution:  # fmt: skip
+        """Relax from a start until dist(0, ∂E) ≤ tol for every sample, or `max_passes`.
+
+        `tell` is called now and then with the share of samples that are at rest.
+        """
 
 
 @final
@@ -56,7 +65,10 @@ class Substitution(HarmonicSolver):
             return None
         return "substitution needs the whole input held and everything else free"
 
-    def solve(self, problem: Problem, start: Cochain, tol: float, max_passes: int) -> Solution:
+    def solve(
+        self, problem: Problem, start: Cochain, tol: float, max_passes: int,
+        tell: Progress = lambda share: None,
+    ) -> Solution:  # fmt: skip
         cochain = problem.start("forward")
         settled = torch.ones(problem.batch, dtype=torch.bool, device=problem.like.device)
         return Solution(cochain, settled, 1, Outcome.SETTLED)

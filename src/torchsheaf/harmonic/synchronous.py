@@ -14,7 +14,7 @@ from torchsheaf.harmonic.kinks import Frozen, Geometry, Kinks, kink_sites
 from torchsheaf.harmonic.line_search import Step, line_search, rounding
 from torchsheaf.harmonic.reduced_energy import Forces, branch, forces, restored
 from torchsheaf.harmonic.reduction import Reduction
-from torchsheaf.harmonic.solver import Solution
+from torchsheaf.harmonic.solver import Progress, Solution
 from torchsheaf.harmonic.stall import note_progress
 from torchsheaf.outcome import Outcome
 
@@ -64,7 +64,7 @@ class SynchronousNewton:
         self.kinks: Kinks
         self.returned: Tensor
 
-    def run(self) -> Solution:
+    def run(self, tell: Progress) -> Solution:
         outcome, stuck = Outcome.SETTLED, False
         while True:
             now = self.now
@@ -85,7 +85,9 @@ class SynchronousNewton:
                 stuck |= bool(stalled.any())
                 done |= stalled
             self._retire(done)
-            if not bool(self.left.any()):
+            left = int(self.left.sum())
+            tell(1 - left / len(self.left))
+            if not left:
                 outcome = Outcome.STALLED if stuck else outcome
                 break
             if self.passes >= self.max_passes:

@@ -43,6 +43,14 @@ class Node:
         return tuple(dict.fromkeys(s for op in self.operations for s in op.states()))
 
     @cached_property
+    def coarsest(self) -> torch.dtype:
+        """The least precise type of any value inside: a cast may be folded into the map."""
+        live = [op for op in self.operations if op.operands]
+        given = [a for op in live for a in (*op.args, *op.kwargs.values())]
+        types = [a for a in given if isinstance(a, torch.dtype) and a.is_floating_point]
+        return max((self.dtype, *types), key=lambda t: torch.finfo(t).eps)
+
+    @cached_property
     def stops(self) -> frozenset[str]:
         """The operations inside that cut an activation off from autograd."""
         return frozenset(op.name for op in self.operations if op.rule.stops and op.operands)

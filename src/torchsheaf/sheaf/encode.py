@@ -30,6 +30,7 @@ def encode(
     batch-norm or dropout; ValueError for non-finite weights or input, and for an input on which the
     model itself fails.
 
+    Cost: an export by torch and a few forward passes; seconds for large models.
     Source: Bosca & Ghrist 2026, section 3, extended to any DAG (docs/theory.md, T1).
 
     >>> import torch

@@ -174,7 +174,7 @@ class EquilibriumRule(LocalRule):
             Pin(batch.output, goal, weight=self.output_weight * batch.loss.curvature)
         )
         found = harmonic_extension(
-            held, solver=self.solver, start=now.cochain, tol=tol, throw=False,
+            held, solver=self.solver, start=now.cochain, tol=tol, throw=False, progress=False,
             max_passes=20_000 if limit is None else max(1, limit - now.passes),
         )  # fmt: skip
         passes = now.passes + found.passes

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from torchsheaf.arguments import positive_number, require_generator, whole_numbe
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.placement import placement
 from torchsheaf.outcome import ConvergenceError, Outcome
+from torchsheaf.progress import standard_error
 from torchsheaf.train.batches import Data, Input, every_epoch, pair, placed, sizes
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
@@ -360,7 +360,7 @@ def _settings(chosen: object) -> str:
 
 
 def _bar(shown: bool) -> Progress:
-    console = Console(stderr=True)
+    console = standard_error()
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.4g}"), TimeRemainingColumn(), transient=True,
