@@ -117,7 +117,13 @@ def test_a_prediction_that_raises_the_energy_is_taken_back(monkeypatch: pytest.M
         ),
     )  # fmt: skip
     rule = EquilibriumRule(tol=TOL)
-    SheafTrainer(net, loss=loss, rule=rule).local_gradients(x, y)
+    trainer = SheafTrainer(net, loss=loss, rule=rule)
+    batch = trainer.batch(x, y)
+    before = rule._first(batch)
+    after = rule._round(batch, before, TOL)
+    assert torch.equal(after.energy, before.energy)
+    assert all(torch.equal(after.cochain[n], t) for n, t in before.cochain.items())
+    trainer.local_gradients(x, y)
     slow, _ = tangent_at_the_present_output(net, x, y, loss, 1.0)
     assert rule.last is not None
     assert not bool(rule.last.model.trusted.any())  # type: ignore[union-attr]

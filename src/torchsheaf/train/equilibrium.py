@@ -45,7 +45,7 @@ class EquilibriumRule(LocalRule):
     For Φ = ½‖·‖² the loss edge is a soft pin of weight ε. A loss of bounded curvature κ (Huber,
     BCE, cross-entropy) is majorised by the quadratic of curvature κ that is tangent at a z, which
     is a soft pin of weight εκ at z − ∂Φ/κ. z is where a model of the output's reduced energy (`d` +
-    3 passes once, then secants) puts the minimum: three to five rounds at any size of the logits,
+    3 passes once, then secants) puts the minimum: few rounds, measured 3 to 7 a step,
     where the present z as the point of tangency takes ever more as the logits grow (docs/theory.md,
     T6). A sample whose energy such a round raises is put back and goes on by tangency at its
     present z, which lowers the energy in every round. The rounds end when the true gradient is ≤
