@@ -28,9 +28,14 @@ def standard_normal(
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """±1 with equal chances, as many as `like` has entries, of its dtype and on its device."""
-    place = source_device(generator)
-    drawn = torch.randint(0, 2, like.shape, generator=generator, device=place)
+    drawn = random_integers(2, like.shape, generator)
     return (drawn * 2 - 1).to(device=like.device, dtype=like.dtype)
+
+
+def random_integers(high: int, size: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Integers 0, …, high − 1 with equal chances, of shape `size`, on the CPU."""
+    place = source_device(generator)
+    return torch.randint(0, high, tuple(size), generator=generator, device=place).cpu()
 
 
 def random_order(count: int, generator: torch.Generator | None) -> Tensor:

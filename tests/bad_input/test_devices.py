@@ -122,7 +122,7 @@ def test_no_memory_is_not_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     flow, inputs = read_model(net, X.float()), (X.float(),)
     form, call = find_format("bf16"), flow.choices[0]
     values = ranges.run_exact(flow, inputs, keep=True).values
-    monkeypatch.setattr(ranges._Run, "step", full)
+    monkeypatch.setattr(ranges.AssignedRun, "step", full)
     monkeypatch.setattr(ranges, "_KERNELS", {})
     with pytest.raises(torch.OutOfMemoryError):
         ranges.has_kernel(flow, call, form, values)

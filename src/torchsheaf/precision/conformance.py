@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.draws import source_device, standard_normal
+from torchsheaf.draws import random_integers, source_device, standard_normal
 from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.bound_rules import rule_of
 from torchsheaf.precision.formats import Format, find_format
@@ -206,10 +206,10 @@ def _more_cases(
         for size in ([47, 31], [9, 5]):
             resize = [r(2, 3, 20, 13), size, aligned, None]
             yield "upsample_bilinear2d", aten.upsample_bilinear2d.vec, resize
-    goals = torch.randint(0, 3, (60, 4), generator=generator)
+    goals = random_integers(3, (60, 4), generator)
     yield "scatter_add", aten.scatter_add.default, [r(3, 4), 0, goals, r(60, 4) + 1]
     yield "index_put", aten.index_put.default, [r(3, 4), [goals[:, 0]], r(60, 4) + 1, True]
-    entries = torch.randint(0, 50, (160,), generator=generator)
+    entries = random_integers(50, (160,), generator)
     for mode in (0, 1, 2):
         bags = [r(50, 6) + 1, entries, torch.arange(0, 160, 40), False, mode]
         yield "_embedding_bag", aten._embedding_bag.default, bags
