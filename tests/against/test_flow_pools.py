@@ -86,3 +86,14 @@ def test_several_states_at_once_are_the_states_one_by_one() -> None:
         torch.testing.assert_close(
             torch.as_tensor(together[:, k]), torch.as_tensor(alone), rtol=0, atol=1e-13
         )
+
+
+def test_slides_of_a_learnt_slope() -> None:
+    """No exact flow reads a PReLU, so that "ode" has to pass its slides, as tiny Euler steps do."""
+    model = nn.Sequential(nn.Linear(3, 6), nn.PReLU(), nn.Linear(6, 6), nn.PReLU(), nn.Linear(6, 1))
+    x = randn(1, 2, 3)
+    problem = ts.hold(ts.encode(fill(model, 1), x), x).pin(ts.Pin("output", 4.0))
+    flow = ts.heat_flow(problem, "forward", until=20.0, times=3)
+    assert flow.method == "ode"
+    euler = ts.heat_flow(problem, "forward", until=20.0, times=3, method="euler", dt=0.01)
+    torch.testing.assert_close(flow.energy, euler.energy, rtol=2e-2, atol=1e-3)

@@ -120,11 +120,28 @@ def no_root(h: Tensor) -> Tensor:
     return h * (h.pow(2).mean(-1, keepdim=True) + 1e-2)
 
 
-@pytest.mark.parametrize("function", [scale_used_again, scale_of_something_else, no_root])
-def test_other_products_keep_their_vertices(function: Function) -> None:
+def largest_entry(h: Tensor) -> Tensor:
+    return h / torch.linalg.vector_norm(h, float("inf"), -1, keepdim=True)
+
+
+def root_of_a_plain_mean(h: Tensor) -> Tensor:
+    return h * torch.sqrt(h.mean(-1, keepdim=True) + 50)
+
+
+@pytest.mark.parametrize(
+    ("function", "steps"),
+    [
+        (scale_used_again, {"1.pow", "1.mean"}),
+        (scale_of_something_else, {"1.pow", "1.mean"}),
+        (no_root, {"1.pow", "1.mean"}),
+        (largest_entry, {"1.linalg_vector_norm"}),
+        (root_of_a_plain_mean, {"1.mean", "1.sqrt"}),
+    ],
+)
+def test_other_products_keep_their_vertices(function: Function, steps: set[str]) -> None:
     model, x = between_layers(function)
     sheaf = ts.encode(model, x)
-    assert {"1.pow", "1.mean"} <= set(sheaf.vertices)
+    assert steps <= set(sheaf.vertices)
     assert torch.equal(ts.harmonic_extension(ts.hold(sheaf, x)).output, model(x))
 
 

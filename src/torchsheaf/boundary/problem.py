@@ -209,7 +209,7 @@ class Problem:
             if finite and not is_finite(value):
                 raise ValueError(f"{here} contains NaN or infinity; pass finite numbers")
 
-    def pull(self, vertex: str) -> tuple[Tensor, Tensor] | None:
+    def soft_pull(self, vertex: str) -> tuple[Tensor, Tensor] | None:
         """All soft pins of a vertex together: Σ γ `(dim,)` and Σ γ p `(batch, dim)`; or None."""
         pins = [p for p in self.soft if p.vertex == vertex]
         if not pins:

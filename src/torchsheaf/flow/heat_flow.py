@@ -1,6 +1,7 @@
 """The sheaf heat equation: the public entry point of the integrators."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,6 +74,8 @@ def heat_flow(
     True
     """
     require_problem(problem, finite=False)
+    if problem.free.dim == 0:
+        raise ValueError("every coordinate is held: nothing can flow; free something or pin less")
     if tol is None:
         tol = tolerance_of(problem.coarsest[1], float64=1e-10, float32=1e-5)
     max_steps = whole_number("max_steps", max_steps)
@@ -167,20 +170,24 @@ def _choose(
 ) -> FlowMethod:
     if dt is not None and method != "euler":
         raise ValueError(f'dt is a setting of method="euler"; method is {method!r}')
-    ode = Ode.for_pools() if selects_among_several(problem) else Ode()
-    known: dict[str, FlowMethod] = {"exact": Exact(), "ode": ode, "euler": Euler(dt)}
+    known: dict[str, Callable[[], FlowMethod]] = {
+        "exact": Exact,
+        "ode": lambda: Ode.for_pools() if selects_among_several(problem) else Ode(),
+        "euler": lambda: Euler(dt),
+    }
     if method == "auto":
         reasons = []
-        for candidate in known.values():
+        for make in known.values():
+            candidate = make()
             reason = candidate.refuses(problem, walls, adjoint_output)
             if reason is None:
                 return candidate
             reasons.append(f"{candidate.name}: {reason}")
         raise ValueError("no method takes this problem; " + "; ".join(reasons))
-    chosen = method if isinstance(method, FlowMethod) else known.get(str(method))
-    if chosen is None:
+    if not isinstance(method, FlowMethod) and method not in known:
         names = ", ".join(repr(n) for n in known)
         raise ValueError(f'method is {method!r}; write "auto", {names}, or a FlowMethod')
+    chosen = method if isinstance(method, FlowMethod) else known[method]()
     reason = chosen.refuses(problem, walls, adjoint_output)
     if reason is not None:
         raise ValueError(f"method={chosen.name!r} does not take this problem: {reason}")

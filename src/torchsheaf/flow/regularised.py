@@ -11,6 +11,7 @@ from torchsheaf.boundary import Problem
 from torchsheaf.boundary.windows import Windows
 from torchsheaf.network import ScalarGate
 from torchsheaf.network.differential import Differential, Selected
+from torchsheaf.network.gates import SlopeGate
 from torchsheaf.sheaf import Coboundary
 
 Geometry = dict[str, Windows | None]
@@ -40,6 +41,10 @@ def regularised(coboundary: Coboundary, layer: float, geometry: Geometry) -> Cob
             return plain
         if isinstance(plain.gate, ScalarGate):
             return replace(plain, selection=_turned(plain.gate, plain.z, layer))
+        if isinstance(plain.gate, SlopeGate):
+            below = plain.gate.below.detach()
+            across = ((plain.z + layer) / (2 * layer)).clamp(0, 1)
+            return replace(plain, selection=below + (1 - below) * across)
         if operation not in geometry:
             geometry[operation] = Windows.of(plain.gate, plain.z)
         windows = geometry[operation]

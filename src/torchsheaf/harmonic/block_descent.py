@@ -201,7 +201,7 @@ class _Path:
 def _pull(problem: Problem, name: str) -> _Pull:
     shape = problem.sheaf.vertices[name].shape
     none = problem.like.new_zeros(shape)
-    gamma, moment = problem.pull(name) or (none, none)
+    gamma, moment = problem.soft_pull(name) or (none, none)
     held, values = problem.held.get(name), problem.values.get(name)
     return _Pull(gamma.reshape(shape), moment.reshape(-1, *shape), held, values)
 

@@ -292,7 +292,7 @@ class _HoldReader:
     def _pull(self, columns: list[tuple[str, slice]], width: int) -> Pull | None:
         """γ of all soft pins of a coordinate together, and their γ-weighted mean target."""
         problem = self.problem
-        found = [(rows, pull) for name, rows in columns if (pull := problem.pull(name))]
+        found = [(rows, pull) for name, rows in columns if (pull := problem.soft_pull(name))]
         if not found:
             return None
         gamma = problem.like.new_zeros(width)

@@ -77,7 +77,9 @@ def settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tupl
         return torch.ops.aten.alias.default, args  # cuts no restriction map; see Rule.stops
     if target is torch.ops.aten.squeeze.default:
         shape = node.all_input_nodes[0].meta["val"].shape
-        single = [i for i, s in enumerate(shape) if i > 0 and isinstance(s, int) and s == 1]
+        dynamic = any(not isinstance(s, int) for s in shape)  # then no 1 is a batch of one
+        ones = [i for i, s in enumerate(shape) if isinstance(s, int) and s == 1]
+        single = [i for i in ones if dynamic or i > 0]
         return torch.ops.aten.squeeze.dims, (args[0], single)  # a batch of one keeps its axis
     if target in _VIEWS:
         return torch.ops.aten.reshape.default, args  # tangents need not share the value's strides
@@ -98,12 +100,12 @@ def written(
 ) -> Tensor:
     """slice_scatter, whose own derivative overflows on an open end under vmap."""
     places = torch.arange(destination.shape[dim], device=destination.device)[start:end:step]
-    return destination.index_copy(dim, places, source)
+    return destination.index_copy(dim, places, source.to(destination.dtype))
 
 
 def overwritten(destination: Tensor, source: Tensor) -> Tensor:
     """What `destination.copy_(source)` leaves behind; aten::copy itself has no forward mode."""
-    return source.expand_as(destination)
+    return source.to(destination.dtype).expand_as(destination)
 
 
 def rewriting(op_name: str, kwargs: Mapping[str, Any]) -> str | None:

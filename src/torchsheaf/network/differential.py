@@ -331,7 +331,8 @@ class Attention(Differential):
         elif self.mask is not None:
             scores = scores + self.mask
         # A row that may look at nothing attends to nothing, as in torch.
-        return torch.softmax(scores, -1).nan_to_num(0.0)
+        nothing = (scores == -math.inf).all(-1, keepdim=True)
+        return torch.softmax(scores, -1).masked_fill(nothing, 0.0)
 
     def _through_softmax(self, change: Tensor) -> Tensor:
         p = self._probabilities

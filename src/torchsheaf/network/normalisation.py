@@ -13,18 +13,14 @@ MOST = 16
 """Calls of one normalisation; a longer chain is something else."""
 _ENDS = {"aten.mul.Tensor": (0, 1), "aten.div.Tensor": (1,)}
 """What applies the scale, and the argument that is the scale."""
-_ROOTS = {
-    "aten.sqrt.default", "aten.rsqrt.default", "aten.std.dim", "aten.std.correction",
-    "aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim", "aten.pow.Tensor_Scalar",
-}  # fmt: skip
-_MEANS = {
-    "aten.mean.dim", "aten.sum.dim_IntList", "aten.var.dim", "aten.var.correction",
-    "aten.std.dim", "aten.std.correction", "aten.linalg_vector_norm.default",
-    "aten.norm.ScalarOpt_dim",
-}  # fmt: skip
-_BETWEEN = _ROOTS | _MEANS | {
-    "aten.square.default", "aten.mul.Tensor", "aten.mul.Scalar", "aten.add.Tensor",
-    "aten.add.Scalar", "aten.sub.Tensor", "aten.div.Tensor", "aten.div.Scalar",
+_ROOTS = {"aten.sqrt.default", "aten.rsqrt.default"}
+_SUMS = {"aten.mean.dim", "aten.sum.dim_IntList"}
+_VARIANCES = {"aten.var.dim", "aten.var.correction"}
+_DEVIATIONS = {"aten.std.dim", "aten.std.correction"}
+_NORMS = {"aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim"}
+_BETWEEN = _ROOTS | _SUMS | _VARIANCES | _DEVIATIONS | _NORMS | {
+    "aten.square.default", "aten.pow.Tensor_Scalar", "aten.mul.Tensor", "aten.mul.Scalar",
+    "aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.div.Tensor", "aten.div.Scalar",
     "aten.reciprocal.default",
 }  # fmt: skip
 
@@ -32,10 +28,11 @@ _BETWEEN = _ROOTS | _MEANS | {
 def normalisations(graph: Graph) -> Mapping[FxNode, frozenset[FxNode]]:
     """The calls that end a normalisation, and those before it whose values are steps of it.
 
-    A normalisation is a product or quotient of x, or of x − mean(x), and a scale, a root of a mean,
-    where everything in between is made from x alone and used by nothing else. As one map of x it is
-    smooth everywhere; as vertices of their own its steps could leave the domain of the root, and a
-    scale that is free would multiply a whole layer at the price of one number.
+    A normalisation is a product or quotient of x, or of x − mean(x), and a scale, a root of a mean
+    of squares, where everything in between is made from x alone and used by nothing else. As one
+    map of x it is smooth wherever that root is positive; as vertices of their own its steps could
+    leave the domain of the root, and a scale that is free would multiply a whole layer at the price
+    of one number.
     """
     found: dict[FxNode, frozenset[FxNode]] = {}
     for end in graph.nodes:
@@ -93,16 +90,30 @@ def _may_be_inside(node: FxNode) -> bool:
 
 
 def _is_scale(scale: FxNode, steps: frozenset[FxNode]) -> bool:
-    """Whether the scale is one of the steps, and made of a root and of a mean among them."""
+    """Whether the scale is one of the steps: a root of a mean of squares, made from them."""
     chain, waiting = set[FxNode](), [scale]
     while waiting:
         node = waiting.pop()
         if node in steps and node not in chain:
             chain.add(node)
             waiting += node.all_input_nodes
-    names = {_name(n) for n in chain if _name(n) != "aten.pow.Tensor_Scalar"}
-    roots = {n for n in chain if _name(n) == "aten.pow.Tensor_Scalar" and n.args[1] in (0.5, -0.5)}
-    return bool((names & _ROOTS or roots) and names & _MEANS)
+    if any(_name(n) in _NORMS and (*n.args, 2)[1] != 2 for n in chain):
+        return False  # of another order: with kinks
+    names = {_name(n) for n in chain}
+    if names & (_NORMS | _DEVIATIONS):
+        return True
+    squares = any(_name(n) in _SUMS and _is_square(n.all_input_nodes[0]) for n in chain)
+    root = any(_name(n) in _ROOTS or _is_power(n, (0.5, -0.5)) for n in chain)
+    return root and (squares or bool(names & _VARIANCES))
+
+
+def _is_square(node: FxNode) -> bool:
+    product = _name(node) == "aten.mul.Tensor" and node.args[0] is node.args[1]
+    return product or _name(node) == "aten.square.default" or _is_power(node, (2, 2.0))
+
+
+def _is_power(node: FxNode, exponents: tuple[float, ...]) -> bool:
+    return _name(node) == "aten.pow.Tensor_Scalar" and node.args[1] in exponents
 
 
 def _computes(node: FxNode) -> bool:

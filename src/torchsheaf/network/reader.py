@@ -289,10 +289,10 @@ class Reader:
         layout, shape = self._layout(value, operations, parents)
         expression = Expression(Value(name), (), (name,), True)
         if not layout.is_batch_first:
-            if is_back(last, layout):  # a gate, which is batch first already
-                operations = operations[:-1]
+            already = is_back(last, layout)  # a gate, which is batch first
+            operations = operations[:-1] if already else operations
             forth, back = layout.operations(name, operations[-1].name)
-            operations = operations if is_back(last, layout) else (*operations, forth)
+            operations = operations if already else (*operations, forth)
             expression = Expression(Value(back.name), (back,), (name,), True)
         constant = kind in (Kind.AFFINE, Kind.GATE) or (kind is Kind.JOIN and last.rule.additive)
         self._stalks[name] = shape, value.dtype, value.device

@@ -14,8 +14,6 @@ from torchsheaf.diagnose.classes import (
 )
 
 HOLDS = ("auto", "one-hot", "class mean")
-SOFT_WEIGHT = 100.0
-"""Weight of the soft pin where outputs are probabilities and the label itself is out of reach."""
 
 
 @dataclass(frozen=True, eq=False)

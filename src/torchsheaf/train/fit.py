@@ -95,8 +95,9 @@ def fit(
     of the optimiser, batch size, number of samples), or for LBFGS with a rule whose `.grad` is not
     the gradient of the loss; `ConvergenceError` for a loss or weights that are not finite and for a
     rule that fails (with `throw=False` the history is returned with that outcome). After any error
-    the weights, the optimiser and the rule's memory are those at the end of the last whole epoch: a
-    copy of them is kept, which takes their memory once more and is made anew after every epoch.
+    (an interruption is none: resume from the checkpoint) the weights, the optimiser and the rule's
+    memory are those at the end of the last whole epoch: a copy of them is kept, which takes their
+    memory once more and is made anew after every epoch.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
     >>> x = torch.rand(64, 2)

@@ -64,5 +64,7 @@ def try_validation(trainer: SheafTrainer, x: Input, y: Tensor) -> None:
 
     try:
         attempt(tuple(one[:2] for one in xs), y[:2])
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, RuntimeError):
         attempt(xs, y)
