@@ -78,10 +78,10 @@ INPUTS = "a tensor (batch, *shape), or a tuple of them for several inputs"
 
 def kind(given: object) -> str:
     """What came, in words: its type, and how many of a tuple or list."""
-    name = type(given).__name__
     if isinstance(given, tuple | list):
-        return f"a {name} of {len(given)}" if given else f"an empty {name}"
-    return f"a {name}"
+        name = type(given).__name__
+        return f"{type_of(given)} of {len(given)}" if given else f"an empty {name}"
+    return type_of(given)
 
 
 def require_generator(given: object) -> None:

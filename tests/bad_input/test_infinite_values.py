@@ -88,11 +88,7 @@ def test_a_batch_behind_an_axis_of_one_is_squeezed_out() -> None:
 
 
 def test_what_is_copied_takes_the_type_of_where_it_goes() -> None:
-    class Wider(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 4)
-
+    class Wider(Masked):
         def forward(self, x: Tensor) -> Tensor:
             out = torch.zeros(x.shape[0], 4, dtype=torch.float64)
             out.copy_(self.linear(x))

@@ -151,9 +151,7 @@ def stacked_velocity(
     copies = max(1, AT_ONCE // size) if problem.sheaf.network.fixed_batch is None else 1
 
     def velocity(problem: Problem, states: np.ndarray) -> np.ndarray:
-        like = problem.like
-        given = torch.as_tensor(states, dtype=like.dtype, device=like.device)
-        c = problem.clamp(problem.free.unflatten(given.reshape(problem.batch, -1)))
+        c = problem.clamp(problem.free.unflatten(_rows(problem, states)))
         delta = regularised(problem.coboundary(c), layer, geometry)
         g = descent(problem, c, delta, adjoint_output=adjoint_output)
         flat: np.ndarray = (-alpha * problem.free.flatten(g)).double().cpu().numpy()
@@ -171,6 +169,13 @@ def stacked_velocity(
         return np.concatenate([velocity(repeated(len(p)), p) for p in parts]).T
 
     return function
+
+
+def _rows(problem: Problem, stacked: np.ndarray) -> Tensor:
+    """Stacked states as `(batch, n)`, of the problem's dtype and on its device."""
+    like = problem.like
+    given = torch.as_tensor(stacked, dtype=like.dtype, device=like.device)
+    return given.reshape(problem.batch, -1)
 
 
 @dataclass
@@ -195,16 +200,9 @@ class _Run:
             run.row = 1
         return run
 
-    def flat(self, y: np.ndarray) -> Tensor:
-        """The stacked vector as `(batch, n)` in the problem's dtype."""
-        like = self.problem.like
-        return torch.as_tensor(y, dtype=like.dtype, device=like.device).reshape(
-            self.problem.batch, -1
-        )
-
     def cochain(self, y: np.ndarray) -> Cochain:
         """The stacked vector as a cochain."""
-        return self.problem.clamp(self.problem.free.unflatten(self.flat(y)))
+        return self.problem.clamp(self.problem.free.unflatten(_rows(self.problem, y)))
 
     def passed(self, task: Task, before: float, now: float, dense: Any) -> None:
         """Record the times inside an accepted step and locate the switches."""
@@ -214,7 +212,7 @@ class _Run:
             self.row += 1
         if not len(self.walls):
             return
-        state = self.walls.state(self.flat(dense(now)))
+        state = self.walls.state(_rows(self.problem, dense(now)))
         for sample, wall in (state != self.state).nonzero().tolist():
             at = self._locate(dense, before, now, sample, wall)
             one = torch.tensor([sample]), torch.tensor([wall])
