@@ -8,7 +8,7 @@ from torch import Tensor
 from torchsheaf.cochain import Cochain, is_finite
 from torchsheaf.harmonic.elimination import Eliminated
 from torchsheaf.harmonic.frozen_system import FrozenSystem, Maps
-from torchsheaf.harmonic.line_search import line_search
+from torchsheaf.harmonic.line_search import line_search, rounding
 from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces, restored
 from torchsheaf.harmonic.reduction import Reduction, rows_of
 from torchsheaf.harmonic.segments import Segments
@@ -27,6 +27,8 @@ WAITING = 8
 """Line searches are made when one sample in so many waits for one."""
 PATIENCE = 5
 """Tests of arrival that may fail without progress."""
+DRIFTED = 1e-6
+"""Residual² over tol² below which ‖∂E/∂C‖ would be below tol, were the residual the true one."""
 EXACT = 1e-6
 """Relative error of the predicted decrease below which a frozen model counts as exact."""
 
@@ -183,7 +185,8 @@ class AsynchronousNewton:
         """Arrived where ‖∂E/∂C‖ ≤ tol; the others go on with a tenth of their residual as goal.
 
         Below the rounding floor ‖∂E/∂C‖ stays where it is, whatever the residual says: a sample
-        for which it has not halved in `PATIENCE` tests cannot be moved any more.
+        for which it has not halved in `PATIENCE` tests cannot be moved any more. One whose residual
+        is far below tol already takes a new gradient: the residual has drifted from it.
         """
         rows, keep = self.rows, self.reduction.holds.keep
         plain = out if keep is None else out * keep
@@ -193,10 +196,12 @@ class AsynchronousNewton:
         rows.failed += check & ~(norm <= 0.5 * rows.tested)
         rows.tested = torch.where(check, torch.minimum(norm, rows.tested), rows.tested)
         stalled = left & (rows.failed >= PATIENCE)
-        onwards = left ^ stalled
+        drifted = left & ~stalled & (rows.rr <= DRIFTED * self.tol**2)
+        onwards = left & ~stalled & ~drifted
         rows.goal = torch.where(onwards, 0.01 * rows.rr, rows.goal)
         rows.steps.masked_fill_(onwards, 0)
         self.rows.send(onwards, Stage.DESCENT)
+        self.rows.send(drifted, Stage.GRADIENT)
         self._retire(arrived, rows.quiet)
         self._give_up(stalled)
 
@@ -238,7 +243,7 @@ class AsynchronousNewton:
         rr, goal = rows.rr[ready], rows.goal[ready]
         exact = self._same_states(ready, there.gates)
         miss = (there.energy - line.energy - 0.5 * line.slope).abs()
-        exact &= miss <= EXACT * line.slope.abs()
+        exact &= miss <= EXACT * line.slope.abs() + rounding(line.energy)
         exact &= rr <= goal  # else the descent ended for want of curvature or steps
         done = exact & (rr <= self.tol**2)
         further = ready[exact & ~done]
