@@ -196,6 +196,19 @@ def test_edge_weights_and_soft_pins_enter_the_force():
     )
 
 
+def test_switches_of_a_batch_are_told_in_order_of_time():
+    """z = 1 − 5e^{−t} and z = 1 − 2e^{−t}, of two samples: the second one passes its wall first."""
+    net, x = (
+        torch.nn.Sequential(linear([[0.0]], [1.0]), torch.nn.ReLU()),
+        torch.zeros(2, 1).double(),
+    )
+    problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("1", 2.0))
+    first = problem.clamp({**problem.start("zeros"), "0": torch.tensor([[-4.0], [-1.0]]).double()})
+    events = ts.heat_flow(problem, first, until=3.0, method="exact").events
+    assert [e.sample for e in events] == [1, 0]
+    assert events.time.tolist() == pytest.approx([LN2, math.log(5)], abs=1e-14)
+
+
 def test_a_network_without_gates_is_one_region_and_has_no_wall() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).double()
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
