@@ -158,6 +158,16 @@ def test_a_pin_leaves_the_problem_that_it_refines_as_it_was(sheaf: ts.Sheaf) -> 
     assert bool((one.values["0"][:, 5] == 0).all())
 
 
+def test_a_start_is_of_the_type_that_the_model_has_now() -> None:
+    net, x = relu_mlp([4, 10, 7, 3], 1), randn(2, 6, 4).float()
+    sheaf = ts.encode(net, x.double())
+    net.float()
+    problem = ts.hold(sheaf, x).pin(ts.Pin("output", 1.0))
+    found = ts.harmonic_extension(problem, start=problem.start("forward"))
+    assert found.start == "given"
+    assert found.output.dtype == torch.float32
+
+
 def test_what_is_found_shares_no_memory_with_the_input(sheaf: ts.Sheaf) -> None:
     x = randn(2, 6, 4)
     problem = ts.hold(sheaf, x)
