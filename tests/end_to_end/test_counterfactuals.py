@@ -90,7 +90,7 @@ def test_no_pins_are_refused(sheaf, x):
         ts.counterfactual(sheaf, x, ())
 
 
-def test_nearest_consistent_input_is_called_so_and_lies_nearer_than_any_flip(net, sheaf, x):
+def test_nearest_consistent_input_is_another_one_and_called_so(net, sheaf, x):
     wanted = 1 - net(x).argmax(1)
     found = ts.nearest_consistent(sheaf, x, wanted)
     with torch.no_grad():
