@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.reference.networks import classifier, convnet, randn, relu_mlp, residual_block
 from torchsheaf import ConvergenceError, Pin, Problem, encode, hold, spectrum
+from torchsheaf.linalg import lanczos
 
 TOLERANCE = 1e-8
 
@@ -141,3 +142,16 @@ def test_block_energy_is_a_partition() -> None:
 def test_bad_arguments(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         spectrum(held(relu_mlp([2, 3, 1], 0), (2,)), **arguments)  # type: ignore[arg-type]
+
+
+def test_no_sample_is_taken_before_it_has_converged() -> None:
+    """The largest of 60 eigenvalues in one sample is far from the others, in the other close."""
+    close = torch.linspace(0, 1, 60).double()
+    diagonal = torch.stack([close, close**200])
+    start = randn(3, 2, 60, 1)
+    found = lanczos(lambda block: block * diagonal, start, 1, tol=1e-9)
+    assert 8 < found.products < 60
+    assert float(found.residual.max()) <= 1e-9
+    torch.testing.assert_close(found.values, torch.ones(2, 1).double(), rtol=1e-13, atol=0)
+    last = torch.eye(60).double()[:, -1:].expand(2, 60, 1)
+    torch.testing.assert_close(found.vectors.abs(), last, rtol=0, atol=1e-7)

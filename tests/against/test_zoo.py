@@ -1,6 +1,5 @@
 """Real architectures against torch itself: forward pass, energy, determinant, triangular solves."""
 
-import math
 from collections.abc import Iterator
 from functools import cache
 
@@ -188,7 +187,7 @@ def test_a_hard_pin_is_a_forward_hook_downstream(name: str) -> None:
     assert bool((relaxed.energy < 0.9 * before).all())
     assert bool((relaxed.energy > 0).all())
     table = ts.discord(relaxed)
-    assert table is not None
+    torch.testing.assert_close(0.5 * table.total, relaxed.energy)
     names = list(problem.sheaf.edges)
     above = names[: names.index(vertex)]
     pull = {v: float((relaxed.cochain[v] - free[v]).norm()) for v in above}
@@ -203,4 +202,3 @@ def test_the_zoo_has_joins_gates_and_smooth_edges() -> None:
         for edge in case(name)[2].sheaf.edges.values():
             kinds[str(edge.kind)] = kinds.get(str(edge.kind), 0) + 1
     assert set(kinds) == {"affine", "gate", "join", "smooth"}
-    assert math.prod(kinds.values()) > 0

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import torchsheaf as ts
 from tests.reference.networks import fill, randn
+from torchsheaf.cochain import Cochain
 from torchsheaf.network.differential import Attention
 
 MASK = torch.tensor([True, False, False, False])
@@ -106,3 +107,11 @@ def test_a_flow_of_nothing_is_refused() -> None:
     problem = ts.hold(ts.encode(fill(nn.Linear(3, 2), 0), x), x).pin(ts.Pin("output", 1.0))
     with pytest.raises(ValueError, match="every coordinate is held"):
         ts.heat_flow(problem)
+
+
+def test_the_first_cell_that_is_not_finite_is_named() -> None:
+    bad = {"a": math.nan, "b": math.inf, "c": 1.0}
+    cells = Cochain({n: torch.tensor([[1.0, value]]) for n, value in bad.items()})
+    assert cells.first_nonfinite() == "a"
+    assert cells.select(["b", "a"]).first_nonfinite() == "b"
+    assert cells.select(["c"]).first_nonfinite() is None

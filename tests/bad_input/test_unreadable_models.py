@@ -189,3 +189,20 @@ class Positions(nn.Module):
 def test_the_indices_of_a_maximum_are_no_activations() -> None:
     with pytest.raises(ts.UnsupportedModel, match="indices of a maximum"):
         ts.encode(Holder(Positions()), torch.randn(3, 4))
+
+
+class Drifting(nn.Module):
+    """Off by one part in ten million at every call."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return (1 + 1e-7 * self.calls) * x
+
+
+def test_a_model_that_drifts_by_little_is_refused_where_that_is_more_than_rounding() -> None:
+    x = torch.ones(3, 4)
+    with pytest.raises(ts.UnsupportedModel, match=r"differs from model\(x\)"):
+        ts.encode(Drifting(), x.double())
+    ts.encode(Drifting(), x)

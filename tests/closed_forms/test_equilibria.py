@@ -7,6 +7,7 @@ import torchsheaf as ts
 from tests.reference.brute_force import brute_force
 from tests.reference.frozen import frozen_at
 from tests.reference.networks import linear_mlp, paper_network, randn, relu_mlp
+from torchsheaf.harmonic.equilibria import Equilibria
 
 SHAPES = ([2, 4, 1], [2, 3, 3, 1], [2, 2, 2, 2, 1], [3, 5, 2])
 
@@ -24,6 +25,14 @@ def test_best_of_sixteen_starts_is_the_global_minimum(seed, weight):
     assert float(found.energy) == pytest.approx(least, rel=1e-7)
     assert float(found.equilibria.energies.min()) >= least * (1 - 1e-9)
     assert len(found.equilibria.distinct(0)) == int(found.equilibria.count[0])
+
+
+def test_the_best_is_the_lowest_that_arrived_and_the_lowest_where_none_did():
+    energies = torch.tensor([[1.0, 0.5, 3.0], [2.0, 3.0, 2.0]])
+    arrived = torch.tensor([[True, False, False], [True, True, False]])
+    cochains = tuple(ts.Cochain({"a": torch.full((3, 1), float(i))}) for i in range(2))
+    found = Equilibria(energies, arrived, torch.zeros(2, 3), cochains, ("zeros", "forward"))
+    assert found.best()["a"].flatten().tolist() == [0, 1, 1]
 
 
 def test_every_start_ends_in_one_of_the_equilibria_that_exist():

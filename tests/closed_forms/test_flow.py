@@ -95,6 +95,9 @@ def test_two_walls_met_at_the_same_time():
     assert len(flow.events) == 2
     assert events[0][0] == pytest.approx(LN2, abs=1e-15)
     assert events[1][0] == pytest.approx(LN2, abs=1e-15)
+    starts, states = flow.states_of_walls()  # one band before, one after: none of no width
+    assert starts.tolist() == [0.0, pytest.approx(LN2, abs=1e-15)]
+    assert states.tolist() == [[0, 0], [1, 2]]
     assert (events[0][3:], events[1][3:]) == (("off", "sliding"), ("off", "on"))
 
 
@@ -193,6 +196,19 @@ def test_edge_weights_and_soft_pins_enter_the_force():
     )
 
 
+def test_switches_of_a_batch_are_told_in_order_of_time():
+    """z = 1 − 5e^{−t} and z = 1 − 2e^{−t}, of two samples: the second one passes its wall first."""
+    net, x = (
+        torch.nn.Sequential(linear([[0.0]], [1.0]), torch.nn.ReLU()),
+        torch.zeros(2, 1).double(),
+    )
+    problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("1", 2.0))
+    first = problem.clamp({**problem.start("zeros"), "0": torch.tensor([[-4.0], [-1.0]]).double()})
+    events = ts.heat_flow(problem, first, until=3.0, method="exact").events
+    assert [e.sample for e in events] == [1, 0]
+    assert events.time.tolist() == pytest.approx([LN2, math.log(5)], abs=1e-14)
+
+
 def test_a_network_without_gates_is_one_region_and_has_no_wall() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).double()
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -253,3 +269,37 @@ def test_euler_ends_at_the_last_time_and_records_between_its_steps_on_the_chord(
     assert torch.allclose(short.output - goal, torch.tensor(0.9**2 * 0.95).double(), atol=1e-12)
     assert short.steps == 3
     assert torch.allclose(short.energy[-1], problem.energy(short.final))
+
+
+@pytest.mark.parametrize("method", ["exact", "euler", "ode"])
+def test_one_weighted_edge_and_the_time_at_which_it_stops(method):
+    """ċ = −αw(c − c*): E = ½ w e^{−2αwt} from a distance of 1, and |∇E| = w e^{−αwt} ≤ tol."""
+    alpha, w, tol = 2.0, 3.0, 1e-6
+    net, x = torch.nn.Linear(1, 1).double(), torch.ones(2, 1).double()
+    sheaf = ts.encode(net, x)
+    (name,) = sheaf.edges
+    problem = ts.hold(sheaf, x, weights={name: w})
+    away = torch.tensor([[1.0], [0.0]]).double()
+    start = problem.clamp({n: t + away for n, t in problem.start("forward").items()})
+    dt = 0.01 if method == "euler" else None
+    flow = ts.heat_flow(problem, start, None, method, alpha=alpha, tol=tol, dt=dt, times=400)
+    arrival = math.log(w / tol) / (alpha * w)
+    if method == "exact":  # a little below the tolerance, so that rounding leaves it met
+        wanted = [math.log(w / (0.99 * tol)) / (alpha * w), 0.0]
+        np.testing.assert_allclose(flow.stopped, wanted, rtol=1e-9)
+    elif method == "euler":  # looked at every 100 steps, of which 242 are needed
+        assert flow.stopped.tolist() == [3.0, 0.0]
+    else:  # all samples at once, looked at every 10 steps
+        assert arrival < float(flow.stopped[0]) == float(flow.stopped[1]) < 2 * arrival
+    end = float(flow.stopped.max())
+    assert float(flow.times[1]) == pytest.approx(1e-2 / alpha)
+    assert float(flow.times[-2]) <= end < float(flow.times[-1])  # one time beyond the last stop
+    times, steps = flow.times.numpy(), np.arange(1000)
+    left = np.exp(-alpha * w * times)
+    if dt is not None:  # on the chords between (1 − αw dt)^k
+        left = np.interp(times, steps * dt, (1 - alpha * w * dt) ** steps)
+    law = 0.5 * w * left**2
+    moving, near = flow.times < end, 1e-6 if method == "ode" else 1e-13
+    for energy in (flow.energy, flow.edge_energy[name]):
+        np.testing.assert_allclose(energy[moving, 0], law[moving], rtol=1e-9, atol=near)
+        assert float(energy[:, 1].max()) <= 1e-13

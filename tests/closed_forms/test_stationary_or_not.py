@@ -46,6 +46,14 @@ def test_a_downward_kink_is_not_stationary_although_clarke_would_say_so():
     assert int(found.gates.sliding) == 0
 
 
+def test_a_kink_that_is_left_to_one_side_does_not_slide():
+    # a = −0.5 at rest between 0 and y: D⁺ = D⁻ + 0.5, of one sign where |z − c| = 1
+    for x, distance in ((1.0, 0.5), (-1.0, 1.0)):
+        found = at(x, 0.0, -0.5, -1.0)
+        assert float(found.distance) == pytest.approx(distance)
+        assert int(found.gates.sliding) == 0
+
+
 def test_a_point_off_the_kink_is_judged_by_its_gradient():
     assert float(at(1.0, 1.0, 1.0, 1.0).distance) == 0
     # E = ½(z−1)² + ½(a−z)² + ½(1−a)²: at (2, 1) the z-derivative is 1 + 1, the a-derivative −1
@@ -57,11 +65,12 @@ class Maximum(nn.Module):
         return nn.functional.max_pool1d(1.0 * x, 2)
 
 
-def pooled(values: list[float], held: float) -> ts.boundary.Stationarity:
+def pooled(values: list[float], held: float, *pins: tuple[int, float]) -> ts.boundary.Stationarity:
     x = torch.tensor([[[1.0, 1.0]]], dtype=torch.float64)
     sheaf = ts.encode(Maximum(), x)
     first, last = list(sheaf.edges)
     problem = ts.hold(sheaf, x).pin(ts.Pin(last, held))
+    problem = problem.pin(*(ts.Pin(first, value, where=[i]) for i, value in pins))
     c = {"input": x, first: torch.tensor([[values]], dtype=torch.float64)}
     c[last] = torch.tensor([[[held]]], dtype=torch.float64)
     return ts.stationarity(problem, Cochain(c))
@@ -83,6 +92,13 @@ def test_a_tie_pulled_up_is_not_stationary():
 def test_a_tie_at_the_wrong_level_is_not_stationary():
     # λ = (0.25, 0.25) of the pull 0.5 against own derivatives −0.1: 0.15 left on each
     assert float(pooled([0.9, 0.9], 0.4).distance) == pytest.approx(0.15 * 2**0.5)
+
+
+def test_a_held_entry_takes_what_the_free_one_does_not_want():
+    # at m ≤ 0.7 the free entry takes the whole pull m − 0.4; at 0.8 the half that it needs
+    for m, distance in ((0.5, 0.4), (0.65, 0.1), (0.8, 0.0), (0.95, 0.0)):
+        found = pooled([m, m], 0.4, (0, m))
+        assert float(found.distance) == pytest.approx(distance, abs=1e-12), m
 
 
 class Relabelled(nn.Module):

@@ -90,7 +90,7 @@ def test_no_pins_are_refused(sheaf, x):
         ts.counterfactual(sheaf, x, ())
 
 
-def test_nearest_consistent_input_is_called_so_and_lies_nearer_than_any_flip(net, sheaf, x):
+def test_nearest_consistent_input_is_another_one_and_called_so(net, sheaf, x):
     wanted = 1 - net(x).argmax(1)
     found = ts.nearest_consistent(sheaf, x, wanted)
     with torch.no_grad():
@@ -99,6 +99,26 @@ def test_nearest_consistent_input_is_called_so_and_lies_nearer_than_any_flip(net
     assert bool((answers[found.reached] == wanted[found.reached]).all())
     assert torch.equal(found.prediction[found.reached], wanted[found.reached])
     assert bool((found.distance[found.reached] > 0).all())
+
+
+def test_nearest_consistent_input_is_that_of_the_first_pull_that_changes_the_answer(net, sheaf, x):
+    """One sample at a time, weight by weight: where it stops, its price and its input."""
+    wanted, weights = 1 - net(x).argmax(1), (0.1, 100.0, 0.003)
+    batch = ts.nearest_consistent(sheaf, x, wanted, weights=weights)
+    for i in range(len(x)):
+        one, at = x[i : i + 1], float("inf")
+        state = sheaf.forward(one)
+        held = ts.hold(sheaf, one, where=[]).pin(ts.Pin("output", state["4"].flip(1)))
+        for weight in weights:
+            pulled = held.pin(ts.Pin("input", one, weight=weight))
+            found = ts.harmonic_extension(pulled, start=state)
+            state, at = found.cochain, weight
+            if reached := bool(net(state["input"]).argmax(1) == wanted[i]):
+                break
+        assert (bool(batch.reached[i]), float(batch.weight[i])) == (reached, at)
+        torch.testing.assert_close(batch.price[i : i + 1], found.energy, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(batch.changed[i : i + 1], state["input"], rtol=0, atol=1e-6)
+    assert set(batch.weight.tolist()) == {0.1, 0.003}
 
 
 def test_nearest_consistent_input_keeps_what_is_held(sheaf, x):
@@ -115,6 +135,8 @@ def test_nearest_consistent_says_how_its_relaxations_ended(net, sheaf, x):
     found = ts.nearest_consistent(sheaf, mixed, wanted)
     assert found.outcome is ts.Outcome.NONFINITE
     assert bool(found.changed.isfinite().all())
+    assert bool(found.price.isfinite().all())
+    assert float(found.weight[-1]) == float("inf")
 
 
 def test_nearest_consistent_is_the_same_sample_by_sample(sheaf, x):

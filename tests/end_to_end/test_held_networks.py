@@ -11,6 +11,8 @@ from torch import nn
 import torchsheaf as ts
 from tests.reference.held import MODELS, OVERLAPPING, falls, held_output, held_pools
 from tests.reference.networks import fill, randn, relu_mlp
+from torchsheaf.harmonic import extension
+from torchsheaf.harmonic.solver import HarmonicSolver, Solution
 from torchsheaf.outcome import Outcome
 
 
@@ -269,3 +271,51 @@ def test_float32_takes_no_more_passes_than_float64() -> None:
         problem = ts.hold(ts.encode(net, x), x).pin(ts.Pin("output", 2 * y))
         passes[dtype] += ts.harmonic_extension(problem).passes
     assert passes[torch.float32] <= passes[torch.float64]
+
+
+class Claims(HarmonicSolver):
+    """Moves nothing and says in turn what it is told to say, at five passes each."""
+
+    name = "claims"
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self.outcomes, self.limits = iter(outcomes), []
+
+    def refuses(self, problem):
+        return None
+
+    def solve(self, problem, start, tol, max_passes, tell=lambda share: None):
+        self.limits.append(max_passes)
+        settled = torch.ones(problem.batch, dtype=torch.bool)
+        return Solution(start, settled, 5, next(self.outcomes))
+
+
+def nearly_consistent() -> ts.Problem:
+    """Held at its own output, up to one sample that is asked for another."""
+    x = randn(2, 4, 3)
+    forward = ts.hold(ts.encode(relu_mlp([3, 5, 2], 1), x), x)
+    asked = forward.start("forward")["2"].clone()
+    asked[2] += 1
+    return forward.pin(ts.Pin("output", asked))
+
+
+def test_a_solver_is_not_believed_when_one_sample_did_not_arrive(monkeypatch):
+    monkeypatch.setattr(extension, "SOLVERS", (Claims(Outcome.SETTLED, Outcome.SETTLED),))
+    problem = nearly_consistent()
+    found = ts.harmonic_extension(problem, start="forward", throw=False)
+    assert found.outcome is Outcome.STALLED
+    assert (found.stationarity > 0).tolist() == [False, False, True, False]
+    with pytest.raises(ts.ConvergenceError, match="claims left 1 of 4 samples above tol"):
+        ts.harmonic_extension(problem, start="forward")
+
+
+def test_the_passes_of_a_second_try_are_counted_with_the_first(monkeypatch):
+    solver = Claims(Outcome.STALLED, Outcome.SETTLED)
+    monkeypatch.setattr(extension, "SOLVERS", (solver,))
+    found = ts.harmonic_extension(nearly_consistent(), start="forward", max_passes=3000)
+    first, second = solver.limits
+    assert first == 3000
+    between = first - 5 - second
+    assert 0 < between <= extension.FALL_BACK
+    assert found.passes == 5 + between + 5
+    assert float(found.stationarity.max()) <= 1e-8  # by block descent

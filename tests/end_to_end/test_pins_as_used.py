@@ -135,6 +135,39 @@ def test_values_and_choices_of_numpy_and_of_each_sample(sheaf: ts.Sheaf) -> None
     assert not found.output.requires_grad
 
 
+def test_one_number_per_sample_holds_all_its_chosen_coordinates(sheaf: ts.Sheaf) -> None:
+    problem, each = ts.hold(sheaf, randn(2, 6, 4)), randn(3, 6, 1)
+    held = problem.pin(ts.Pin("2", each, where=[1, 4])).values["2"]
+    assert torch.equal(held[:, [1, 4]], each.expand(6, 2))
+    assert torch.equal(problem.pin(ts.Pin("0", each)).values["0"], each.expand(6, 10))
+
+
+def test_a_value_of_the_shape_of_the_stalk_keeps_its_order() -> None:
+    net, x, value = nn.Linear(4, 3, dtype=torch.float64), randn(1, 5, 2, 4), randn(2, 2, 3)
+    problem = ts.hold(ts.encode(net, x), x)
+    for given in (value, value.expand(5, 2, 3)):
+        held = problem.pin(ts.Pin("output", given)).values[problem.sheaf.outputs[0]]
+        assert torch.equal(held[3], value)
+
+
+def test_a_pin_leaves_the_problem_that_it_refines_as_it_was(sheaf: ts.Sheaf) -> None:
+    one = ts.hold(sheaf, randn(2, 6, 4)).pin(ts.Pin("0", 1.0, where=[2]))
+    two = one.pin(ts.Pin("0", 3.0, where=[5]))
+    assert [int(p.held["0"].sum()) for p in (one, two)] == [1, 2]
+    assert bool((two.values["0"][:, [2, 5]] == torch.tensor([1.0, 3.0])).all())
+    assert bool((one.values["0"][:, 5] == 0).all())
+
+
+def test_a_start_is_of_the_type_that_the_model_has_now() -> None:
+    net, x = relu_mlp([4, 10, 7, 3], 1), randn(2, 6, 4).float()
+    sheaf = ts.encode(net, x.double())
+    net.float()
+    problem = ts.hold(sheaf, x).pin(ts.Pin("output", 1.0))
+    found = ts.harmonic_extension(problem, start=problem.start("forward"))
+    assert found.start == "given"
+    assert found.output.dtype == torch.float32
+
+
 def test_what_is_found_shares_no_memory_with_the_input(sheaf: ts.Sheaf) -> None:
     x = randn(2, 6, 4)
     problem = ts.hold(sheaf, x)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import torchsheaf as ts
-from tests.reference.networks import fill, generator
+from tests.reference.networks import fill, generator, randn
 from torchsheaf.train.equilibrium import EquilibriumRule
 
 
@@ -70,6 +70,29 @@ def test_a_fixed_batch_is_read_at_another_one() -> None:
     assert sheaf.network.fixed_batch == 4
     other = sheaf.at_batch(3)
     assert torch.equal(other.forward(tokens(3, 3))[other.outputs[0]], model(tokens(3, 3)))
+
+
+class FixedGate(nn.Module):
+    """The same of real numbers, with a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.stack(self.inner(x).unbind(0))))
+
+
+def test_another_batch_is_read_in_the_form_and_type_of_now() -> None:
+    model, x = fill(FixedGate(), 1), randn(2, 4, 3)
+    sheaf = ts.encode(model, x, form="fused")
+    model.float()
+    other = sheaf.at_batch(3)
+    assert (
+        list(other.vertices) == list(sheaf.vertices) != list(ts.encode(model, x.float()).vertices)
+    )
+    given = x[:3].float()
+    assert torch.equal(other.forward(given)[other.outputs[0]], model(given))
 
 
 def test_training_on_a_smaller_last_batch_of_tokens() -> None:

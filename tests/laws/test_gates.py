@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.laws.operation_examples import EXAMPLES
-from tests.reference.networks import randn
+from tests.reference.networks import randn, relu_mlp
 from torchsheaf.network import ScalarGate
 from torchsheaf.sheaf import encode
 
@@ -62,6 +62,18 @@ def test_zero_is_active() -> None:
     relu = ScalarGate((0.0,), (0.0, 1.0))
     z = torch.tensor([-0.0, 0.0, -1e-300], dtype=torch.float64)
     assert relu.select(z).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_patterns_are_compared_sample_by_sample() -> None:
+    x = randn(35, 3, 4)
+    sheaf = encode(relu_mlp([4, 6, 5, 2], 1), x)
+    c = dict(sheaf.forward(x).items())
+    pattern = sheaf.pattern(c)
+    assert pattern.equal(sheaf.pattern(c)).tolist() == [True, True, True]
+    for sample, gate in ((1, "0"), (2, "2")):  # one gate of one sample, in either layer
+        c[gate] = c[gate].clone()
+        c[gate][sample, 3] *= -1
+    assert pattern.equal(sheaf.pattern(c)).tolist() == [True, False, False]
 
 
 def test_a_pattern_set_by_hand_is_obeyed() -> None:

@@ -1,5 +1,7 @@
 """Every rule of the table obeys the laws that `register_rule` asks of users' own rules."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,6 +107,38 @@ class Bessel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.i0(self.linear(x))
+
+
+class Twice(nn.Module):
+    """One value at both places of an operation."""
+
+    def __init__(self, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x, x)
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [(torch.add, Kind.AFFINE), (torch.sub, Kind.AFFINE), (torch.mul, Kind.SMOOTH),
+     (torch.div, Kind.SMOOTH), (torch.matmul, Kind.SMOOTH)],
+    ids=["add", "sub", "mul", "div", "matmul"],
+)  # fmt: skip
+def test_one_value_at_both_places(
+    operation: Callable[[Tensor, Tensor], Tensor], kind: Kind
+) -> None:
+    """x · x is not affine in x, though it is in either factor; x + x is."""
+    x, u = t(4, 3, 3), t(4, 3, 3).cos()
+    sheaf = ts.encode(Twice(operation), x)
+    (edge,) = sheaf.edges.values()
+    assert (edge.kind, sheaf.is_piecewise_affine) == (kind, kind is Kind.AFFINE)
+    maps = sheaf.linearise(sheaf.forward(x))[edge.name]
+    pushed = torch.func.jvp(lambda x: operation(x, x), (x,), (u,))[1]
+    pulled = torch.func.vjp(lambda x: operation(x, x), x)[1](u)[0]
+    torch.testing.assert_close(maps.push({"input": u}), pushed, rtol=0, atol=1e-13)
+    torch.testing.assert_close(maps.pull(u)["input"], pulled, rtol=0, atol=1e-13)
 
 
 def test_a_registered_operation_makes_a_model_readable() -> None:

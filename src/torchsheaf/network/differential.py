@@ -279,7 +279,7 @@ class LayerNorm(Differential):
 @final
 @dataclass(frozen=True)
 class Product(Differential):
-    """y = a · b, broadcast: push b·u_a + a·u_b; pull sums over the axes that were expanded."""
+    """y = a · b of two operands, broadcast: push b·u_a + a·u_b; pull sums over expanded axes."""
 
     first: str
     second: str
@@ -294,8 +294,6 @@ class Product(Differential):
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         first = (self.b * cotangent).sum_to_size(self.a.shape)
         second = (self.a * cotangent).sum_to_size(self.b.shape)
-        if self.first == self.second:
-            return {self.first: first + second}
         return {self.first: first, self.second: second}
 
 

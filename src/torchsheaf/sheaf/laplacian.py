@@ -62,29 +62,19 @@ class Laplacian(LinearMap):
         """
         if self.coboundary.is_triangular:
             return self._unpinned_inverse(b), 2
-        free = set(self.domain.shapes)
-        extra = free - set(self.unpinned.domain.shapes)
-        if extra:  # a free input has no row of its own: it is preconditioned by the identity
-
-            def precondition(v: Cochain) -> Cochain:
-                return self._restricted_inverse(v, extra)
-        else:
-
-            def precondition(v: Cochain) -> Cochain:
-                return self._restricted_inverse(v, set())
-
         tol = tol if tol is not None else 100 * torch.finfo(self.like.dtype).eps
         solution, steps = conjugate_gradient(
-            self.apply, b, precondition, tol=tol, max_steps=4 * self._defect(extra) + 100
+            self.apply, b, self._restricted_inverse, tol=tol, max_steps=4 * self._defect() + 100
         )
         return solution, 4 * steps
 
-    def _defect(self, extra: set[str]) -> int:
+    def _defect(self) -> int:
         """Rank of what sets L apart from the preconditioner's inverse, at most."""
-        free = self.domain.dims
-        missing = self.unpinned.domain.dim - sum(d for n, d in free.items() if n not in extra)
+        known = self.unpinned.domain.dims
+        extra = sum(d for n, d in self.domain.dims.items() if n not in known)
+        missing = self.unpinned.domain.dim - (self.domain.dim - extra)
         taps = self.coboundary.codomain.dim - self.unpinned.codomain.dim
-        return missing + taps + 2 * sum(d for n, d in free.items() if n in extra)
+        return missing + taps + 2 * extra
 
     def inverse_flat(self, v: Tensor) -> Tensor:
         """L⁻¹v for flat vectors with only the input held; allocates nothing but the result."""
@@ -96,7 +86,8 @@ class Laplacian(LinearMap):
         self.coboundary.solve_in_place(blocks)
         return flat
 
-    def _restricted_inverse(self, v: Cochain, extra: set[str]) -> Cochain:
+    def _restricted_inverse(self, v: Cochain) -> Cochain:
+        """The unpinned inverse on the free coordinates; a free input, which has no row, is kept."""
         space = self.unpinned.domain
         full = Cochain(
             {
@@ -106,7 +97,7 @@ class Laplacian(LinearMap):
         )
         inverse = self._unpinned_inverse(full)
         return self.domain.project(
-            {n: v[n] if n in extra else inverse[n] for n in self.domain.shapes}
+            {n: inverse[n] if n in inverse else v[n] for n in self.domain.shapes}
         )
 
     def _unpinned_inverse(self, b: Cochain) -> Cochain:

@@ -21,8 +21,6 @@ def _sum(sign: float) -> Shortcut:
             if args[0].shape != args[1].shape:
                 return None
             return Combination({first: 1.0, second: sign})
-        if len(site.operands) != 1 or (first and second):
-            return None
         return pointwise(site)
 
     return shortcut
@@ -90,11 +88,7 @@ JOINS: dict[str, Rule] = {
     "aten.diagonal_scatter.default": _ADDITIVE,
     "aten.copy.default": _ADDITIVE,
     "aten.mul.Tensor": Rule(Kind.SMOOTH, linear_in=(0, 1), shortcut=_product),
-    "aten.div.Tensor": Rule(
-        Kind.SMOOTH,
-        linear_in=(0,),
-        shortcut=lambda s: pointwise(s) if len(s.operands) == 1 else None,
-    ),
+    "aten.div.Tensor": Rule(Kind.SMOOTH, linear_in=(0,), shortcut=pointwise),
     "aten.matmul.default": _EITHER,
     "aten.mm.default": _EITHER,
     "aten.bmm.default": _EITHER,
