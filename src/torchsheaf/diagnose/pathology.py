@@ -18,8 +18,8 @@ STUCK = 0.05
 """Share of samples that may be wrong with no pull behind the output edge."""
 SUSPECT = 0.01
 """Share of samples whose label may lose by a fair part of the energy that labels win by."""
-FAIR_PART = 0.1
-"""That part, of the median winning energy."""
+FAIR_PART = 0.5
+"""That part, of the median winning energy: errors of a sound network lose by less, most of them."""
 
 
 @torch.no_grad()
@@ -230,7 +230,7 @@ def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
 
 
 def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) -> Finding:
-    """Samples whose label loses by a tenth or more of the energy that typical ones win by."""
+    """Samples whose label loses by half or more of the energy that typical ones win by."""
     signed = label_energy(problem, y, output=output).signed
     won = -signed[signed < 0]
     bar = FAIR_PART * float(won.median()) if len(won) else 0.0
@@ -250,8 +250,9 @@ def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) ->
             + (f" Look at: {shown}." if ranked else ""),
             f"{len(ranked)} labels lose by a fair part of the energy that the typical label wins "
             f"by. Look at samples {shown}: relabel them, or find out what the network "
-            "misses. A network that has memorised its labels hides such errors: ask one that was "
-            "stopped early, or was trained without the sample.",
+            f"misses; it says the same as {len(won) / problem.batch:.1%} of the labels, and the "
+            "fewer, the less it can say against one. A network that has memorised its labels hides "
+            "such errors: ask one that was stopped early, or was trained without the sample.",
         ),
     )
 

@@ -14,7 +14,7 @@ from torchsheaf.arguments import nonnegative_number, positive_number
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
-from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps
 from torchsheaf.flow.regularised import Geometry, regularised
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
@@ -70,7 +70,7 @@ class Ode(FlowMethod):
         return cls(rtol=1e-5, atol=1e-7, layer=1e-3)
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
-        return None
+        return jumps(problem)
 
     @torch.no_grad()
     def integrate(self, task: Task) -> Course:
