@@ -259,3 +259,15 @@ def test_a_map_that_jumps_is_not_held_against_the_uniqueness_of_critical_points(
     found = agreement(harmonic_extension(problem), net(x))
     assert all(f.holds for f in found)
     assert not any("random values" in f.name for f in found)
+
+
+def test_a_page_does_not_call_fine_what_cannot_be_told() -> None:
+    """An untrained network says nothing against labels: neither found nor excluded."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    y = (net(x).argmax(1) + torch.arange(40) % 3) % 3  # two in three wrong
+    page = render(analyse(net, x, y))
+    assert "cannot be told" in page
+    assert "5 known faults were looked for; none was found." in page
+    assert "None of 5 known faults" in page

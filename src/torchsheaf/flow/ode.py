@@ -61,6 +61,14 @@ class Ode(FlowMethod):
         nonnegative_number("atol", self.atol)
 
     @classmethod
+    def for_dtype(cls, dtype: torch.dtype) -> "Ode":
+        """What "ode" means in a type: tolerance 1e-8 in float64, else 1e-5 and layers of 1e-4.
+
+        Below the rounding of the velocity, an implicit solver halves its steps without end.
+        """
+        return cls() if dtype == torch.float64 else cls(rtol=1e-5, atol=1e-6, layer=1e-4)
+
+    @classmethod
     def for_pools(cls) -> "Ode":
         """What "ode" means for networks with max-pools: tolerance 1e-5, layers of 1e-3.
 
@@ -80,6 +88,8 @@ class Ode(FlowMethod):
         while stepper.status == "running":
             if steps >= task.max_steps:
                 outcome = Outcome.STEP_LIMIT
+                if task.problem.coarsest[1] != torch.float64:
+                    advice = "rounding makes an implicit solver's steps small: write model.double()"
                 break
             try:
                 message = stepper.step()

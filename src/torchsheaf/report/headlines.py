@@ -6,6 +6,7 @@ import torch
 
 from torchsheaf.harmonic import Spectrum
 from torchsheaf.report.analysis import Analysis
+from torchsheaf.report.diagnosis_section import looked_for
 from torchsheaf.report.markup import number, percent
 
 
@@ -133,7 +134,7 @@ def _accuracy(analysis: Analysis) -> str:
 def _faults(analysis: Analysis) -> list[str]:
     failed = [f for f in analysis.pathologies if not f.holds]
     if analysis.pathologies and not failed:
-        return [f"None of {len(analysis.pathologies)} known faults was found."]
+        return [f"None of {looked_for(analysis.pathologies)} known faults was found."]
     return [f"Look at this: {f.name}. {f.advice}" for f in failed]
 
 
