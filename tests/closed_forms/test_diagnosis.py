@@ -271,3 +271,4 @@ def test_a_page_does_not_call_fine_what_cannot_be_told() -> None:
     assert "cannot be told" in page
     assert "5 known faults were looked for; none was found." in page
     assert "None of 5 known faults" in page
+    assert "are among the 40 that" not in page  # which are all

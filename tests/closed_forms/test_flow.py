@@ -253,3 +253,10 @@ def test_euler_ends_at_the_last_time_and_records_between_its_steps_on_the_chord(
     assert torch.allclose(short.output - goal, torch.tensor(0.9**2 * 0.95).double(), atol=1e-12)
     assert short.steps == 3
     assert torch.allclose(short.energy[-1], problem.energy(short.final))
+
+
+def test_switches_print_as_one_line():
+    flow = run(gates_alone([1.0], [1.0]), {"0": [-1.0]}, TIMES)
+    assert repr(flow.events) == "Events(1 switches between t = 0.6931 and 0.6931)"
+    still = run(gates_alone([1.0], [1.0]), {"0": [1.0]}, TIMES)
+    assert repr(still.events) == "Events(none)"

@@ -119,8 +119,8 @@ def _accuracy(analysis: Analysis) -> str:
     right = 1 - float(wrong.double().mean())
     line = f"{right:.1%} of {len(wrong)} samples are classified as labelled"
     held = wrong[: 0 if table is None else len(table.total)]
-    if table is not None and bool(held.any()):
-        count = int(held.sum())
+    count = int(held.sum())
+    if table is not None and 0 < 2 * count < len(held):  # among all of them it says nothing
         top = table.worst(2 * count).cpu()
         caught = int(held[top].sum())
         among = "" if len(held) == len(wrong) else f" of the first {len(held)}"
