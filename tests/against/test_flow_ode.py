@@ -1,5 +1,6 @@
 """The heat flow against SciPy's and torchdiffeq's integrators, and both modes of smooth outputs."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,3 +108,23 @@ def test_what_lies_in_memory_does_not_reach_the_integrator(fused, monkeypatch):
     problem, start = fused
     flow = ts.heat_flow(problem, start, method=Ode(solver="BDF"), until=2.0)
     assert bool(flow.energy.isfinite().all())
+
+
+def test_in_float32_the_solver_asks_no_more_than_the_type_can_give():
+    """At float64's tolerance the rounding of the velocity kept the steps small."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+    x = torch.randn(3, 3)
+    problem = ts.hold(ts.encode(net, x), x)
+    start = problem.start("random", torch.Generator().manual_seed(5))
+    short = ts.heat_flow(problem, start, 3.0, "ode", times=5, max_steps=150)
+    wide = copy.deepcopy(net).double()
+    double = ts.hold(ts.encode(wide, x.double()), x.double())
+    begin = ts.Cochain({name: t.double() for name, t in start.items()})
+    exact = ts.heat_flow(double, begin, 3.0, times=5)
+    for name, t in short.final.items():
+        assert torch.allclose(t.double(), exact.final[name], atol=1e-4)
+    few = ts.heat_flow(problem, start, 3.0, "ode", max_steps=2, throw=False)
+    assert few.outcome is ts.Outcome.STEP_LIMIT
+    with pytest.raises(ts.ConvergenceError, match=r"write model.double\(\)"):
+        ts.heat_flow(problem, start, 3.0, "ode", max_steps=2)

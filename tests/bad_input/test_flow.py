@@ -17,6 +17,20 @@ def problem():
     return ts.hold(ts.encode(net.double(), x), x)
 
 
+def test_a_map_that_jumps_has_no_flow_in_closed_form():
+    """The energy jumps with it: "exact" took it for continuous, and its energy rose."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Threshold(0.5, 0.0))
+    x = torch.ones(3, 2, dtype=torch.float64)
+    problem = ts.hold(ts.encode(net.double(), x), x)
+    for method in ("exact", "ode"):
+        with pytest.raises(ValueError, match="vertex '1' jumps at 0.5"):
+            ts.heat_flow(problem, until=1.0, method=method)
+    assert ts.heat_flow(problem, "forward", until=1.0).method == "euler"
+    net[1] = torch.nn.Threshold(0.5, 0.5)
+    level = ts.hold(ts.encode(net, x), x)
+    assert ts.heat_flow(level, until=1.0).method == "exact"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tests.reference.networks import fill, randn
 from torchsheaf.boundary import Pin, Problem, hold
 from torchsheaf.diagnose import (
+    agreement,
     discord,
     fault_profile,
     label_energy,
@@ -247,3 +248,27 @@ def test_report_shows_verdicts_and_two_models_side_by_side(held) -> None:
     assert "Side by side" not in render(healthy)
     with pytest.raises(ValueError, match="different samples"):
         beside(analyse(net, x[4:], title="other"), healthy)
+
+
+def test_a_map_that_jumps_is_not_held_against_the_uniqueness_of_critical_points() -> None:
+    """T2 leaves jumps out: a descent may stop at one, which says nothing about the network."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 9), nn.Threshold(0.5, 0.0), nn.Linear(9, 2)).double()
+    x = torch.randn(8, 3, dtype=torch.float64)
+    problem = hold(encode(net, x), x)
+    found = agreement(harmonic_extension(problem), net(x))
+    assert all(f.holds for f in found)
+    assert not any("random values" in f.name for f in found)
+
+
+def test_a_page_does_not_call_fine_what_cannot_be_told() -> None:
+    """An untrained network says nothing against labels: neither found nor excluded."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    y = (net(x).argmax(1) + torch.arange(40) % 3) % 3  # two in three wrong
+    page = render(analyse(net, x, y))
+    assert "cannot be told" in page
+    assert "5 known faults were looked for; none was found." in page
+    assert "None of 5 known faults" in page
+    assert "are among the 40 that" not in page  # which are all

@@ -303,3 +303,10 @@ def test_one_weighted_edge_and_the_time_at_which_it_stops(method):
     for energy in (flow.energy, flow.edge_energy[name]):
         np.testing.assert_allclose(energy[moving, 0], law[moving], rtol=1e-9, atol=near)
         assert float(energy[:, 1].max()) <= 1e-13
+
+
+def test_switches_print_as_one_line():
+    flow = run(gates_alone([1.0], [1.0]), {"0": [-1.0]}, TIMES)
+    assert repr(flow.events) == "Events(1 switches between t = 0.6931 and 0.6931)"
+    still = run(gates_alone([1.0], [1.0]), {"0": [1.0]}, TIMES)
+    assert repr(still.events) == "Events(none)"

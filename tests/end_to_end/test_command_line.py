@@ -1,5 +1,6 @@
 """The command line as a person uses it, judged by what it prints and returns."""
 
+import ast
 import json
 import os
 import subprocess
@@ -13,10 +14,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 import torchsheaf
-from torchsheaf.cli import Exit, main
+from torchsheaf.cli import VERBS, Exit, choices, main
+from torchsheaf.cli.loading import TARGET_HELP
 from torchsheaf.examples import EXAMPLES
+from torchsheaf.examples.paper_tasks import PAPER_TASKS
 from torchsheaf.file import write_text
+from torchsheaf.network.target import FORMS as TARGETS
 from torchsheaf.outcome import ConvergenceError, Outcome
+from torchsheaf.precision import FORMATS
+from torchsheaf.precision.demos import DEMOS
+from torchsheaf.precision.measure import NORMS
+from torchsheaf.precision.profile import shipped_profiles
+from torchsheaf.report.labels import HOLDS
+from torchsheaf.sheaf.encode import FORMS
+from torchsheaf.train.trainer import RULES
 
 MODULE = """
 import torch
@@ -68,6 +79,41 @@ def test_help_and_a_wrong_word_import_no_command() -> None:
             assert "Train a model by local rules" in found.stdout
 
 
+QUICK = [
+    (["--help"], 0), (["--version"], 0), (["trian"], 2), (["--nope"], 2),
+    *(([verb, "--help"], 0) for verb in VERBS),
+    (["precision", "plan", "--help"], 0), (["precision", "demo", "--help"], 0),
+    (["pin"], 2), (["pin", "digits-mlp"], 2), (["report"], 2), (["relax", "--method", "magic"], 2),
+    (["train", "digits", "--rule", "magic"], 2), (["inspect", "--form", "round"], 2),
+    (["precision", "digits-mlp"], 2), (["precision", "demo", "nope"], 2),
+]  # fmt: skip
+
+
+def test_help_and_usage_errors_do_not_import_torch() -> None:
+    code = (
+        "import json, sys\nimport torchsheaf\nfrom torchsheaf.cli import main\n"
+        "for words, status in json.loads(sys.argv[1]):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: assert end.code == status, (words, end.code)\n"
+        "    late = {'torch', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "    assert not late, (words, late)\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(QUICK)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_words_of_the_options_are_those_of_the_library() -> None:
+    assert sorted(EXAMPLES) == list(choices.EXAMPLES)
+    assert choices.TASKS == (*PAPER_TASKS, "digits")
+    assert (choices.FORMS, choices.HOLDS, choices.NORMS) == (FORMS, HOLDS, NORMS)
+    assert choices.RULES == tuple(RULES)
+    assert choices.FORMATS == tuple(FORMATS)
+    assert list(choices.PROFILES) == shipped_profiles()
+    assert list(choices.DEMOS) == sorted(DEMOS)
+    assert f"TARGET is {TARGETS}." == TARGET_HELP
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -103,7 +149,7 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 
 def test_the_package_does_not_import_what_only_pages_and_plans_need() -> None:
     code = (
-        "import sys, torchsheaf as ts; "
+        "import sys, torchsheaf as ts; ts.encode, ts.watch, ts.fit; "
         "late = ('matplotlib', 'scipy', 'networkx', 'torchsheaf.precision'); "
         "print([m for m in late if m in sys.modules]); "
         "print(callable(ts.precision.plan), callable(ts.report), 'precision' in dir(ts))"
@@ -112,6 +158,30 @@ def test_the_package_does_not_import_what_only_pages_and_plans_need() -> None:
     assert done.stdout.splitlines() == ["[]", "True True True"]
     with pytest.raises(AttributeError, match="no attribute 'precison'"):
         torchsheaf.precison  # noqa: B018
+
+
+def test_every_public_name_is_imported_when_asked_for() -> None:
+    """What type checkers read, the table behind it and what `import *` gives are the same."""
+    tree = ast.parse(Path(torchsheaf.__file__).read_text(encoding="utf-8"))
+    read = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name == alias.asname and alias.name != "precision"
+    }
+    assert read == torchsheaf.HOMES
+    assert all(getattr(torchsheaf, name).__name__ == name for name in torchsheaf.__all__)
+    assert set(torchsheaf.__all__) == set(read) < set(dir(torchsheaf))
+
+
+def test_the_report_stays_a_function_whatever_is_imported_before() -> None:
+    code = (
+        "from torchsheaf.report import analyse; import torchsheaf as ts; import inspect; "
+        "from torchsheaf import report; import torchsheaf.report.page; "
+        "assert inspect.isfunction(ts.report) and ts.report is report; ts.figures, ts.linalg"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow

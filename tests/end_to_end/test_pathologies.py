@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from torchsheaf.boundary import Problem, hold
-from torchsheaf.diagnose import Familiarity, Finding, pathologies, spectra
+from torchsheaf.diagnose import Familiarity, Finding, Verdict, pathologies, spectra
 from torchsheaf.diagnose.pathology import suspicious_labels, unstable_rate
 from torchsheaf.sheaf import Sheaf, encode
 
@@ -214,3 +215,89 @@ def test_a_finding_says_what_was_seen_and_what_to_do() -> None:
     assert found.bound == 0
     assert "[" in found.advice
     assert "bias" in found.advice
+
+
+@pytest.fixture(scope="module")
+def digit_halves() -> tuple[Tensor, Tensor]:
+    x, y = load_digits(return_X_y=True)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(x / 16).float()[order], torch.tensor(y)[order]
+
+
+@pytest.mark.parametrize("gate", [nn.ReLU, nn.Tanh, nn.GELU, nn.LeakyReLU])
+def test_errors_of_a_sound_classifier_are_not_put_down_to_labels(gate, digit_halves) -> None:
+    """Nineteen of twenty unseen digits right; then 4% of the labels wrong."""
+    x, y = digit_halves
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(64, 32), gate(), nn.Linear(32, 10))
+    step = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(60):
+        step.zero_grad()
+        nn.functional.cross_entropy(net(x[:1200]), y[:1200]).backward()
+        step.step()
+    seen = hold(encode(net, x[1200:]), x[1200:])
+    right = float((net(x[1200:]).argmax(1) == y[1200:]).double().mean())
+    assert 0.92 < right < 0.98
+    assert suspicious_labels(seen, y[1200:]).holds
+    wrong = y[1200:].clone()
+    wrong[:24] = (wrong[:24] + 3) % 10
+    found = suspicious_labels(seen, wrong)
+    assert not found.holds
+    named = [int(w) for w in found.advice.split("samples ")[1].split(", …")[0].split(", ")]
+    assert sum(n < 24 for n in named) >= 6
+
+
+def test_a_network_that_is_not_trained_says_nothing_against_labels(digit_halves) -> None:
+    x, y = digit_halves
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    assert suspicious_labels(hold(encode(net, x), x), y).verdict is Verdict.NOTED
+    one = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 1))  # a coin toss agrees half
+    assert suspicious_labels(hold(encode(one, x), x), (y > 4).long()).verdict is Verdict.NOTED
+
+
+class Wired(nn.Module):
+    """Its second layer is computed, and the first one's values go on in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).tanh()
+        self.b(h)
+        return self.c(h)
+
+
+def test_a_layer_that_is_computed_and_not_used_is_named() -> None:
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    found = [f for f in pathologies(hold(encode(Wired(), x), x)) if not f.holds]
+    assert [f.name for f in found] == ["steps without effect on any output"]
+    assert found[0].advice.startswith("b: ")
+
+
+def test_a_forward_pass_that_overflows_is_said_to_and_nothing_else() -> None:
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        net[0].weight.fill_(1e30)
+        net[2].weight.fill_(1e30)
+    x[5:] = -x[5:].abs()  # all gates closed: these stay finite
+    lost = int((~net(x).isfinite().all(1)).sum())
+    (found,) = pathologies(hold(encode(net, x), x), x.argmax(1) % 3)
+    assert 0 < lost < 6
+    assert found.value == lost
+    assert "first at 2:" in found.advice
+
+
+def test_what_is_said_of_flat_units_is_true_of_each_gate() -> None:
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    high = nn.Sequential(nn.Linear(4, 3), nn.ReLU6())
+    with torch.no_grad():
+        high[0].bias[1] = 100.0
+    found = pathologies(hold(encode(high, x), x))[0]
+    assert found.value == 1
+    assert "constant" in found.advice
+    smooth = nn.Sequential(nn.Linear(4, 3), nn.GELU())
+    assert "smooth units" in pathologies(hold(encode(smooth, x), x))[0].advice

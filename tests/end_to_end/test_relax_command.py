@@ -60,7 +60,7 @@ def test_relax_refuses_a_step_above_the_bound(here):
 
 @pytest.mark.parametrize("folder", ["relaxing_model.py", "relaxing_model.py/pictures"])
 def test_relax_notices_before_the_run_that_it_cannot_write(here, folder, monkeypatch):
-    monkeypatch.setattr("torchsheaf.cli.relax.heat_flow", None)  # it must not come to this
+    monkeypatch.setattr("torchsheaf.flow.heat_flow", None)  # it must not come to this
     done = CliRunner().invoke(main, ["relax", "relaxing_model:net", "--out", folder])
     assert done.exit_code in (Exit.USAGE, Exit.CANNOT_WRITE), done.output
     assert "relaxing_model.py" in done.output

@@ -4,11 +4,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from torchsheaf import examples
 from torchsheaf.cli.loading import one_thread, progress_bar, seed_option
 from torchsheaf.cli.report import publish, stages
 from torchsheaf.cli.writing import writable
-from torchsheaf.report import analyse, render
 
 NAME = "digits-mlp"
 
@@ -22,6 +20,9 @@ NAME = "digits-mlp"
 def demo(out: str, seed: int) -> None:
     """Train a small digit classifier, read it as a sheaf, and write a report about it."""
     path = writable(out)
+    from torchsheaf import examples
+    from torchsheaf.report import analyse, render
+
     example = examples.EXAMPLES[NAME]
     console = Console(stderr=True, highlight=False)
     console.print(Text(f"{NAME}: {example.summary}"))

@@ -10,9 +10,6 @@ import click
 from rich.console import Console
 
 from torchsheaf.cli.exits import Exit
-from torchsheaf.network import UnsupportedModel
-from torchsheaf.network.target import TargetError
-from torchsheaf.outcome import ConvergenceError
 
 
 class CommandFailed(Exception):
@@ -29,6 +26,10 @@ def code_of(error: BaseException) -> Exit:
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
+    from torchsheaf.network import UnsupportedModel
+    from torchsheaf.network.target import TargetError
+    from torchsheaf.outcome import ConvergenceError
+
     if isinstance(error, TargetError):
         return Exit.BAD_TARGET
     if isinstance(error, UnsupportedModel):

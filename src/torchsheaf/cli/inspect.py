@@ -1,7 +1,9 @@
 """`torchsheaf inspect TARGET`: the cells of a network."""
 
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -9,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torchsheaf.cli.choices import FORMS
 from torchsheaf.cli.loading import TARGET_HELP, load, target_argument
-from torchsheaf.sheaf import Sheaf, encode
-from torchsheaf.sheaf.encode import FORMS
+
+if TYPE_CHECKING:
+    from torchsheaf.sheaf import Sheaf
 
 
 @click.command(epilog=TARGET_HELP)
@@ -20,6 +24,8 @@ from torchsheaf.sheaf.encode import FORMS
 @click.option("--form", type=click.Choice(FORMS), default="unfused", show_default=True)
 def inspect(target: str, weights: str | None, as_json: bool, form: str) -> None:
     """Print the cells of a network: one vertex per value, one edge per operation."""
+    from torchsheaf.sheaf import encode
+
     model, inputs, _ = load(target, weights, train=False)
     sheaf = encode(model, inputs, form=form)
     if as_json:

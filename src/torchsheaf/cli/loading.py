@@ -1,19 +1,21 @@
 """The arguments that several commands share: a target, its weights, a seed."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from torchsheaf import examples
-from torchsheaf.examples import EXAMPLES
-from torchsheaf.network.target import FORMS, Target, load_target
+from torchsheaf.cli.choices import EXAMPLES
 from torchsheaf.progress import standard_error
+
+if TYPE_CHECKING:
+    from torchsheaf.network.target import Target
 
 Command = Callable[..., Any]
 
@@ -47,6 +49,13 @@ def checked(read: Callable[[Any], Any]) -> Callable[[click.Context, click.Parame
     return callback
 
 
+def budget_of(given: float) -> float:
+    """--budget, as `ts.precision.plan` reads it."""
+    from torchsheaf.precision.arguments import error_budget
+
+    return error_budget(given)
+
+
 def progress_bar() -> Progress:
     """A progress bar on stderr, so that stdout stays clean for piping."""
     return Progress(
@@ -61,6 +70,8 @@ def progress_bar() -> Progress:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Small matrices are faster on one thread, and on a busy machine by far."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -74,6 +85,9 @@ def load(target: str, weights: str | None = None, *, train: bool = True) -> Targ
 
     `train=False` leaves a shipped example untrained, for what needs its cells only.
     """
+    from torchsheaf import examples
+    from torchsheaf.network.target import Target, load_target
+
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -83,9 +97,11 @@ def load(target: str, weights: str | None = None, *, train: bool = True) -> Targ
         raw = examples.load(target, train=False)
         return Target(raw.model, (raw.x,), raw.y)
     with progress_bar() as bar, one_thread():
-        task = bar.add_task(f"training {target}", total=EXAMPLES[target].epochs)
+        task = bar.add_task(f"training {target}", total=examples.EXAMPLES[target].epochs)
         return load_target(target, progress=lambda done, _: bar.update(task, completed=done))
 
 
-TARGET_HELP = f"TARGET is {FORMS}."
+TARGET_HELP = (
+    f"TARGET is package.module:factory, a .pt2 file, or a shipped example ({', '.join(EXAMPLES)})."
+)
 """One sentence for help texts."""

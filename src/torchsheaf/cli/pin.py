@@ -1,26 +1,28 @@
 """`torchsheaf pin TARGET`: hold a neuron at a value and see what moves, both ways."""
 
+from __future__ import annotations
+
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from torchsheaf.boundary import Pin, hold
+from torchsheaf.cli.choices import EXAMPLES
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, target_argument
 from torchsheaf.cli.writing import writable
-from torchsheaf.examples import EXAMPLES
 from torchsheaf.file import write_file
-from torchsheaf.harmonic import Counterfactual, counterfactual
-from torchsheaf.sheaf import encode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from torchsheaf.harmonic import Counterfactual
 
 
 @click.command(epilog=TARGET_HELP)
@@ -53,6 +55,10 @@ def pin(
         raise click.UsageError("one --vertex at a time; several pins: ts.counterfactual in Python")
     if figure is not None and writable(figure, "--figure").suffix not in (".png", ".svg"):
         raise click.UsageError(f"--figure is {figure}; write a name that ends in .png or .svg")
+    from torchsheaf.boundary import Pin, hold
+    from torchsheaf.harmonic import counterfactual
+    from torchsheaf.sheaf import encode
+
     model, inputs, _ = load(target, weights, train=False)
     batch = inputs[0].shape[0]
     if sample is not None and not -batch <= sample < batch:
@@ -120,4 +126,4 @@ def print_changes(found: Counterfactual, sample: int | None) -> None:
 
 
 def _level(values: Tensor, sample: int | None) -> float:
-    return float(values.to(torch.float64).mean() if sample is None else values[sample])
+    return float(values.double().mean() if sample is None else values[sample])

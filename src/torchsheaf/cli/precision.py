@@ -1,9 +1,11 @@
 """`torchsheaf precision`: plan a model, check kernels, check certificates, run demonstrations."""
 
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -11,25 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torchsheaf.cli.choices import DEMOS, FORMATS, NORMS, PROFILES
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
-from torchsheaf.cli.loading import TARGET_HELP, checked, load, target_argument
+from torchsheaf.cli.loading import TARGET_HELP, budget_of, checked, load, target_argument
 from torchsheaf.cli.writing import writable
-from torchsheaf.figures.precision import assignment_figure, error_and_cost_figure
 from torchsheaf.file import write_file, write_text
-from torchsheaf.precision import FORMATS, Plan, check_certificate, plan
-from torchsheaf.precision.arguments import error_budget, read_formats
-from torchsheaf.precision.certificate import save_certificate
-from torchsheaf.precision.conformance import Conformance, conformance
-from torchsheaf.precision.demos import DEMOS, Demo
-from torchsheaf.precision.measure import NORMS, batch_of
-from torchsheaf.precision.profile import (
-    load_profile,
-    measure_profile,
-    shipped_profiles,
-    write_profile,
-)
-from torchsheaf.report.precision_section import precision_page
+
+if TYPE_CHECKING:
+    from torchsheaf.precision import Plan
+    from torchsheaf.precision.conformance import Conformance
+    from torchsheaf.precision.demos import Demo
 
 
 class TargetGroup(click.Group):
@@ -44,6 +38,8 @@ class TargetGroup(click.Group):
 
 def format_names(text: str) -> tuple[str, ...]:
     """Formats between commas."""
+    from torchsheaf.precision.arguments import read_formats
+
     return tuple(f.name for f in read_formats([part.strip() for part in text.split(",")]))
 
 
@@ -55,7 +51,7 @@ def precision() -> None:
 @precision.command("plan", epilog=TARGET_HELP)
 @target_argument
 @click.option(
-    "--budget", type=float, required=True, callback=checked(error_budget),
+    "--budget", type=float, required=True, callback=checked(budget_of),
     help="Allowed output error, output's units.",
 )  # fmt: skip
 @click.option("--norm", type=click.Choice(NORMS), default="max", show_default=True)
@@ -66,7 +62,7 @@ def precision() -> None:
 @click.option("--pin", "pins", multiple=True, metavar="NAME=FORMAT", help="Fix a format.")
 @click.option(
     "--profile", default="stated", show_default=True,
-    help=f"Cost profile: {', '.join(shipped_profiles())} or a JSON file.",
+    help=f"Cost profile: {', '.join(PROFILES)} or a JSON file.",
 )  # fmt: skip
 @click.option(
     "--probes", default=4, show_default=True, type=click.IntRange(1), help="Random adjoints."
@@ -82,6 +78,9 @@ def plan_command(
     figures: str | None, html: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Choose a number format for every operation of TARGET within an output-error budget."""
+    from torchsheaf.precision import plan
+    from torchsheaf.precision.profile import load_profile
+
     fixed, costs = dict(pair(p) for p in pins), load_profile(profile)
     outputs = (("--certificate", certificate), ("--figures", figures), ("--html", html))
     for option, file in outputs:
@@ -99,15 +98,25 @@ def plan_command(
     else:
         print_plan(found)
     try:
-        if certificate:
-            save_certificate(found.certificate, certificate)
-        if figures:
-            write_file(f"{figures}-error.svg", error_and_cost_figure(found).savefig)
-            write_file(f"{figures}-graph.svg", assignment_figure(found).savefig)
-        if html:
-            write_text(html, precision_page(found, target))
+        _write(found, target, certificate, figures, html)
     except OSError as error:
         raise CommandFailed(f"cannot write: {error}", Exit.CANNOT_WRITE) from error
+
+
+def _write(
+    found: Plan, target: str, certificate: str | None, figures: str | None, html: str | None
+) -> None:
+    from torchsheaf.figures.precision import assignment_figure, error_and_cost_figure
+    from torchsheaf.precision.certificate import save_certificate
+    from torchsheaf.report.precision_section import precision_page
+
+    if certificate:
+        save_certificate(found.certificate, certificate)
+    if figures:
+        write_file(f"{figures}-error.svg", error_and_cost_figure(found).savefig)
+        write_file(f"{figures}-graph.svg", assignment_figure(found).savefig)
+    if html:
+        write_text(html, precision_page(found, target))
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -124,6 +133,8 @@ def split(inputs: tuple[Any, ...], share: float) -> tuple[tuple[Any, ...], Any]:
         raise click.BadParameter(f"--holdout is {share}; write a share in [0, 1)")
     if share == 0:
         return inputs, None
+    from torchsheaf.precision.measure import batch_of
+
     batch = batch_of(inputs)
     if not batch:
         raise click.BadParameter(f"--holdout {share}: the inputs share no axis of samples")
@@ -212,6 +223,8 @@ def print_plan(found: Plan, rows: int = 25) -> None:
 @click.option("--all", "everything", is_flag=True, help="Print every check, not only failures.")
 def conformance_command(device: str, formats: tuple[str, ...], everything: bool) -> None:
     """Run every kernel's error model against this machine and print what fails."""
+    from torchsheaf.precision.conformance import conformance
+
     found = conformance(formats, device=device)
     print_conformance(found, everything)
     if found.failures:
@@ -246,6 +259,8 @@ def print_conformance(found: Conformance, everything: bool) -> None:
 @click.argument("certificate", type=click.Path(exists=True, dir_okay=False))
 def check_command(certificate: str) -> None:
     """Check a certificate in exact arithmetic and say what it proves."""
+    from torchsheaf.precision import check_certificate
+
     try:
         data = dict(json.loads(Path(certificate).read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
@@ -264,6 +279,8 @@ def check_command(certificate: str) -> None:
 def profile_command(file: str, device: str) -> None:
     """Time this machine's kernels and write a cost profile to FILE."""
     writable(file, "FILE")
+    from torchsheaf.precision.profile import measure_profile, write_profile
+
     try:
         write_profile(measure_profile(Path(file).stem, device), file)
     except OSError as error:
@@ -272,13 +289,16 @@ def profile_command(file: str, device: str) -> None:
 
 
 @precision.command("demo")
-@click.argument("name", type=click.Choice(sorted(DEMOS)))
+@click.argument("name", type=click.Choice(DEMOS))
 @click.option("--data", default="digits", help="images: digits, mnist, cifar10 or a folder.")
 def demo_command(name: str, data: str) -> None:
     """Run a demonstration: feed-forward, images, transformer or pathological."""
     if data != "digits" and name != "images":
         raise click.BadParameter("--data belongs to `demo images`")
-    print_demo(DEMOS[name](data) if name == "images" else DEMOS[name]())
+    from torchsheaf.precision import demos
+
+    run = demos.DEMOS[name]
+    print_demo(run(data) if name == "images" else run())
 
 
 def print_demo(demo: Demo) -> None:

@@ -1,32 +1,25 @@
 """`torchsheaf relax TARGET`: run the heat equation and draw it."""
 
+from __future__ import annotations
+
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
-from torch import Tensor
 
-from torchsheaf.boundary import Pin, Problem, hold
+from torchsheaf.cli.choices import FORMS, METHODS
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, seed_option, target_argument
 from torchsheaf.cli.writing import writable_folder
-from torchsheaf.cochain import Cochain
-from torchsheaf.draws import standard_normal
-from torchsheaf.figures.flow import (
-    energy_shares_figure,
-    flow_animation,
-    flow_energy_figure,
-    output_figure,
-    pattern_bands_figure,
-)
 from torchsheaf.file import write_file
-from torchsheaf.flow import Trajectory, heat_flow
-from torchsheaf.sheaf import encode
-from torchsheaf.sheaf.encode import FORMS
 
-METHODS = ("auto", "exact", "euler", "ode")
+if TYPE_CHECKING:
+    import torch
+
+    from torchsheaf.boundary import Problem
+    from torchsheaf.cochain import Cochain
+    from torchsheaf.flow import Trajectory
 
 
 @click.command(epilog=TARGET_HELP)
@@ -51,6 +44,12 @@ def relax(target: str, weights: str | None, folder: Path | None, **options: Any)
     """Relax random activations into agreement along the sheaf heat equation."""
     if folder:
         writable_folder(folder)
+    import torch
+
+    from torchsheaf.boundary import hold
+    from torchsheaf.flow import heat_flow
+    from torchsheaf.sheaf import encode
+
     torch.manual_seed(options["seed"])
     model, inputs, _ = load(target, weights)
     x = tuple(t[: options["samples"]] for t in inputs)
@@ -75,8 +74,11 @@ def relax(target: str, weights: str | None, folder: Path | None, **options: Any)
 
 
 def _hold_output(problem: Problem, forward: Any, generator: torch.Generator) -> Problem:
+    from torchsheaf.boundary import Pin
+    from torchsheaf.draws import standard_normal
+
     name = problem.sheaf.outputs[0]
-    value: Tensor = forward[name]
+    value = forward[name]
     noise = standard_normal(value.shape, generator, value.dtype, value.device)
     return problem.pin(Pin(name, value + noise))
 
@@ -105,6 +107,14 @@ def summary(flow: Trajectory, forward: Cochain) -> dict[str, Any]:
 
 def draw(flow: Trajectory, folder: Path, forward: Any) -> list[str]:
     """Write every picture of a flow into a folder that is there; returns their paths."""
+    from torchsheaf.figures.flow import (
+        energy_shares_figure,
+        flow_animation,
+        flow_energy_figure,
+        output_figure,
+        pattern_bands_figure,
+    )
+
     name = flow.problem.sheaf.outputs[0]
     pictures = {
         "energy": lambda: flow_energy_figure(flow),

@@ -1,19 +1,22 @@
 """`torchsheaf report TARGET`: one HTML page about a model."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import torch
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor, nn
 
+from torchsheaf.cli.choices import HOLDS
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import (
     TARGET_HELP,
+    budget_of,
     checked,
     load,
     progress_bar,
@@ -22,13 +25,15 @@ from torchsheaf.cli.loading import (
 )
 from torchsheaf.cli.writing import writable
 from torchsheaf.file import write_text
-from torchsheaf.network import ExportedProgram, UnsupportedModel
-from torchsheaf.network.target import Target
-from torchsheaf.precision import NoSection, Plan, plan
-from torchsheaf.precision.arguments import error_budget
-from torchsheaf.report import Analysis, analyse, beside, headlines, render
-from torchsheaf.report.analysis import Progress
-from torchsheaf.report.labels import HOLDS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from torchsheaf.network import ExportedProgram
+    from torchsheaf.network.target import Target
+    from torchsheaf.precision import Plan
+    from torchsheaf.report import Analysis
+    from torchsheaf.report.analysis import Progress
 
 
 @click.command(epilog=TARGET_HELP)
@@ -57,7 +62,7 @@ from torchsheaf.report.labels import HOLDS
     help="Add pictures: what must change in the inputs for the network to say CLASS.",
 )  # fmt: skip
 @click.option(
-    "--budget", type=float, metavar="ERROR", callback=checked(error_budget),
+    "--budget", type=float, metavar="ERROR", callback=checked(budget_of),
     help="Add the number format of every operation within this output error.",
 )  # fmt: skip
 @seed_option
@@ -67,6 +72,8 @@ def report(
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page: structure, agreement, spectrum, disagreement."""
     path = writable(out)
+    from torchsheaf.report import analyse, beside, render
+
     model, inputs, labels = in_dtype(load(target, weights), dtype)
     with stages() as progress:
         analysis = analyse(
@@ -90,6 +97,9 @@ def within(
     missing: dict[str, str],
 ) -> Plan | None:  # fmt: skip
     """The plan, or None and the reason in `missing`: the rest of the page does not need it."""
+    from torchsheaf.network import UnsupportedModel
+    from torchsheaf.precision import NoSection, plan
+
     try:
         return plan(model, inputs, budget=budget)
     except (NoSection, UnsupportedModel) as reason:
@@ -101,6 +111,11 @@ def in_dtype(target: Target, dtype: str) -> Target:
     """The target as it is, or with weights and inputs in float64."""
     if dtype == "as is":
         return target
+    import torch
+    from torch import nn
+
+    from torchsheaf.network.target import Target
+
     if not isinstance(target.model, nn.Module):
         raise ValueError("an exported program has its own dtype; leave out --dtype")
 
@@ -125,6 +140,8 @@ def stages() -> Iterator[Progress]:
 
 def publish(analysis: Analysis, page: str, path: Path) -> None:
     """Write the page, print the findings and the path; exit by name when a check failed."""
+    from torchsheaf.report import headlines
+
     try:
         write_text(path, page)
     except OSError as error:

@@ -1,35 +1,29 @@
 """`torchsheaf train TARGET`: train by local rules, with checkpoints that resume."""
 
+from __future__ import annotations
+
 import importlib
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import torch
 from click.core import ParameterSource
 from rich.console import Console
-from safetensors.torch import save_model
-from torch import Tensor, nn
 
+from torchsheaf.cli.choices import LOSSES, OPTIMISERS, RULES, TASKS
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import load, seed_option
 from torchsheaf.cli.writing import writable
-from torchsheaf.examples.paper_tasks import PAPER_TASKS
-from torchsheaf.examples.shipped import digits
 from torchsheaf.file import write_file
-from torchsheaf.network.parameters import learns
-from torchsheaf.network.target import TargetError
-from torchsheaf.train import SheafTrainer, fit
-from torchsheaf.train.checkpoint import load_checkpoint
-from torchsheaf.train.trainer import RULES
-from torchsheaf.train.validation import evaluate
 
-OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-TASKS = (*PAPER_TASKS, "digits")
-LOSSES = ("l2", "l1", "huber", "bce", "cross_entropy")
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from torchsheaf.train import SheafTrainer
 
 
 class Job(NamedTuple):
@@ -52,11 +46,9 @@ class Job(NamedTuple):
     "--data", metavar="MODULE:FACTORY",
     help="A function without arguments that returns (x, y) or (x, y, held_x, held_y).",
 )  # fmt: skip
-@click.option("--rule", type=click.Choice(list(RULES)), default="edge", show_default=True)
+@click.option("--rule", type=click.Choice(RULES), default="edge", show_default=True)
 @click.option("--loss", type=click.Choice(LOSSES), help="Default: what fits the labels.")
-@click.option(
-    "--optimizer", type=click.Choice(list(OPTIMISERS)), help="Default: what fits the rule."
-)
+@click.option("--optimizer", type=click.Choice(OPTIMISERS), help="Default: what fits the rule.")
 @click.option("--rate", type=float, help="Learning rate. Default: what fits the rule.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
@@ -71,6 +63,11 @@ class Job(NamedTuple):
 def train(ctx: click.Context, **options: Any) -> None:
     """Train a model by local rules: no autograd runs through the network."""
     _check_files(options["checkpoint"], options["save"])
+    import torch
+
+    from torchsheaf.train import SheafTrainer, fit
+    from torchsheaf.train.validation import evaluate
+
     seed = _seed(options["checkpoint"], options["seed"], options["restart"])
     job = _job(options["target"], options["weights"], options["data"], seed)
     loss, rule = options["loss"] or job.loss, options["rule"]
@@ -121,6 +118,10 @@ def _seed(checkpoint: str | None, given: int, restart: bool) -> int:
     """The seed of the checkpoint that is resumed: it split the data and orders the samples."""
     if checkpoint is None or restart or not Path(checkpoint).is_file():
         return given
+    import torch
+
+    from torchsheaf.train.checkpoint import load_checkpoint
+
     random = torch.Generator()
     random.set_state(load_checkpoint(checkpoint)["random"][0])
     return random.initial_seed()
@@ -137,14 +138,12 @@ def _say_resumed(found: dict[str, Any], checkpoint: str, given: int) -> None:
 
 
 def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
+    from torch import nn
+
+    from torchsheaf.network.target import TargetError
+
     if target in TASKS and data is None and weights is None:
-        if target in PAPER_TASKS:
-            task = PAPER_TASKS[target]
-            x, y, held_x, held_y = task.data()
-            return Job(task.network(seed), x, y, (held_x, held_y), task.loss)
-        generator = torch.Generator().manual_seed(seed)
-        x, y, held_x, held_y = digits(generator)
-        return Job(_classifier(generator), x.float(), y, (held_x.float(), held_y), "cross_entropy")
+        return _task(target, seed)
     model, inputs, labels = load(target, weights)
     if not isinstance(model, nn.Module):
         raise TargetError("an exported program has fixed weights; name a module:factory to train")
@@ -162,8 +161,25 @@ def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
     return Job(model, x, y, validation, "l2" if y.is_floating_point() else "cross_entropy")
 
 
+def _task(name: str, seed: int) -> Job:
+    import torch
+
+    from torchsheaf.examples.paper_tasks import PAPER_TASKS
+    from torchsheaf.examples.shipped import digits
+
+    if name in PAPER_TASKS:
+        task = PAPER_TASKS[name]
+        x, y, held_x, held_y = task.data()
+        return Job(task.network(seed), x, y, (held_x, held_y), task.loss)
+    generator = torch.Generator().manual_seed(seed)
+    x, y, held_x, held_y = digits(generator)
+    return Job(_classifier(generator), x.float(), y, (held_x.float(), held_y), "cross_entropy")
+
+
 def _classifier(generator: torch.Generator) -> nn.Sequential:
     """64–256–256–10, He-normal weights from the generator."""
+    from torch import nn
+
     net = nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )
@@ -176,6 +192,10 @@ def _classifier(generator: torch.Generator) -> nn.Sequential:
 
 
 def _data(text: str) -> tuple[Tensor, ...]:
+    from torch import Tensor
+
+    from torchsheaf.network.target import TargetError
+
     module, _, name = text.partition(":")
     try:
         made = getattr(importlib.import_module(module), name)()
@@ -195,8 +215,13 @@ def _optimiser(
     trainer: SheafTrainer, rule: str, name: str | None, rate: float | None
 ) -> tuple[torch.optim.Optimizer, float]:
     """The least-squares rules carry their own step length, so SGD; the others take Adam."""
+    import torch
+
+    from torchsheaf.network.parameters import learns
+
     solves = rule in ("edge", "recursive")
-    chosen = OPTIMISERS[name or ("sgd" if solves else "adam")]
+    kinds: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    chosen = kinds[name or ("sgd" if solves else "adam")]
     if rate is None:
         layers = sum(p.ndim > 1 for p in trainer.model.parameters() if learns(p))
         if rule == "edge" and chosen is torch.optim.SGD:
@@ -215,6 +240,8 @@ def _is_default(ctx: click.Context, name: str) -> bool:
 
 
 def _save(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_model
+
     try:
         write_file(path, lambda part: save_model(model, str(part)))
     except OSError as error:

@@ -33,10 +33,10 @@ def agreement(
     where that is several tensors the one of the vertex `output`. The findings: the largest
     difference to the model relative to its largest output; the same by a second route that never
     runs the network forwards (Newton's method from random values, on a few samples, where that
-    solver takes the network); the energy; det δ = 1 (assembled for up to `assemble_up_to` free
-    coordinates, otherwise read off the triangular structure, and the finding says so); the smallest
-    eigenvalue of L = δᵀδ. `gap` passes eigenvalues that are already known; `generator` makes the
-    random values.
+    solver takes the network and none of its maps jumps); the energy; det δ = 1 (assembled for up to
+    `assemble_up_to` free coordinates, otherwise read off the triangular structure, and the finding
+    says so); the smallest eigenvalue of L = δᵀδ. `gap` passes eigenvalues that are already known;
+    `generator` makes the random values.
 
     Raises ValueError when more than the input is held, shapes differ, or weights are not finite.
     Cost: one eigenvalue by Lanczos per sample; O(n³) for each assembled δ.
@@ -100,8 +100,9 @@ def _second_route(
     problem: Problem, name: str, expected: Tensor, generator: torch.Generator
 ) -> Finding | None:
     count = min(8, SECOND_ROUTE // problem.free.dim)
-    if count < 1 or problem.sheaf.network.fixed_batch is not None:
-        return None
+    network = problem.sheaf.network
+    if count < 1 or network.fixed_batch is not None or network.jump:
+        return None  # at a jump a descent may stop where no derivative vanishes: T2 excludes it
     some = problem.samples(torch.arange(min(count, problem.batch)))
     try:
         found = harmonic_extension(

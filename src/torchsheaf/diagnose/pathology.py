@@ -1,5 +1,7 @@
 """What is wrong with a network: dead units, signals that fade or blow up, saturation, bad rates."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import are_classes
-from torchsheaf.diagnose.findings import Finding, at_most
+from torchsheaf.diagnose.findings import Finding, at_most, noted
 from torchsheaf.diagnose.label_energy import label_energy
 from torchsheaf.diagnose.nudge import nudged_residual, output_error
 from torchsheaf.network import Kind, ScalarGate
@@ -18,8 +20,10 @@ STUCK = 0.05
 """Share of samples that may be wrong with no pull behind the output edge."""
 SUSPECT = 0.01
 """Share of samples whose label may lose by a fair part of the energy that labels win by."""
-FAIR_PART = 0.1
-"""That part, of the median winning energy."""
+FAIR_PART = 0.5
+"""That part, of the median winning energy: errors of a sound network lose by less, most of them."""
+JUDGES = 2 / 3
+"""Share of the labels that a network must agree with before it can say anything against some."""
 
 
 @torch.no_grad()
@@ -30,10 +34,11 @@ def pathologies(
     """Known faults of networks, each with what was seen, its bound, a verdict and what to do.
 
     Always: dead units, decay of discord between the first and the last step with parameters, decay
-    of the signal's spread. With a smooth output edge (softmax, sigmoid…): saturation. With class
-    labels `y`: suspicious labels. With a step `dt` of explicit Euler and λ_max (`top`): its
-    stability. The problem must hold the input and nothing else. `output` names the one that y
-    belongs to, where the model has several.
+    of the signal's spread; where there are any, steps with parameters that no output uses; and of
+    values that are not finite, these alone. With a smooth output edge (softmax, sigmoid…):
+    saturation. With class labels `y`: suspicious labels. With a step `dt` of explicit Euler and
+    λ_max (`top`): its stability. The problem must hold the input and nothing else. `output` names
+    the one that y belongs to, where the model has several.
 
     Raises ValueError naming an argument that does not fit, or a weight that is not finite.
     Cost: one forward and one adjoint sweep, and one more per class for the labels.
@@ -53,9 +58,15 @@ def pathologies(
     rate = [] if dt is None else [_rate(dt, top, alpha)]
     name = problem.sheaf.output(output)
     at = problem.start("forward")
+    if (broken := at.first_nonfinite()) is not None:
+        return (overflow(at, broken), *rate)
     error = output_error(problem, name, at[name], y)
     pulled = nudged_residual(problem, at, name, error)
-    found = [dead_units(problem, at), *discord_decay(problem, name, pulled, decay)]
+    found = [
+        dead_units(problem, at),
+        *without_effect(problem),
+        *discord_decay(problem, name, pulled, decay),
+    ]
     found += signal_decay(problem, at, decay)
     found += saturation(problem, at, name, error, y)
     if y is not None and are_classes(y, at[name]):
@@ -67,6 +78,42 @@ def _rate(dt: float, top: float | None, alpha: float) -> Finding:
     if top is None:
         raise ValueError("dt came without `top`; write top=λ_max too, from spectra(problem).top")
     return unstable_rate(dt, top, alpha)
+
+
+def overflow(at: Cochain, vertex: str) -> Finding:
+    """Samples whose forward pass leaves the numbers, and the first vertex where it does."""
+    lost = ~coordinates(at[vertex]).isfinite().all(1)
+    return at_most(
+        "samples with values that are not finite", int(lost.sum()), 0, unit="samples",
+        source="the forward pass itself",
+        advice=f"The forward pass overflows, or divides by 0, first at {vertex}: scale the weights "
+        "before it down, normalise, or compute in a wider type. Nothing else was looked at.",
+    )  # fmt: skip
+
+
+def without_effect(problem: Problem) -> list[Finding]:
+    """Steps with parameters on no path to any output: wired wrong, or left over."""
+    used = _feeding(problem, problem.sheaf.outputs)
+    idle = [e.name for e in problem.sheaf.edges.values() if e.parameters and e.head not in used]
+    if not idle:
+        return []
+    return [
+        at_most(
+            "steps without effect on any output", len(idle), 0, unit="steps",
+            source="no path leads from them to an output",
+            advice=f"{', '.join(idle[:6])}{', …' if len(idle) > 6 else ''}: computed, and used "
+            "by nothing; their parameters never learn. Wire the result in, or remove them.",
+        )
+    ]  # fmt: skip
+
+
+def _feeding(problem: Problem, outputs: Iterable[str]) -> set[str]:
+    """The outputs and all vertices that they are computed from."""
+    used = set(outputs)
+    for edge in reversed(problem.sheaf.edges.values()):
+        if edge.head in used:
+            used.update(edge.parents)
+    return used
 
 
 def dead_units(problem: Problem, at: Cochain) -> Finding:
@@ -93,21 +140,20 @@ def dead_units(problem: Problem, at: Cochain) -> Finding:
         unit="units",
         source="a gate that is flat on every sample passes nothing back: λ is 0 on its weight row",
         advice=(
-            f"Every unit is active on some of the {problem.batch} samples."
+            f"No gate that can be flat (ReLU and its like) is so on all {problem.batch} samples; "
+            "smooth units (GELU, tanh…) are not looked at."
             if not dead
-            else f"Never active on {problem.batch} samples (so, with 95% confidence, on fewer than "
-            f"{bound} of such inputs): {shown}. They neither contribute nor learn. Lower the "
-            "learning rate, start their biases at 0 or above, use a leaky gate, or remove them."
+            else f"Flat on all {problem.batch} samples (so, with 95% confidence, sloped on fewer "
+            f"than {bound} of such inputs): {shown}. They pass on a constant, and learn nothing. "
+            "Lower the learning rate, start their biases where the gate has a slope (ReLU: at 0 or "
+            "above), use a leaky gate, or remove them."
         ),
     )
 
 
 def discord_decay(problem: Problem, name: str, pulled: Cochain, decay: float) -> list[Finding]:
     """d at the first step with parameters over d at the last one, of those that output uses."""
-    used = {name}
-    for edge in reversed(problem.sheaf.edges.values()):
-        if edge.head in used:
-            used.update(edge.parents)
+    used = _feeding(problem, [name])
     edges = [e for e in problem.sheaf.edges.values() if e.parameters and e.head in used]
     if len(edges) < 2:
         return []
@@ -128,8 +174,13 @@ def discord_decay(problem: Problem, name: str, pulled: Cochain, decay: float) ->
             advice=_either(
                 fading <= decay,
                 "The first layers feel the target.",
-                f"Discord falls by a factor {fading:.1e} on its way {between}: the first layers "
-                "hardly learn. Scale the weights up (He initialisation), add residual joins or "
+                (
+                    f"No discord arrives on its way {between}: the first layers do not learn"
+                    if fading == float("inf")
+                    else f"Discord falls by a factor {fading:.1e} on its way {between}: the first "
+                    "layers hardly learn"
+                )
+                + ". Scale the weights up (He initialisation), add residual joins or "
                 "normalisation, or train with the edge rule, which does not rely on it.",
             ),
         ),
@@ -166,8 +217,13 @@ def signal_decay(problem: Problem, at: Cochain, decay: float) -> list[Finding]:
             advice=_either(
                 fading <= decay,
                 "What distinguishes the samples reaches every step.",
-                f"At {low} the samples differ {fading:.1e} times less than at the input (variance "
-                "per coordinate): scale its weights or those before it up, or normalise.",
+                (
+                    f"At {low} all samples have the same value"
+                    if fading == float("inf")
+                    else f"At {low} the samples differ {fading:.1e} times less than at the input "
+                    "(variance per coordinate)"
+                )
+                + ": scale its weights or those before it up, or normalise.",
             ),
         ),
         at_most(
@@ -230,28 +286,36 @@ def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
 
 
 def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) -> Finding:
-    """Samples whose label loses by a tenth or more of the energy that typical ones win by."""
+    """Samples whose label loses by half or more of the energy that typical ones win by."""
     signed = label_energy(problem, y, output=output).signed
     won = -signed[signed < 0]
     bar = FAIR_PART * float(won.median()) if len(won) else 0.0
     flagged = (signed > bar).nonzero().flatten()
     ranked = flagged[signed[flagged].argsort(descending=True)].tolist()
     shown = ", ".join(map(str, ranked[:8])) + (", …" if len(ranked) > 8 else "")
-    share = len(ranked) / problem.batch
+    share, agreed = len(ranked) / problem.batch, len(won) / problem.batch
+    source = "signed least energy of the label against the median energy of winning labels"
+    if agreed < JUDGES:
+        return noted(
+            "suspicious labels", share, unit="of the samples", source=source,
+            advice=f"The network says the same as {agreed:.1%} of the labels only: too few for it "
+            "to say anything against one. Train it first.",
+        )  # fmt: skip
     return at_most(
         "suspicious labels",
         share,
         SUSPECT,
         unit="of the samples",
-        source="signed least energy of the label against the median energy of winning labels",
+        source=source,
         advice=_either(
             share <= SUSPECT,
             "The network holds no label for decidedly wrong."
             + (f" Look at: {shown}." if ranked else ""),
             f"{len(ranked)} labels lose by a fair part of the energy that the typical label wins "
             f"by. Look at samples {shown}: relabel them, or find out what the network "
-            "misses. A network that has memorised its labels hides such errors: ask one that was "
-            "stopped early, or was trained without the sample.",
+            f"misses; it says the same as {agreed:.1%} of the labels, and the "
+            "fewer, the less it can say against one. A network that has memorised its labels hides "
+            "such errors: ask one that was stopped early, or was trained without the sample.",
         ),
     )
 

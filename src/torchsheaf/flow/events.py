@@ -22,7 +22,7 @@ class Event:
     after: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Events:
     """All switches of a flow, sorted by time.
 
@@ -49,6 +49,12 @@ class Events:
         )
         order = torch.argsort(time, stable=True)
         return cls(walls, time[order], sample[order], wall[order], before[order], after[order])
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Events(none)"
+        first, last = float(self.time[0]), float(self.time[-1])
+        return f"Events({len(self)} switches between t = {first:.4g} and {last:.4g})"
 
     def __len__(self) -> int:
         return self.time.numel()

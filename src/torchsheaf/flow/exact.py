@@ -11,7 +11,7 @@ from torchsheaf.arguments import whole_number
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import is_finite
 from torchsheaf.flow.crossing import Guards, first_crossing
-from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps
 from torchsheaf.flow.region import KrylovRegions, Piece, Region, RegionSolver, SpectralRegions
 from torchsheaf.flow.walls import Walls
 from torchsheaf.linalg.exponential import integral
@@ -46,6 +46,8 @@ class Exact(FlowMethod):
         if not problem.sheaf.is_piecewise_affine:
             smooth = [e.name for e in problem.sheaf.edges.values() if not e.node.piecewise_affine]
             return f"edges {', '.join(smooth[:4])} are not piecewise linear"
+        if jumping := jumps(problem):
+            return jumping
         if walls.unread:
             return f"gate {walls.unread[0]} does not switch coordinate by coordinate"
         if not adjoint_output:

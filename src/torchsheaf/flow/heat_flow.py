@@ -172,7 +172,11 @@ def _choose(
         raise ValueError(f'dt is a setting of method="euler"; method is {method!r}')
     known: dict[str, Callable[[], FlowMethod]] = {
         "exact": Exact,
-        "ode": lambda: Ode.for_pools() if selects_among_several(problem) else Ode(),
+        "ode": lambda: (
+            Ode.for_pools()
+            if selects_among_several(problem)
+            else Ode.for_dtype(problem.coarsest[1])
+        ),
         "euler": lambda: Euler(dt),
     }
     if method == "auto":

@@ -66,3 +66,9 @@ class FlowMethod(ABC):
     @abstractmethod
     def integrate(self, task: Task) -> Course:
         """Run the flow, writing to the task's recorder on the way."""
+
+
+def jumps(problem: Problem) -> str | None:
+    """Why no flow is defined: the map of a vertex jumps, and the energy with it. Else None."""
+    found = problem.sheaf.network.jump
+    return f"the map of vertex {found[0]!r} jumps at {found[1]:g}" if found else None

@@ -14,7 +14,7 @@ from torchsheaf.arguments import nonnegative_number, positive_number
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
-from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps
 from torchsheaf.flow.regularised import Geometry, regularised
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
@@ -61,6 +61,14 @@ class Ode(FlowMethod):
         nonnegative_number("atol", self.atol)
 
     @classmethod
+    def for_dtype(cls, dtype: torch.dtype) -> "Ode":
+        """What "ode" means in a type: tolerance 1e-8 in float64, else 1e-5 and layers of 1e-4.
+
+        Below the rounding of the velocity, an implicit solver halves its steps without end.
+        """
+        return cls() if dtype == torch.float64 else cls(rtol=1e-5, atol=1e-6, layer=1e-4)
+
+    @classmethod
     def for_pools(cls) -> "Ode":
         """What "ode" means for networks with max-pools: tolerance 1e-5, layers of 1e-3.
 
@@ -70,7 +78,7 @@ class Ode(FlowMethod):
         return cls(rtol=1e-5, atol=1e-7, layer=1e-3)
 
     def refuses(self, problem: Problem, walls: Walls, adjoint_output: bool) -> str | None:
-        return None
+        return jumps(problem)
 
     @torch.no_grad()
     def integrate(self, task: Task) -> Course:
@@ -80,6 +88,8 @@ class Ode(FlowMethod):
         while stepper.status == "running":
             if steps >= task.max_steps:
                 outcome = Outcome.STEP_LIMIT
+                if task.problem.coarsest[1] != torch.float64:
+                    advice = "rounding makes an implicit solver's steps small: write model.double()"
                 break
             try:
                 message = stepper.step()

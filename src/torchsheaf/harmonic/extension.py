@@ -23,7 +23,6 @@ from torchsheaf.harmonic.equilibria import (
 )
 from torchsheaf.harmonic.newton import Newton
 from torchsheaf.harmonic.solver import HarmonicSolver, Progress, Solution, Substitution
-from torchsheaf.network.rules.piecewise import jump
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.progress import progress_bar
 
@@ -185,14 +184,12 @@ def _advice(result: Extension) -> str:
     if result.outcome is not Outcome.STALLED:
         return _MORE if result.outcome is Outcome.STEP_LIMIT else ""
     problem = result.problem
-    for node in problem.sheaf.network.nodes:
-        for at in (jump(op) for op in node.gates):
-            if at is not None:
-                return (
-                    f"the map of vertex {node.name!r} jumps at {at:g}, where there need be no "
-                    "equilibrium: make it continuous (of nn.Threshold, let value equal threshold), "
-                    "or take the partial result with throw=False"
-                )
+    if jump := problem.sheaf.network.jump:
+        return (
+            f"the map of vertex {jump[0]!r} jumps at {jump[1]:g}, where there need be no "
+            "equilibrium: make it continuous (of nn.Threshold, let value equal threshold), "
+            "or take the partial result with throw=False"
+        )
     name, dtype = problem.coarsest
     if dtype != problem.like.dtype:
         return (

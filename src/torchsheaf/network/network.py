@@ -14,6 +14,7 @@ from torchsheaf.network.differential import Differential
 from torchsheaf.network.gates import Gate
 from torchsheaf.network.operation import Operation
 from torchsheaf.network.rules import Kind
+from torchsheaf.network.rules.piecewise import jump
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ class Network:
     def integral(self) -> frozenset[str]:
         """The inputs that are integers (token numbers, say)."""
         return frozenset(n for n, t in self.types.items() if not t.is_floating_point)
+
+    @property
+    def jump(self) -> tuple[str, float] | None:
+        """A vertex whose map jumps, and where; None where all are continuous, as gates should be.
+
+        A jump is outside of what is known of critical points and flows (docs/theory.md, section 1).
+        """
+        found = ((node.name, jump(op)) for node in self.nodes for op in node.gates)
+        return next(((name, at) for name, at in found if at is not None), None)
 
     def state(self, name: str) -> Tensor:
         """A parameter, buffer or constant by name, as it is now."""

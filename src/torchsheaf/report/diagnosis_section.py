@@ -1,6 +1,8 @@
 """The dashboard: what was looked for, what was seen, and what to do about it."""
 
-from torchsheaf.diagnose import Finding
+from collections.abc import Iterable
+
+from torchsheaf.diagnose import Finding, Verdict
 from torchsheaf.report.analysis import Analysis
 from torchsheaf.report.markup import number, paragraph, table
 from torchsheaf.report.section import Section, absent
@@ -15,13 +17,10 @@ def diagnosis_section(analysis: Analysis) -> Section:
         reason = analysis.missing.get("diagnosis", "It was not computed.")
         return absent("diagnosis", TITLE, reason)
     failed = [f for f in findings if not f.holds]
-    lead = (
-        f"{len(findings)} known faults were looked for; none was found."
-        if not failed
-        else f"{len(findings)} known faults were looked for; {len(failed)} found: "
-        + "; ".join(f.name for f in failed)
-        + "."
+    found = (
+        f"{len(failed)} found: " + "; ".join(f.name for f in failed) if failed else "none was found"
     )
+    lead = f"{looked_for(findings)} known faults were looked for; {found}."
     body = paragraph(
         lead,
         "Each line says what was measured, what it should stay below, and what to do.",
@@ -37,7 +36,13 @@ def diagnosis_section(analysis: Analysis) -> Section:
 
 def verdict(finding: Finding) -> str:
     """A finding's verdict in plain words."""
-    return "fine" if finding.holds else "look at this"
+    words = {Verdict.HOLDS: "fine", Verdict.FAILS: "look at this", Verdict.NOTED: "cannot be told"}
+    return words[finding.verdict]
+
+
+def looked_for(findings: Iterable[Finding]) -> int:
+    """How many findings have a verdict: not those that are only noted."""
+    return sum(f.verdict is not Verdict.NOTED for f in findings)
 
 
 def amount(finding: Finding, value: float) -> str:

@@ -6,6 +6,7 @@ import torch
 
 from torchsheaf.harmonic import Spectrum
 from torchsheaf.report.analysis import Analysis
+from torchsheaf.report.diagnosis_section import looked_for
 from torchsheaf.report.markup import number, percent
 
 
@@ -118,8 +119,8 @@ def _accuracy(analysis: Analysis) -> str:
     right = 1 - float(wrong.double().mean())
     line = f"{right:.1%} of {len(wrong)} samples are classified as labelled"
     held = wrong[: 0 if table is None else len(table.total)]
-    if table is not None and bool(held.any()):
-        count = int(held.sum())
+    count = int(held.sum())
+    if table is not None and 0 < 2 * count < len(held):  # among all of them it says nothing
         top = table.worst(2 * count).cpu()
         caught = int(held[top].sum())
         among = "" if len(held) == len(wrong) else f" of the first {len(held)}"
@@ -133,7 +134,7 @@ def _accuracy(analysis: Analysis) -> str:
 def _faults(analysis: Analysis) -> list[str]:
     failed = [f for f in analysis.pathologies if not f.holds]
     if analysis.pathologies and not failed:
-        return [f"None of {len(analysis.pathologies)} known faults was found."]
+        return [f"None of {looked_for(analysis.pathologies)} known faults was found."]
     return [f"Look at this: {f.name}. {f.advice}" for f in failed]
 
 
