@@ -177,6 +177,17 @@ def test_rules_that_solve_systems_say_that_half_precision_has_no_solver(rule: st
     SheafTrainer(net, rule="first-order").local_gradients(x, Y)
 
 
+@pytest.mark.parametrize("rule", ["first-order", "edge"])
+def test_autocast_is_named(rule: str) -> None:
+    """first-order ended in torch's words about a gradient's type, the others in wrong advice."""
+    net = relu_mlp([2, 4, 2], 1).float()
+    trainer = SheafTrainer(net, rule=rule)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match=r"autocast is on.*model\.bfloat16\(\)"):
+            trainer.local_gradients(X.float(), Y)
+    trainer.local_gradients(X.float(), Y)
+
+
 JOINT = relu_mlp([2, 4, 1], 3)
 GOAL = randn(2, 8, 1)
 

@@ -28,7 +28,7 @@ class Run:
     @cached_property
     def heading(self) -> dict[str, Any]:
         """What a checkpoint says about its run, beside the state."""
-        named = {f"name of {k}": v for k, v in (self._names() | self.sizes).items()}
+        named = {f"name of {k}": v for k, v in {**self._names(), **self.sizes}.items()}
         return {"torchsheaf.fit": 2, **named, "settings": self._settings()}
 
     def refuse_another(self, state: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ class SheafTrainer:
         parallelism every process passes its shard, and the gradients are those of the whole batch.
 
         Raises `ConvergenceError` when the loss is not finite or a rule fails (weights and
-        gradients stay as they were) and ValueError for wrong targets.
+        gradients stay as they were) and ValueError for wrong targets and under `torch.autocast`.
         """
         batch = self.batch(x, y)
         loss = batch.potential.mean()
@@ -144,6 +144,12 @@ class SheafTrainer:
     def batch(self, x: Tensor | Sequence[Tensor], y: Tensor) -> Batch:
         """The forward pass of a batch with its checked target and loss, as rules take it."""
         xs, y = tensors(x, y)
+        if torch.is_autocast_enabled(xs[0].device.type):
+            raise ValueError(
+                "autocast is on, under which the values have another type than the weights and no "
+                "edge can be solved or differentiated by itself; leave the `torch.autocast` block, "
+                "or write model.bfloat16() and x.bfloat16() with rule='first-order'"
+            )
         sheaf = self.sheaf(xs)
         self._check_precision(sheaf)
         back = self.rule.sweeps_back
