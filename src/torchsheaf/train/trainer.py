@@ -1,7 +1,7 @@
 """The trainer: fills `.grad` of every parameter from its own edge, for any torch optimiser."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,11 @@ class SheafTrainer:
     a rule object with its options. `unused_parameters="allow"` leaves parameters that do not reach
     the output without gradient; else they are refused, as by `encode`. `output` names the output
     vertex that the loss belongs to, where the model has several; parameters that it does not depend
-    on get no gradient. `loss` is a name (see `loss_named`), a `Loss`, or the torch module of the
-    same meaning. The model must be in the mode it is trained in but without batch statistics or
-    active dropout (those are not functions of one sample). Under an initialised `torch.distributed`
-    group the gradients are those of the global batch.
+    on get no gradient. `loss` is a name (see `loss_named`), a `Loss`, the torch module of the same
+    meaning, or a function (z, y) ↦ one number per sample (`losses.FunctionLoss`). The model must be
+    in the mode it is trained in but without batch statistics or active dropout (those are not
+    functions of one sample). Under an initialised `torch.distributed` group the gradients are those
+    of the global batch.
 
     >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     >>> x, y = torch.randn(16, 2).double(), torch.randint(0, 3, (16,))
@@ -52,7 +53,7 @@ class SheafTrainer:
         self,
         model: nn.Module,
         *,
-        loss: str | Loss | nn.Module = "cross_entropy",
+        loss: str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
         rule: str | LocalRule = "edge",
         reluctance: Reluctance | None = None,
         unused_parameters: str = "error",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchsheaf.network.completeness import run
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.train.batches import Input, tensors
+from torchsheaf.train.losses import BinaryCrossEntropy, CrossEntropy
 from torchsheaf.train.trainer import SheafTrainer
 
 AT_ONCE = 1024
@@ -34,9 +35,9 @@ def evaluate(trainer: SheafTrainer, x: Input, y: Tensor) -> dict[str, float]:
 def _sums(trainer: SheafTrainer, z: Tensor, y: Tensor) -> dict[str, float]:
     target = trainer.loss.target(z, y)
     out = {"loss": float(trainer.loss.potential(z, target).double().sum())}
-    if trainer.loss.name == "cross_entropy":
+    if isinstance(trainer.loss, CrossEntropy):
         out["accuracy"] = float((z.argmax(1) == target.argmax(1)).sum())
-    elif trainer.loss.name == "bce":
+    elif isinstance(trainer.loss, BinaryCrossEntropy):
         right = (z > 0) == (target > 0.5)
         out["accuracy"] = float(right.double().mean()) * y.shape[0]
     return out
