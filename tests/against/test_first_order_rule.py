@@ -93,6 +93,16 @@ def test_equals_autograd(name: str, dtype: torch.dtype, bound: float) -> None:
         assert error <= bound, f"{n}: {error:.1e}"
 
 
+def test_a_sparse_embedding_has_the_gradient_of_a_dense_one() -> None:
+    x, y, found = torch.tensor([[0, 2], [1, 2], [4, 4]]), torch.tensor([0, 1, 1]), []
+    for sparse in (False, True):
+        net = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Flatten(), nn.Linear(6, 2))
+        SheafTrainer(fill(net, 1), rule="first-order").local_gradients(x, y)
+        found.append([p.grad for p in net.parameters()])
+    for dense, other in zip(*found, strict=True):
+        assert torch.equal(dense, other)
+
+
 @pytest.mark.parametrize("widths", [[3, 8, 2], [3, 8, 6, 2]])
 def test_equilibrium_tends_to_it_at_first_order_in_the_output_weight(widths: list[int]) -> None:
     net = relu_mlp(widths, 9)

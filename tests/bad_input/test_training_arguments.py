@@ -84,9 +84,12 @@ def test_validation_that_the_model_does_not_take_is_noticed_before_training() ->
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             run(validation=(x, y), callbacks=[seen.append])
-    loader: DataLoader[Any] = DataLoader(TensorDataset(X, Y))
-    with pytest.raises(TypeError, match="validation is a DataLoader"):
-        run(validation=loader)
+    narrow: DataLoader[Any] = DataLoader(TensorDataset(X[:, :1], Y), batch_size=8)
+    with pytest.raises(ValueError, match=r"\(8, 1\)"):
+        run(validation=narrow, callbacks=[seen.append])
+    triples: DataLoader[Any] = DataLoader(TensorDataset(X, Y, Y))
+    with pytest.raises(TypeError, match="a batch of validation is a list of 3"):
+        run(validation=triples, callbacks=[seen.append])
     assert not seen
 
 
@@ -175,6 +178,13 @@ def test_rules_that_solve_systems_say_that_half_precision_has_no_solver(rule: st
     with pytest.raises(ValueError, match=r"torch\.bfloat16.*rule='first-order'"):
         SheafTrainer(net, rule=rule).local_gradients(x, Y)
     SheafTrainer(net, rule="first-order").local_gradients(x, Y)
+
+
+def test_a_wrapped_model_says_what_to_pass() -> None:
+    wrapped = torch.nn.DataParallel(relu_mlp([2, 4, 2], 1))
+    with pytest.raises(TypeError, match=r"wrapped in DataParallel; pass model\.module"):
+        SheafTrainer(wrapped)
+    SheafTrainer(wrapped.module)
 
 
 @pytest.mark.parametrize("rule", ["first-order", "edge"])

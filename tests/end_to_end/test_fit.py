@@ -400,6 +400,23 @@ def test_validation_goes_through_the_set_in_batches(monkeypatch: pytest.MonkeyPa
     assert whole["loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
 
 
+def test_validation_takes_a_loader() -> None:
+    """Uneven batches weigh as their samples do: the record is that of the tensors at once."""
+    (x, y), records = rings(50), []
+    for held in ((x, y), DataLoader(TensorDataset(x, y), batch_size=16)):
+        net = relu_mlp([2, 8, 2], 1)
+        step = torch.optim.SGD(net.parameters(), lr=0.1)
+        history = fit(
+            SheafTrainer(net), rings(), step, epochs=2, validation=held, patience=1, progress=False
+        )
+        records.append(history.records)
+    for a, b in zip(*records, strict=True):
+        assert a == pytest.approx(b, rel=1e-12)
+    nothing = DataLoader(TensorDataset(x[:0], y[:0]), batch_size=16)
+    with pytest.raises(ValueError, match="validation is empty: its loader gave no batch"):
+        fit(SheafTrainer(net), rings(), step, epochs=1, validation=nothing, progress=False)
+
+
 def test_a_bar_only_where_there_is_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     net = relu_mlp([2, 8, 2], 1)
     fit(SheafTrainer(net), rings(), torch.optim.SGD(net.parameters(), lr=0.1), epochs=1)

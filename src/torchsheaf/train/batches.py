@@ -110,6 +110,30 @@ def every_epoch(
     return shuffled
 
 
+def every_validation(
+    data: Data, device: torch.device | None
+) -> Callable[[], Iterator[tuple[Input, Tensor]]]:
+    """What gives the pairs (x, y) to validate on: a loader's batches, or the tensors at once.
+
+    Raises ValueError for a loader that gives none, when it is asked.
+    """
+    if not isinstance(data, DataLoader):
+        x, y = pair("validation", data)
+        whole = placed(x, device), y
+        return lambda: iter([whole])
+
+    def loaded() -> Iterator[tuple[Input, Tensor]]:
+        empty = True
+        for one in data:
+            x, y = pair("a batch of validation", one)
+            yield placed(x, device), y
+            empty = False
+        if empty:
+            raise ValueError("validation is empty: its loader gave no batch")
+
+    return loaded
+
+
 def sizes(data: Data, size: int | None) -> dict[str, object]:
     """Samples, and samples per batch, where the data say so: what a resumed run must share."""
     if not isinstance(data, DataLoader):

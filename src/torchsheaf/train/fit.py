@@ -18,7 +18,7 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.network.placement import placement
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.progress import standard_error
-from torchsheaf.train.batches import Data, Input, every_epoch, pair, placed, samplers, sizes
+from torchsheaf.train.batches import Data, Input, every_epoch, every_validation, samplers, sizes
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
 from torchsheaf.train.random_state import device_states, restore_device_states
@@ -64,7 +64,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int | None = None,
-    validation: tuple[Input, Tensor] | None = None,
+    validation: Data | None = None,
     scheduler: LRScheduler | None = None,
     clip: float | None = None,
     patience: int | None = None,
@@ -79,14 +79,14 @@ def fit(
 
     `data` is a DataLoader, or tensors (x, y), x a tuple where the model has several inputs, cut
     into shuffled batches of `batch_size` with `generator`; without `batch_size` every step takes
-    all samples. Batches are moved to the model's device. Validation is always on the forward pass,
-    in the mode that the model is in, 1,024 samples at a time. `progress` draws a bar on standard
-    error where that is a terminal. `patience` stops when the validation (else training) loss has
-    not improved for so many epochs. With `checkpoint`, every epoch ends in an atomic write of
-    weights, optimiser, scheduler, rule memory, random state and history; a run that finds such a
-    file resumes after its last epoch with the same numbers as an uninterrupted one
-    (`History.resumed` says after which; where that is `epochs`, nothing is trained; the order of
-    samples is that of the file, whatever `generator` came). Of the data their number and the batch
+    all samples. Batches are moved to the model's device. Validation, on tensors or a loader too, is
+    always on the forward pass, in the mode that the model is in, 1,024 samples at a time.
+    `progress` draws a bar on standard error where that is a terminal. `patience` stops when the
+    validation (else training) loss has not improved for so many epochs. With `checkpoint`, every
+    epoch ends in an atomic write of weights, optimiser, scheduler, rule memory, random state (that
+    of torch) and history; a run that finds such a file resumes after its last epoch with the same
+    numbers as an uninterrupted one (`History.resumed` says after which; where that is `epochs`,
+    nothing is trained; the order of samples is that of the file, whatever `generator` came). Of the data their number and the batch
     size are compared, not the values. Under data parallelism every process passes its own shard,
     of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
 
@@ -118,10 +118,9 @@ def fit(
     generator = generator or torch.Generator().manual_seed(0)
     device = placement(trainer.model.parameters())
     batches = every_epoch(data, batch_size, generator, device)
-    if validation is not None:
-        x, y = pair("validation", validation)
-        validation = placed(x, device), y
-        try_validation(trainer, *validation)
+    held = None if validation is None else every_validation(validation, device)
+    if held is not None:
+        try_validation(trainer, *next(held()))
     history = History()
     run = Run(trainer, optimizer, scheduler, sizes(data, batch_size))
     loop = _Loop(run, generator, data, history)
@@ -139,8 +138,8 @@ def fit(
             try:
                 record = _epoch(trainer, batches(history.epochs), optimizer, clip)
                 _require_finite(trainer)
-                if validation is not None:
-                    record |= validation_record(trainer, *validation)
+                if held is not None:
+                    record |= validation_record(trainer, held())
             except BaseException as error:  # Ctrl-C among them
                 loop.restore(good)
                 if isinstance(error, ConvergenceError):

@@ -61,6 +61,11 @@ class SheafTrainer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module")
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                f"model is wrapped in {type(model).__name__}; pass model.module: the gradients of "
+                "all processes are added up here"
+            )
         if not isinstance(reluctance, Reluctance | None):
             raise TypeError(
                 f"reluctance is a {type(reluctance).__name__}; write "
