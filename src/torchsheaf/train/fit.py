@@ -86,9 +86,10 @@ def fit(
     epoch ends in an atomic write of weights, optimiser, scheduler, rule memory, random state (that
     of torch) and history; a run that finds such a file resumes after its last epoch with the same
     numbers as an uninterrupted one (`History.resumed` says after which; where that is `epochs`,
-    nothing is trained; the order of samples is that of the file, whatever `generator` came). Of the data their number and the batch
-    size are compared, not the values. Under data parallelism every process passes its own shard,
-    of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
+    nothing is trained; the order of samples is that of the file, whatever `generator` came). Of the
+    data their number and the batch size are compared, not the values. Under data parallelism every
+    process passes its own shard, of equally many batches, and process r > 0 adds ".rank<r>" to the
+    file's name.
 
     Raises TypeError or ValueError for arguments (validation is tried once before the first step),
     an empty loader, wrong targets, an optimiser of other parameters, or a checkpoint of another run
