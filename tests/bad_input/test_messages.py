@@ -56,6 +56,18 @@ def test_torch_modules_of_a_loss() -> None:
             ts.SheafTrainer(net(), loss=loss)
 
 
+def test_cross_entropy_of_one_logit_is_no_loss() -> None:
+    """It is 0 for every weight, and all labels 0 were taken without a word."""
+    trainer = ts.SheafTrainer(relu_mlp([4, 6, 1], 1), rule="first-order")
+    for y in (Y * 0, Y[:, None] % 2):
+        with pytest.raises(ValueError, match="write loss='bce' with targets"):
+            trainer.local_gradients(X, y)
+    net = relu_mlp([4, 6, 1], 1)
+    ts.SheafTrainer(net, loss="bce", rule="first-order").local_gradients(
+        X, (Y[:, None] % 2).float()
+    )
+
+
 def test_functions_that_are_no_loss() -> None:
     wrong: list[tuple[Any, Tensor, str]] = [
         (F.cross_entropy, Y, r"returned \(\); let it return one number per sample, \(\d+,\)"),

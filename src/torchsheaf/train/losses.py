@@ -165,6 +165,11 @@ class CrossEntropy(Loss):
                 "for a class per position write loss=lambda z, y: F.cross_entropy(z.transpose(1, "
                 '2), y, reduction="none").sum(1), with z (batch, positions, classes)'
             )
+        if z.shape[1] == 1:
+            raise ValueError(
+                "the output is one number per sample, of which softmax makes 1 whatever it is; for "
+                "two classes write loss='bce' with targets y.float(), else give every class a logit"
+            )
         if y.ndim == 1 and not y.is_floating_point():
             if y.shape[0] != z.shape[0]:
                 raise ValueError(f"{y.shape[0]} labels came for {z.shape[0]} samples")
