@@ -227,6 +227,30 @@ def test_an_interruption_leaves_the_last_whole_epoch() -> None:
         assert torch.equal(p, q)
 
 
+def test_an_epoch_costs_the_same_however_many_came_before() -> None:
+    """Counted in calls: keeping the state must not copy the whole history every time."""
+    x, y = rings(8)
+    net = relu_mlp([2, 4, 2], 1)
+    calls, counts = [0], []
+
+    def count(frame: object, event: str, argument: object) -> None:
+        calls[0] += event == "call"
+
+    def look(_: Progressed) -> None:
+        counts.append(calls[0])
+        calls[0] = 0
+
+    step = torch.optim.SGD(net.parameters(), lr=0.01)
+    trainer = SheafTrainer(net, rule="first-order")
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        fit(trainer, (x, y), step, epochs=60, callbacks=[look], progress=False)
+    finally:
+        sys.setprofile(before)
+    assert counts[-1] <= counts[9] + 20
+
+
 def test_a_sampler_that_orders_by_the_epoch_is_told_it() -> None:
     data = TensorDataset(*rings(8))
     sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=True)

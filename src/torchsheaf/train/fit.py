@@ -271,8 +271,9 @@ class _Loop:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The state as it is now, detached from the live tensors."""
-        return copy.deepcopy(self.state())
+        """The state as it is now, detached from the live tensors; records are written once."""
+        state = self.state()
+        return copy.deepcopy({**state, "records": []}) | {"records": list(state["records"])}
 
     def load(self, state: dict[str, Any]) -> None:
         """Put back a checkpoint; raises ValueError for that of another run."""
@@ -307,7 +308,7 @@ class _Loop:
             generator.set_state(saved)
         torch.set_rng_state(state["global_random"])
         restore_device_states(self.run.trainer.model.parameters(), state.get("device_random", {}))
-        self.history.records[:] = copy.deepcopy(state["records"])
+        self.history.records[:] = list(state["records"])
         self.history.epochs = len(state["records"])
 
     def _generators(self) -> list[torch.Generator]:
