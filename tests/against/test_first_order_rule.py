@@ -27,6 +27,19 @@ class Tied(nn.Module):
         return self.head(functional.linear(h, self.inner.weight.t()))
 
 
+class Recurrent(nn.Module):
+    """The last output of an LSTM behind a linear map; its dropout, of nothing, is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 4)
+        self.lstm = nn.LSTM(4, 3, num_layers=2, batch_first=True)
+        self.head = nn.Sequential(nn.Dropout(0.0), nn.Linear(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(self.inner(x))[0][:, -1])
+
+
 def normed() -> nn.Module:
     return nn.Sequential(
         nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)
@@ -53,6 +66,7 @@ MODELS: dict[str, tuple[Callable[[torch.dtype], nn.Module], tuple[int, ...]]] = 
     "shared weights": (lambda d: fill(Tied(), 3, d), (4,)),
     "norm layers": (lambda d: fill(normed(), 4, d), (4,)),
     "conv1d": (lambda d: fill(one_dimensional(), 5, d), (1, 5)),
+    "recurrent": (lambda d: fill(Recurrent(), 8, d), (3, 2)),
     "grouped convolution": (lambda d: fill(grouped(), 6, d), (2, 6, 6)),
     "residual": (lambda d: nn.Sequential(residual_block(7, d), nn.Linear(2, 3, dtype=d)), (3,)),
 }
@@ -77,6 +91,16 @@ def test_equals_autograd(name: str, dtype: torch.dtype, bound: float) -> None:
         size = expected[n].norm().clamp_min(1e-3) if dtype == torch.float64 else whole
         error = float((p.grad - expected[n]).norm() / size)
         assert error <= bound, f"{n}: {error:.1e}"
+
+
+def test_a_sparse_embedding_has_the_gradient_of_a_dense_one() -> None:
+    x, y, found = torch.tensor([[0, 2], [1, 2], [4, 4]]), torch.tensor([0, 1, 1]), []
+    for sparse in (False, True):
+        net = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Flatten(), nn.Linear(6, 2))
+        SheafTrainer(fill(net, 1), rule="first-order").local_gradients(x, y)
+        found.append([p.grad for p in net.parameters()])
+    for dense, other in zip(*found, strict=True):
+        assert torch.equal(dense, other)
 
 
 @pytest.mark.parametrize("widths", [[3, 8, 2], [3, 8, 6, 2]])

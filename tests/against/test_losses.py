@@ -1,13 +1,17 @@
 """Potentials and forces of the losses against autograd and torch's own losses."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from tests.reference.networks import randn, relu_mlp
 from torchsheaf.train import EquilibriumRule, SheafTrainer
-from torchsheaf.train.losses import HuberLoss, Loss, PowerLoss, loss_named
+from torchsheaf.train.losses import FunctionLoss, HuberLoss, Loss, PowerLoss, loss_named
 
 LOSSES = [
     "l2",
@@ -92,3 +96,69 @@ def test_one_number_per_sample_is_a_column_without_its_axis(name: str, rule: str
         found.append([loss, *(p.grad.clone() for p in net.parameters())])
     for ours, wanted in zip(*found, strict=True):
         assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-9)
+
+
+WEIGHT = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+LABELS = torch.tensor([0, 2, 1, -100, 1, 0])
+
+
+def both(z: Tensor, y: Tensor) -> Tensor:
+    """Two losses summed: cross-entropy, and a penalty on the size of the logits."""
+    return cross_entropy(z, y, reduction="none") + 0.1 * z.square().sum(1)
+
+
+def per_position(z: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(z.transpose(1, 2), y, reduction="none").sum(1)
+
+
+FUNCTIONS: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor, nn.Module]] = [
+    (partial(cross_entropy, weight=WEIGHT, reduction="none"), LABELS.clamp_min(0), nn.Identity()),
+    (
+        partial(cross_entropy, label_smoothing=0.2, ignore_index=-100, reduction="none"),
+        LABELS, nn.Identity(),
+    ),
+    (both, LABELS.clamp_min(0), nn.Identity()),
+    (per_position, torch.arange(18).view(6, 3) % 4, nn.Unflatten(1, (3, 4))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "y", "shape"), FUNCTIONS)
+def test_a_function_is_a_loss(
+    function: Callable[[Tensor, Tensor], Tensor], y: Tensor, shape: nn.Module
+) -> None:
+    """Its gradients are autograd's, and those of the relaxed energy tend to them (T6)."""
+    net = nn.Sequential(relu_mlp([3, 7, 12 if y.ndim == 2 else 3], 1), shape)
+    x = randn(2, 6, 3)
+    wanted = function(net(x), y).mean()
+    wanted.backward()
+    expected = [p.grad.clone() for p in net.parameters()]
+    found = SheafTrainer(net, loss=function, rule="first-order").local_gradients(x, y)
+    assert float(found) == pytest.approx(wanted.item(), rel=1e-14)
+    for p, g in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-14)
+    rule = EquilibriumRule(output_weight=1e-5, tol=1e-12)
+    SheafTrainer(net, loss=FunctionLoss(function, 2.0), rule=rule).local_gradients(x, y)
+    for p, g in zip(net.parameters(), expected, strict=True):
+        assert float((p.grad / 1e-5 - g).norm() / g.norm()) < 1e-3
+
+
+def test_a_function_that_is_a_named_loss_relaxes_as_it() -> None:
+    """Same energy, gradients and second derivatives: the same relaxed state at any weight."""
+    net, x, y = relu_mlp([3, 7, 4], 1), randn(2, 6, 3), torch.arange(6) % 4
+    named = loss_named("cross_entropy")
+    own = FunctionLoss(partial(cross_entropy, reduction="none"), named.curvature)
+    z = net(x).detach()
+    second = named.hessian(z, named.target(z, y))
+    assert second is not None
+    torch.testing.assert_close(own.hessian(z, y), second, rtol=1e-13, atol=1e-15)
+    found = []
+    for loss in (named, own):
+        rule = EquilibriumRule(output_weight=3.0, tol=1e-11)
+        SheafTrainer(net, loss=loss, rule=rule).local_gradients(x, y)
+        assert rule.last is not None
+        assert rule.last.rounds < 12
+        found.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    linear = FunctionLoss(lambda z, y: z.sum(1))
+    assert not linear.hessian(z, y).any()

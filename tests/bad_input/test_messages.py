@@ -1,15 +1,19 @@
 """What a message says to write is what works."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchsheaf as ts
 from tests.reference.networks import randn, relu_mlp
+from torchsheaf.train.losses import FunctionLoss
 
 X = randn(1, 5, 4)
 Y = torch.arange(5) % 3
@@ -50,6 +54,38 @@ def test_torch_modules_of_a_loss() -> None:
     for loss, words in refused:
         with pytest.raises(ValueError, match=f"loss is the module .*; write {words}"):
             ts.SheafTrainer(net(), loss=loss)
+
+
+def test_cross_entropy_of_one_logit_is_no_loss() -> None:
+    """It is 0 for every weight, and all labels 0 were taken without a word."""
+    trainer = ts.SheafTrainer(relu_mlp([4, 6, 1], 1), rule="first-order")
+    for y in (Y * 0, Y[:, None] % 2):
+        with pytest.raises(ValueError, match="write loss='bce' with targets"):
+            trainer.local_gradients(X, y)
+    net = relu_mlp([4, 6, 1], 1)
+    ts.SheafTrainer(net, loss="bce", rule="first-order").local_gradients(
+        X, (Y[:, None] % 2).float()
+    )
+
+
+def test_functions_that_are_no_loss() -> None:
+    wrong: list[tuple[Any, Tensor, str]] = [
+        (F.cross_entropy, Y, r"returned \(\); let it return one number per sample, \(\d+,\)"),
+        (lambda z, y: z.square(), Y, r"returned \(\d+, \d+\); let it"),
+        (lambda z, y: 3.0, Y, "returned float; let it"),
+        (lambda z, y: (z.argmax(1) != y).double(), Y, "has no derivative by the output"),
+        (lambda z, y: z.sum(1), Y[:2], r"targets have shape \(2,\)"),
+        (lambda z, y: z.sum(1), Y * math.nan, "targets contain NaN"),
+    ]
+    for loss, y, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            ts.SheafTrainer(net(), loss=loss, rule="first-order").local_gradients(X, y)
+    with pytest.raises(ValueError, match=r"FunctionLoss\(function, curvature\)"):
+        ts.SheafTrainer(net(), loss=lambda z, y: z.sum(1), rule="equilibrium").local_gradients(X, Y)
+    with pytest.raises(ValueError, match="curvature is -1"):
+        FunctionLoss(lambda z, y: z, -1)
+    with pytest.raises(ValueError, match="function is 'l2'; write a function"):
+        FunctionLoss("l2")  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:

@@ -84,9 +84,12 @@ def test_validation_that_the_model_does_not_take_is_noticed_before_training() ->
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             run(validation=(x, y), callbacks=[seen.append])
-    loader: DataLoader[Any] = DataLoader(TensorDataset(X, Y))
-    with pytest.raises(TypeError, match="validation is a DataLoader"):
-        run(validation=loader)
+    narrow: DataLoader[Any] = DataLoader(TensorDataset(X[:, :1], Y), batch_size=8)
+    with pytest.raises(ValueError, match=r"\(8, 1\)"):
+        run(validation=narrow, callbacks=[seen.append])
+    triples: DataLoader[Any] = DataLoader(TensorDataset(X, Y, Y))
+    with pytest.raises(TypeError, match="a batch of validation is a list of 3"):
+        run(validation=triples, callbacks=[seen.append])
     assert not seen
 
 
@@ -175,6 +178,24 @@ def test_rules_that_solve_systems_say_that_half_precision_has_no_solver(rule: st
     with pytest.raises(ValueError, match=r"torch\.bfloat16.*rule='first-order'"):
         SheafTrainer(net, rule=rule).local_gradients(x, Y)
     SheafTrainer(net, rule="first-order").local_gradients(x, Y)
+
+
+def test_a_wrapped_model_says_what_to_pass() -> None:
+    wrapped = torch.nn.DataParallel(relu_mlp([2, 4, 2], 1))
+    with pytest.raises(TypeError, match=r"wrapped in DataParallel; pass model\.module"):
+        SheafTrainer(wrapped)
+    SheafTrainer(wrapped.module)
+
+
+@pytest.mark.parametrize("rule", ["first-order", "edge"])
+def test_autocast_is_named(rule: str) -> None:
+    """first-order ended in torch's words about a gradient's type, the others in wrong advice."""
+    net = relu_mlp([2, 4, 2], 1).float()
+    trainer = SheafTrainer(net, rule=rule)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match=r"autocast is on.*model\.bfloat16\(\)"):
+            trainer.local_gradients(X.float(), Y)
+    trainer.local_gradients(X.float(), Y)
 
 
 JOINT = relu_mlp([2, 4, 1], 3)

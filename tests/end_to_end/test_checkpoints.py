@@ -1,17 +1,22 @@
 """A checkpoint resumes its own run only: every other one is refused in words, and loses nothing."""
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, StepLR
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from tests.reference.networks import randn, relu_mlp
 from torchsheaf.outcome import Outcome
-from torchsheaf.train import EdgeRule, History, SheafTrainer, fit
-from torchsheaf.train.losses import HuberLoss, Loss
+from torchsheaf.train import EdgeRule, History, Reluctance, SheafTrainer, fit
+from torchsheaf.train.losses import HuberLoss, Loss, PowerLoss
 
 
 def rings(n: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,3 +161,149 @@ def test_a_folder_is_no_checkpoint_and_is_noticed_before_training(tmp_path: Path
             progress=False,
         )  # fmt: skip
     assert all(torch.equal(net.state_dict()[k], before[k]) for k in before)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Loss):
+    """½ Σ w (z − y)² f, f a function: settings that do not print as what they are."""
+
+    w: Tensor
+    f: Callable[[Tensor], Tensor]
+    name: str = "weighted"
+    curvature: float = 1.0
+
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        return (0.5 * self.w * (z - y).square()).sum(1)
+
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.w * (z - y)
+
+
+def wide_run(file: Path, loss: Loss, epochs: int, **options: Any) -> History:
+    """A model of 1,200 outputs: torch prints no more than the ends of such a tensor."""
+    net = torch.nn.Linear(2, 1200).double()
+    step = torch.optim.SGD(net.parameters(), lr=0.001)
+    trainer = SheafTrainer(net, loss=loss, rule="first-order", **options)
+    data = (randn(1, 4, 2), randn(2, 4, 1200))
+    return fit(trainer, data, step, epochs=epochs, checkpoint=file, progress=False)
+
+
+def test_settings_are_compared_by_value_not_as_they_print(tmp_path: Path) -> None:
+    w, other = torch.ones(1200).double(), torch.ones(1200).double()
+    other[600] = 2
+    assert repr(w) == repr(other)
+    file = tmp_path / "run.pt"
+    wide_run(file, Weighted(w, lambda z: z), 1)
+    # a function prints with its address, which no second process has again
+    assert wide_run(file, Weighted(w.clone(), lambda z: z), 2).resumed == 1
+    with pytest.raises(ValueError, match=r"loss settings w='float64 \(1200,\).* has w='float64"):
+        wide_run(file, Weighted(other, lambda z: z), 3)
+    file.unlink()
+    wide_run(file, PowerLoss(2), 1)
+    assert wide_run(file, PowerLoss(np.float64(2.0)), 2).resumed == 1
+
+
+class TwoHeads(torch.nn.Module):
+    """Outputs "a" and "b"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (torch.nn.Linear(2, 2, dtype=torch.float64) for _ in "ab")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+
+def test_a_checkpoint_of_another_reluctance_or_output_is_refused(tmp_path: Path) -> None:
+    file, loss = tmp_path / "run.pt", HuberLoss()
+    wide_run(file, loss, 1, reluctance=Reluctance(0.1))
+    assert wide_run(file, loss, 2, reluctance=Reluctance(0.1)).resumed == 1
+    with pytest.raises(ValueError, match=r"strength=0\.1, and this run has strength=0\.2"):
+        wide_run(file, loss, 3, reluctance=Reluctance(0.2))
+    with pytest.raises(ValueError, match="reluctance 'some', and this run has 'none'"):
+        wide_run(file, loss, 3)
+    file.unlink()
+
+    def run(output: str, epochs: int) -> None:
+        net = TwoHeads()
+        step = torch.optim.SGD(net.parameters(), lr=0.1)
+        trainer = SheafTrainer(net, output=output, rule="first-order")
+        fit(trainer, rings(), step, epochs=epochs, checkpoint=file, progress=False)
+
+    run("a", 1)
+    with pytest.raises(ValueError, match="output 'a', and this run has 'b'"):
+        run("b", 2)
+
+
+@pytest.mark.parametrize(("damping", "fits"), [(0.01, True), (0.5, False)])
+def test_a_file_that_keeps_settings_as_they_print_is_read(
+    damping: float, fits: bool, tmp_path: Path
+) -> None:
+    net, file = relu_mlp([2, 8, 2], 1), tmp_path / "run.pt"
+
+    def run(rule: EdgeRule, epochs: int) -> History:
+        step = torch.optim.SGD(net.parameters(), lr=0.1)
+        trainer = SheafTrainer(net, rule=rule)
+        return fit(trainer, rings(), step, epochs=epochs, checkpoint=file, progress=False)
+
+    run(EdgeRule(), 1)
+    state = torch.load(file, weights_only=True)
+    del state["settings"]
+    old = {
+        "torchsheaf.fit": 1,
+        "name of rule settings": "EdgeRule(damping=0.01, group=64, name='edge')",
+        "name of loss settings": "CrossEntropy(name='cross_entropy', curvature=0.5)",
+    }
+    torch.save(state | old, file)
+    if fits:
+        assert run(EdgeRule(damping), 2).resumed == 1
+    else:
+        with pytest.raises(ValueError, match=r"damping=0\.01.*damping=0\.5"):
+            run(EdgeRule(damping), 2)
+
+
+def test_numbers_of_numpy_leave_a_readable_file(tmp_path: Path) -> None:
+    net, file = relu_mlp([2, 8, 2], 1), tmp_path / "run.pt"
+
+    def run(epochs: int) -> History:
+        step = torch.optim.Adam(net.parameters(), lr=np.logspace(-3, -1, 3)[1])
+        trainer = SheafTrainer(net, rule="first-order")
+        return fit(
+            trainer, rings(), step, epochs=epochs, checkpoint=file, progress=False,
+            scheduler=ExponentialLR(step, np.float64(0.9)),
+        )  # fmt: skip
+
+    run(1)
+    assert run(2).resumed == 1
+
+
+class Unkept(torch.optim.SGD):
+    """An optimiser whose state holds an object that no checkpoint may contain."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"path": Path("a")}
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_written(tmp_path: Path) -> None:
+    net, file = relu_mlp([2, 8, 2], 1), tmp_path / "run.pt"
+    step = Unkept(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"optimizer, scheduler or rule holds pathlib"):
+        fit(SheafTrainer(net), rings(), step, epochs=1, checkpoint=file, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_sampler_of_its_own_generator_resumes_exactly(tmp_path: Path) -> None:
+    def run(epochs: int, file: Path | None) -> list[Tensor]:
+        net, source = relu_mlp([2, 6, 2], 1), torch.Generator().manual_seed(3)
+        order = BatchSampler(RandomSampler(range(96), generator=source), 32, drop_last=True)
+        step = torch.optim.SGD(net.parameters(), lr=0.1)
+        fit(
+            SheafTrainer(net), DataLoader(TensorDataset(*rings()), batch_sampler=order), step,
+            epochs=epochs, checkpoint=file, progress=False,
+        )  # fmt: skip
+        return list(net.parameters())
+
+    whole = run(4, None)
+    run(2, tmp_path / "run.pt")
+    resumed = run(4, tmp_path / "run.pt")
+    assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))

@@ -5,13 +5,13 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from tests.reference.networks import TwoInputs, fill, randn, relu_mlp
 from torchsheaf.outcome import ConvergenceError, Outcome
@@ -193,6 +193,87 @@ def test_an_exploding_rate_ends_in_an_outcome_with_finite_weights(
     assert all(torch.equal(net.state_dict()[k], start[k]) for k in start)
 
 
+def test_an_interruption_leaves_the_last_whole_epoch() -> None:
+    """Ctrl-C between two batches of the third epoch; the run then goes on as if nothing was."""
+    x, y = rings()
+
+    def start() -> tuple[SheafTrainer, torch.optim.Optimizer, torch.Generator]:
+        net = relu_mlp([2, 6, 2], 1)
+        step = torch.optim.Adam(net.parameters(), lr=0.01)
+        return SheafTrainer(net), step, torch.Generator().manual_seed(3)
+
+    def go(parts: tuple[SheafTrainer, torch.optim.Optimizer, torch.Generator], n: int) -> None:
+        trainer, step, order = parts
+        fit(trainer, (x, y), step, epochs=n, batch_size=32, generator=order, progress=False)
+
+    whole, cut = start(), start()
+    go(whole, 4)
+    go(cut, 2)
+    before = copy.deepcopy(cut[0].model.state_dict())
+    steps: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    hook = cut[1].register_step_post_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        go(cut, 1)
+    hook.remove()
+    assert all(torch.equal(cut[0].model.state_dict()[k], before[k]) for k in before)
+    go(cut, 2)
+    for p, q in zip(whole[0].model.parameters(), cut[0].model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_an_epoch_costs_the_same_however_many_came_before() -> None:
+    """Counted in calls: keeping the state must not copy the whole history every time."""
+    x, y = rings(8)
+    net = relu_mlp([2, 4, 2], 1)
+    calls, counts = [0], []
+
+    def count(frame: object, event: str, argument: object) -> None:
+        calls[0] += event == "call"
+
+    def look(_: Progressed) -> None:
+        counts.append(calls[0])
+        calls[0] = 0
+
+    step = torch.optim.SGD(net.parameters(), lr=0.01)
+    trainer = SheafTrainer(net, rule="first-order")
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        fit(trainer, (x, y), step, epochs=60, callbacks=[look], progress=False)
+    finally:
+        sys.setprofile(before)
+    assert counts[-1] <= counts[9] + 20
+
+
+def test_a_sampler_that_orders_by_the_epoch_is_told_it() -> None:
+    data = TensorDataset(*rings(8))
+    sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=True)
+    expected = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        expected.append(list(sampler))
+    sampler.set_epoch(0)
+    orders: list[list[int]] = []
+
+    class Noted(DistributedSampler[object]):
+        def __iter__(self) -> Iterator[int]:
+            orders.append(list(super().__iter__()))
+            return iter(orders[-1])
+
+    net = relu_mlp([2, 6, 2], 1)
+    loader = DataLoader(data, batch_size=2, sampler=Noted(data, num_replicas=2, rank=0))
+    step = torch.optim.SGD(net.parameters(), lr=0.1)
+    fit(SheafTrainer(net), loader, step, epochs=3, progress=False)
+    assert orders == expected
+    assert orders[0] != orders[1]
+
+
 def test_an_empty_loader_is_named() -> None:
     net = relu_mlp([2, 4, 2], 1)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -341,6 +422,23 @@ def test_validation_goes_through_the_set_in_batches(monkeypatch: pytest.MonkeyPa
     assert evaluate(trainer, x, y) == pytest.approx(whole)
     assert rows == [16, 16, 16, 2]
     assert whole["loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
+
+
+def test_validation_takes_a_loader() -> None:
+    """Uneven batches weigh as their samples do: the record is that of the tensors at once."""
+    (x, y), records = rings(50), []
+    for held in ((x, y), DataLoader(TensorDataset(x, y), batch_size=16)):
+        net = relu_mlp([2, 8, 2], 1)
+        step = torch.optim.SGD(net.parameters(), lr=0.1)
+        history = fit(
+            SheafTrainer(net), rings(), step, epochs=2, validation=held, patience=1, progress=False
+        )
+        records.append(history.records)
+    for a, b in zip(*records, strict=True):
+        assert a == pytest.approx(b, rel=1e-12)
+    nothing = DataLoader(TensorDataset(x[:0], y[:0]), batch_size=16)
+    with pytest.raises(ValueError, match="validation is empty: its loader gave no batch"):
+        fit(SheafTrainer(net), rings(), step, epochs=1, validation=nothing, progress=False)
 
 
 def test_a_bar_only_where_there_is_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:

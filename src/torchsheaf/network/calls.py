@@ -87,6 +87,8 @@ def settled(target: Any, args: tuple[Any, ...], node: FxNode) -> tuple[Any, tupl
         return written, args
     if target is torch.ops.aten.copy.default:
         return overwritten, args[:2]
+    if target is torch.ops.aten.lstm.input:
+        return recurrent, args
     return target, args
 
 
@@ -106,6 +108,17 @@ def written(
 def overwritten(destination: Tensor, source: Tensor) -> Tensor:
     """What `destination.copy_(source)` leaves behind; aten::copy itself has no forward mode."""
     return source.to(destination.dtype).expand_as(destination)
+
+
+def recurrent(*args: Any) -> Any:
+    """aten::lstm without oneDNN, whose float32 kernel on CPUs keeps nothing for `torch.func`."""
+    before = torch.backends.mkldnn.enabled
+    # `torch.backends.mkldnn.flags` sets TF32 too, and warns of it
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        return torch.ops.aten.lstm.input(*args)
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def rewriting(op_name: str, kwargs: Mapping[str, Any]) -> str | None:

@@ -66,19 +66,29 @@ def placed(x: Input, device: torch.device | None) -> Input:
     return tuple(t.to(device, non_blocking=True) for t in x)
 
 
+def samplers(loader: DataLoader[Any]) -> list[Any]:
+    """What orders a loader's samples: its sampler, or a batch sampler and the one inside it."""
+    batches = loader.batch_sampler
+    return [loader.sampler, batches, getattr(batches, "sampler", None)]
+
+
 def every_epoch(
     data: Data, size: int | None, generator: torch.Generator, device: torch.device | None = None
-) -> Callable[[], Iterator[tuple[Input, Tensor]]]:
-    """What gives one epoch's batches: the loader itself, or tensors in a new order every time.
+) -> Callable[[int], Iterator[tuple[Input, Tensor]]]:
+    """What gives an epoch's batches: the loader itself, or tensors in a new order every time.
 
-    Their inputs are moved to `device`.
+    Their inputs are moved to `device`. A sampler that orders by the epoch's number (that of
+    `torch.utils.data.DistributedSampler`) is told it.
     """
     if isinstance(data, DataLoader):
         if size is not None:
             raise ValueError(f"batch_size is {size!r}; leave it out, the DataLoader has its own")
         loader = data
 
-        def loaded() -> Iterator[tuple[Input, Tensor]]:
+        def loaded(epoch: int) -> Iterator[tuple[Input, Tensor]]:
+            for sampler in samplers(loader):
+                if callable(tell := getattr(sampler, "set_epoch", None)):
+                    tell(epoch)
             for one in loader:
                 x, y = pair("a batch of the loader", one)
                 yield placed(x, device), y
@@ -90,7 +100,7 @@ def every_epoch(
     if size is not None:
         step = whole_number("batch_size", size, 1, ", or None (all samples)")
 
-    def shuffled() -> Iterator[tuple[Input, Tensor]]:
+    def shuffled(epoch: int) -> Iterator[tuple[Input, Tensor]]:
         order = random_order(samples, generator)
         for start in range(0, samples, step):
             index = order[start : start + step]
@@ -98,6 +108,30 @@ def every_epoch(
             yield placed(tuple(cut) if isinstance(given, tuple) else cut[0], device), target
 
     return shuffled
+
+
+def every_validation(
+    data: Data, device: torch.device | None
+) -> Callable[[], Iterator[tuple[Input, Tensor]]]:
+    """What gives the pairs (x, y) to validate on: a loader's batches, or the tensors at once.
+
+    Raises ValueError for a loader that gives none, when it is asked.
+    """
+    if not isinstance(data, DataLoader):
+        x, y = pair("validation", data)
+        whole = placed(x, device), y
+        return lambda: iter([whole])
+
+    def loaded() -> Iterator[tuple[Input, Tensor]]:
+        empty = True
+        for one in data:
+            x, y = pair("a batch of validation", one)
+            yield placed(x, device), y
+            empty = False
+        if empty:
+            raise ValueError("validation is empty: its loader gave no batch")
+
+    return loaded
 
 
 def sizes(data: Data, size: int | None) -> dict[str, object]:

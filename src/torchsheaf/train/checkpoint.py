@@ -1,8 +1,11 @@
 """Atomic checkpoints: a training run resumes from its last one with the same numbers."""
 
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchsheaf.file import write_file
@@ -11,10 +14,37 @@ from torchsheaf.file import write_file
 def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     """Write with `torch.save`; the folder is made where there is none.
 
-    A reader, or a process killed half-way, sees the old file or the new one, never a part.
+    A reader, or a process killed half-way, sees the old file or the new one, never a part. Numbers
+    of NumPy (a rate from `np.logspace`, say) become those of Python, which `load_checkpoint` reads.
+
+    Raises ValueError where it could not read the file, of which the old one then stays. Cost: that
+    of writing; the tensors are not read again.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda part: torch.save(state, part))
+    plain = _without_numpy(state)
+
+    def write(part: Path) -> None:
+        torch.save(plain, part)
+        try:
+            torch.load(part, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(
+                "a checkpoint takes tensors, numbers, text and plain containers; the state of this "
+                f"run's optimizer, scheduler or rule holds {found[1] if found else 'other objects'}"
+            ) from error
+
+    write_file(path, write)
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(_without_numpy, value))
+    if type(value) is dict:
+        return {_without_numpy(k): _without_numpy(v) for k, v in value.items()}
+    return value
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -106,7 +106,8 @@ class EquilibriumRule(LocalRule):
         if not math.isfinite(batch.loss.curvature):
             raise ValueError(
                 f"rule 'equilibrium' needs a loss of bounded curvature; {batch.loss.name!r} has "
-                "none. Use l2, huber, bce or cross_entropy, or rule='first-order'"
+                "none. Use l2, huber, bce or cross_entropy, FunctionLoss(function, curvature) "
+                "where there is a bound, or rule='first-order'"
             )
         for edge in batch.sheaf.edges.values():
             if edge.node.stops:

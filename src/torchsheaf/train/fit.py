@@ -1,8 +1,8 @@
 """The training loop: progress, validation on the forward pass, early stop, exact resume."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.network.placement import placement
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.progress import standard_error
-from torchsheaf.train.batches import Data, Input, every_epoch, pair, placed, sizes
+from torchsheaf.train.batches import Data, Input, every_epoch, every_validation, samplers, sizes
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
 from torchsheaf.train.random_state import device_states, restore_device_states
+from torchsheaf.train.run import Run
 from torchsheaf.train.trainer import SheafTrainer
 from torchsheaf.train.validation import try_validation, validation_record
 
@@ -63,7 +64,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int | None = None,
-    validation: tuple[Input, Tensor] | None = None,
+    validation: Data | None = None,
     scheduler: LRScheduler | None = None,
     clip: float | None = None,
     patience: int | None = None,
@@ -78,26 +79,27 @@ def fit(
 
     `data` is a DataLoader, or tensors (x, y), x a tuple where the model has several inputs, cut
     into shuffled batches of `batch_size` with `generator`; without `batch_size` every step takes
-    all samples. Batches are moved to the model's device. Validation is always on the forward pass,
-    in the mode that the model is in, 1,024 samples at a time. `progress` draws a bar on standard
-    error where that is a terminal. `patience` stops when the validation (else training) loss has
-    not improved for so many epochs. With `checkpoint`, every epoch ends in an atomic write of
-    weights, optimiser, scheduler, rule memory, random state and history; a run that finds such a
-    file resumes after its last epoch with the same numbers as an uninterrupted one
-    (`History.resumed` says after which; where that is `epochs`, nothing is trained; the order of
-    samples is that of the file, whatever `generator` came). Of the data their number and the batch
-    size are compared, not the values. Under data parallelism every process passes its own shard,
-    of equally many batches, and process r > 0 adds ".rank<r>" to the file's name.
+    all samples. Batches are moved to the model's device. Validation, on tensors or a loader too, is
+    always on the forward pass, in the mode that the model is in, 1,024 samples at a time.
+    `progress` draws a bar on standard error where that is a terminal. `patience` stops when the
+    validation (else training) loss has not improved for so many epochs. With `checkpoint`, every
+    epoch ends in an atomic write of weights, optimiser, scheduler, rule memory, random state (that
+    of torch) and history; a run that finds such a file resumes after its last epoch with the same
+    numbers as an uninterrupted one (`History.resumed` says after which; where that is `epochs`,
+    nothing is trained; the order of samples is that of the file, whatever `generator` came). Of the
+    data their number and the batch size are compared, not the values. Under data parallelism every
+    process passes its own shard, of equally many batches, and process r > 0 adds ".rank<r>" to the
+    file's name.
 
     Raises TypeError or ValueError for arguments (validation is tried once before the first step),
     an empty loader, wrong targets, an optimiser of other parameters, or a checkpoint of another run
-    (rule or loss and their settings, optimiser, kind of scheduler or, without one, other settings
-    of the optimiser, batch size, number of samples), or for LBFGS with a rule whose `.grad` is not
-    the gradient of the loss; `ConvergenceError` for a loss or weights that are not finite and for a
-    rule that fails (with `throw=False` the history is returned with that outcome). After any error
-    (an interruption is none: resume from the checkpoint) the weights, the optimiser and the rule's
-    memory are those at the end of the last whole epoch: a copy of them is kept, which takes their
-    memory once more and is made anew after every epoch.
+    (rule, loss or reluctance and their settings, output, optimiser, kind of scheduler or, without
+    one, other settings of the optimiser, batch size, number of samples), or for LBFGS with a rule
+    whose `.grad` is not the gradient of the loss; `ConvergenceError` for a loss or weights that are
+    not finite and for a rule that fails (with `throw=False` the history is returned with that
+    outcome). After any error, and after Ctrl-C, the weights, the optimiser and the rule's memory
+    are those at the end of the last whole epoch, as in the checkpoint: a copy of them is kept,
+    which takes their memory once more and is made anew after every epoch.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
     >>> x = torch.rand(64, 2)
@@ -117,12 +119,12 @@ def fit(
     generator = generator or torch.Generator().manual_seed(0)
     device = placement(trainer.model.parameters())
     batches = every_epoch(data, batch_size, generator, device)
-    if validation is not None:
-        x, y = pair("validation", validation)
-        validation = placed(x, device), y
-        try_validation(trainer, *validation)
+    held = None if validation is None else every_validation(validation, device)
+    if held is not None:
+        try_validation(trainer, *next(held()))
     history = History()
-    loop = _Loop(trainer, optimizer, scheduler, generator, data, sizes(data, batch_size), history)
+    run = Run(trainer, optimizer, scheduler, sizes(data, batch_size))
+    loop = _Loop(run, generator, data, history)
     file = None if checkpoint is None else _own_file(Path(checkpoint))
     if file is not None and resume and file.exists():
         loop.load(load_checkpoint(file))
@@ -135,11 +137,11 @@ def fit(
                 history.outcome = Outcome.STOPPED_EARLY
                 break
             try:
-                record = _epoch(trainer, batches(), optimizer, clip)
+                record = _epoch(trainer, batches(history.epochs), optimizer, clip)
                 _require_finite(trainer)
-                if validation is not None:
-                    record |= validation_record(trainer, *validation)
-            except Exception as error:
+                if held is not None:
+                    record |= validation_record(trainer, held())
+            except BaseException as error:  # Ctrl-C among them
                 loop.restore(good)
                 if isinstance(error, ConvergenceError):
                     history.outcome = error.outcome
@@ -152,7 +154,7 @@ def fit(
             history.epochs += 1
             good = loop.snapshot()
             if file is not None:
-                save_checkpoint(good, file)
+                save_checkpoint(loop.run.heading | good, file)
             for callback in callbacks:
                 callback(Progressed(history.epochs - 1, trainer, record))
             bar.update(task, advance=1, loss=record["loss"])
@@ -251,41 +253,35 @@ def _stale(records: list[dict[str, float]]) -> int:
 class _Loop:
     """Everything that must survive an interruption."""
 
-    trainer: SheafTrainer
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
+    run: Run
     generator: torch.Generator
     data: Data
-    sizes: dict[str, object]
     history: History
 
     def state(self) -> dict[str, Any]:
         return {
-            "torchsheaf.fit": 1,
-            **{f"name of {k}": v for k, v in (self._names() | self.sizes).items()},
-            "model": self.trainer.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "rule": self.trainer.rule.state_dict(),
+            "model": self.run.trainer.model.state_dict(),
+            "optimizer": self.run.optimizer.state_dict(),
+            "scheduler": None if self.run.scheduler is None else self.run.scheduler.state_dict(),
+            "rule": self.run.trainer.rule.state_dict(),
             "records": self.history.records,
             "random": [g.get_state() for g in self._generators()],
             "global_random": torch.get_rng_state(),
-            "device_random": device_states(self.trainer.model.parameters()),
+            "device_random": device_states(self.run.trainer.model.parameters()),
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The state as it is now, detached from the live tensors."""
-        return copy.deepcopy(self.state())
+        """The state as it is now, detached from the live tensors; records are written once."""
+        state = self.state()
+        return copy.deepcopy({**state, "records": []}) | {"records": list(state["records"])}
 
     def load(self, state: dict[str, Any]) -> None:
         """Put back a checkpoint; raises ValueError for that of another run."""
-        self._refuse_others(self._names(), state)
         if len(state["random"]) != len(self._generators()):
             raise ValueError(
                 "the checkpoint was written with other data (tensors, or a loader with generators "
                 "of its own); pass resume=False (--restart) or another file"
             )
-        self._refuse_others(self.sizes, state)
         for saved, generator in zip(state["random"], self._generators(), strict=True):
             if saved.shape != generator.get_state().shape:
                 raise ValueError(
@@ -293,71 +289,36 @@ class _Loop:
                     f"device than {generator.device}; pass one of that kind, resume=False "
                     "(--restart) or another file"
                 )
-        if self.scheduler is None:
-            self._refuse_other_settings(state["optimizer"]["param_groups"])
+        self.run.refuse_another(state)
         self.restore(state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put everything back, as it was in this run or the one that a checkpoint continues."""
         try:
-            self.trainer.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            self.run.trainer.model.load_state_dict(state["model"])
+            self.run.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"the checkpoint does not fit this model: {error}") from error
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
-        self.trainer.rule.load_state_dict(state["rule"])
+        if self.run.scheduler is not None:
+            self.run.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
+        self.run.trainer.rule.load_state_dict(state["rule"])
         for generator, saved in zip(self._generators(), state["random"], strict=True):
             generator.set_state(saved)
         torch.set_rng_state(state["global_random"])
-        restore_device_states(self.trainer.model.parameters(), state.get("device_random", {}))
-        self.history.records[:] = copy.deepcopy(state["records"])
+        restore_device_states(self.run.trainer.model.parameters(), state.get("device_random", {}))
+        self.history.records[:] = list(state["records"])
         self.history.epochs = len(state["records"])
-
-    @staticmethod
-    def _refuse_others(names: Mapping[str, object], state: dict[str, Any]) -> None:
-        for key, mine in names.items():
-            if (its := state.get(f"name of {key}", mine)) != mine:
-                raise ValueError(
-                    f"the checkpoint was written with {key} {its!r}, and this run has {mine!r}; "
-                    "pass resume=False (--restart) or another file"
-                )
-
-    def _refuse_other_settings(self, groups: list[dict[str, Any]]) -> None:
-        for saved, now in zip(groups, self.optimizer.param_groups, strict=False):
-            for key, its in saved.items():
-                if key != "params" and key in now and now[key] != its:
-                    raise ValueError(
-                        f"the checkpoint was written with {key}={its!r}, and this run has "
-                        f"{key}={now[key]!r}; pass resume=False (--restart) or another file"
-                    )
-
-    def _names(self) -> dict[str, object]:
-        return {
-            "rule": self.trainer.rule.name,
-            "rule settings": _settings(self.trainer.rule),
-            "loss": self.trainer.loss.name,
-            "loss settings": _settings(self.trainer.loss),
-            "optimizer": type(self.optimizer).__name__,
-            "scheduler": "none" if self.scheduler is None else type(self.scheduler).__name__,
-        }
 
     def _generators(self) -> list[torch.Generator]:
         found = [self.generator]
         if isinstance(self.data, DataLoader):
-            found += [
-                g
-                for g in (self.data.generator, getattr(self.data.sampler, "generator", None))
-                if isinstance(g, torch.Generator) and all(g is not f for f in found)
-            ]
+            for one in (self.data, *samplers(self.data)):
+                g = getattr(one, "generator", None)
+                if isinstance(g, torch.Generator) and all(g is not f for f in found):
+                    found.append(g)
         return found
-
-
-def _settings(chosen: object) -> str:
-    """The fields of a rule or loss that are shown, which are its settings; its memory is not."""
-    return repr(chosen) if is_dataclass(chosen) else ""
 
 
 def _bar(shown: bool) -> Progress:

@@ -115,7 +115,13 @@ class JointEuler:
             for level in zip(*layers, strict=True)
         ]
         loss = loss_named(self.loss)
-        target = loss.target(x.new_empty(n, w[-1].shape[1]), y).mT
+        target = loss.target(x.new_empty(n, w[-1].shape[1]), y)
+        if target.shape != (n, w[-1].shape[1]):
+            raise ValueError(
+                f"targets have shape {tuple(target.shape)}; joint flow holds one number per output "
+                f"beside the stalks, {(n, w[-1].shape[1])}"
+            )
+        target = target.mT
         inputs = _with_ones(x.mT.expand(runs, *x.mT.shape))
         state = JointState([], [inputs], w, target.expand(runs, *target.shape).contiguous())
         if stalks == "forward":

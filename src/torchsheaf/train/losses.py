@@ -2,7 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -159,7 +161,14 @@ class CrossEntropy(Loss):
     def target(self, z: Tensor, y: Tensor) -> Tensor:
         if z.ndim != 2:
             raise ValueError(
-                f"the output has shape {tuple(z.shape)}; cross_entropy needs (batch, classes)"
+                f"the output has shape {tuple(z.shape)}; cross_entropy needs (batch, classes); "
+                "for a class per position write loss=lambda z, y: F.cross_entropy(z.transpose(1, "
+                '2), y, reduction="none").sum(1), with z (batch, positions, classes)'
+            )
+        if z.shape[1] == 1:
+            raise ValueError(
+                "the output is one number per sample, of which softmax makes 1 whatever it is; for "
+                "two classes write loss='bce' with targets y.float(), else give every class a logit"
             )
         if y.ndim == 1 and not y.is_floating_point():
             if y.shape[0] != z.shape[0]:
@@ -193,6 +202,86 @@ class CrossEntropy(Loss):
         return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
 
 
+@final
+@dataclass(frozen=True)
+class FunctionLoss(Loss):
+    """Φ(z, y) = function(z, y) per sample, `(batch,)`, with autograd's gradient on the output.
+
+    For what has no name here: class weights, label smoothing, an index to ignore, one class per
+    position, several losses summed. `y` has one row per sample and is passed as it came, on the
+    device of z. Row m of the value may depend on row m of z and y only. `curvature` bounds
+    ∂²Φ/∂z² from above; without it rule "equilibrium" refuses the loss.
+
+    Raises ValueError for a value of another shape, or that autograd does not reach from z.
+    Cost: a reverse pass through the function; with rule "equilibrium" d + 1 for d outputs.
+
+    >>> weight = torch.tensor([1.0, 4.0])
+    >>> loss = FunctionLoss(partial(F.cross_entropy, weight=weight, reduction="none"), 2.0)
+    >>> z, y = torch.zeros(2, 2), torch.tensor([0, 1])
+    >>> loss.gradient(z, y).tolist()
+    [[-0.5, 0.5], [2.0, -2.0]]
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    curvature: float = math.inf
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ValueError(f"function is {self.function!r}; write a function of (z, y)")
+        number("curvature", self.curvature, lambda k: k > 0, "a positive bound, or math.inf")
+        inside = self.function.func if isinstance(self.function, partial) else self.function
+        own = getattr(inside, "__name__", type(inside).__name__)
+        object.__setattr__(self, "name", self.name or f"function {own}")
+
+    def target(self, z: Tensor, y: Tensor) -> Tensor:
+        if not y.ndim or y.shape[0] != z.shape[0]:
+            raise ValueError(f"targets have shape {tuple(y.shape)} for {z.shape[0]} samples")
+        if not is_finite(y):
+            raise ValueError("targets contain NaN or infinity; pass finite numbers")
+        return y.to(z) if y.is_floating_point() else y.to(z.device)
+
+    def potential(self, z: Tensor, y: Tensor) -> Tensor:
+        found = self.function(z, y)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if shape != (z.shape[0],):
+            raise ValueError(
+                f"loss {self.name!r} returned {shape}; let it return one number per sample, "
+                f'{(z.shape[0],)}: with reduction="none", summed over what a sample has'
+            )
+        return found
+
+    def gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        return self._pull(z, y)[1].detach()
+
+    def hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        rows = []
+        with torch.enable_grad():
+            at, force = self._pull(z, y)
+            for i in range(coordinates(z).shape[1]):
+                total = coordinates(force)[:, i].sum()
+                if total.requires_grad:
+                    (row,) = torch.autograd.grad(
+                        total, at, retain_graph=True, materialize_grads=True
+                    )
+                    rows.append(coordinates(row))
+                else:  # of a piecewise linear function
+                    rows.append(torch.zeros_like(coordinates(z)))
+        return torch.stack(rows, 1)
+
+    def _pull(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The output as a variable of autograd, and ∂Φ/∂z there, which has a derivative again."""
+        with torch.enable_grad():
+            at = z.detach().requires_grad_()
+            total = self.potential(at, y).sum()
+            if not total.requires_grad:
+                raise ValueError(
+                    f"loss {self.name!r} has no derivative by the output; compute it from z with "
+                    "torch operations"
+                )
+            return at, torch.autograd.grad(total, at, create_graph=True)[0]
+
+
 _NAMED: dict[str, Loss] = {
     "l2": SquaredLoss(),
     "l1": PowerLoss(1.0, "l1"),
@@ -221,21 +310,30 @@ def _of_module(loss: nn.Module) -> Loss:
     known = ", ".join(repr(n) for n in _NAMED)
     name, meaning = _MODULES.get(type(loss), ("", ""))
     write = f"{name!r}, which is {meaning}" if name else f"one of {known}, or a Loss"
-    raise ValueError(f"loss is the module {loss}; write {write}")
+    raise ValueError(f"loss is the module {loss}; write {write}, or {_OWN}")
 
 
-def loss_named(loss: str | Loss | nn.Module) -> Loss:
+_OWN = (
+    "a function that gives one number per sample, such as lambda z, y: "
+    'F.cross_entropy(z, y, weight=w, label_smoothing=0.1, reduction="none")'
+)
+
+
+def loss_named(loss: str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """A loss by name ("l2", "l1", "huber", "bce", "cross_entropy"), or the loss itself.
 
     Each is summed over the outputs and averaged over the samples: "l2" is ½ Σ (z − y)², "l1"
     Σ |z − y|, "huber" its Huber form with delta 1, "bce" Σ of the binary cross-entropy on logits,
     "cross_entropy" that of softmax on logits. `nn.CrossEntropyLoss()` is the last one; other torch
-    modules average over the outputs too, so they are refused and the name to write is given.
+    modules average over the outputs too, so they are refused and the name to write is given. Any
+    other function of (z, y) is a `FunctionLoss`.
     """
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, nn.Module):
         return _of_module(loss)
+    if callable(loss) and not isinstance(loss, type):
+        return FunctionLoss(loss)
     if not isinstance(loss, str) or loss not in _NAMED:
         if loss in ("mse", "mse_loss"):
             raise ValueError(

@@ -63,6 +63,7 @@ class LocalGradients:
 
     def add(self, name: str, part: Tensor) -> None:
         """Add one edge's part; a shared parameter meets several edges."""
+        part = part.to_dense() if part.is_sparse else part  # of a sparse embedding
         self.sums[name] = self.sums[name] + part if name in self.sums else part
 
     def add_edge(self, batch: Batch, edge: Edge, cotangent: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The trainer: fills `.grad` of every parameter from its own edge, for any torch optimiser."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,11 @@ class SheafTrainer:
     a rule object with its options. `unused_parameters="allow"` leaves parameters that do not reach
     the output without gradient; else they are refused, as by `encode`. `output` names the output
     vertex that the loss belongs to, where the model has several; parameters that it does not depend
-    on get no gradient. `loss` is a name (see `loss_named`), a `Loss`, or the torch module of the
-    same meaning. The model must be in the mode it is trained in but without batch statistics or
-    active dropout (those are not functions of one sample). Under an initialised `torch.distributed`
-    group the gradients are those of the global batch.
+    on get no gradient. `loss` is a name (see `loss_named`), a `Loss`, the torch module of the same
+    meaning, or a function (z, y) ↦ one number per sample (`losses.FunctionLoss`). The model must be
+    in the mode it is trained in but without batch statistics or active dropout (those are not
+    functions of one sample). Under an initialised `torch.distributed` group the gradients are those
+    of the global batch.
 
     >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     >>> x, y = torch.randn(16, 2).double(), torch.randint(0, 3, (16,))
@@ -52,7 +53,7 @@ class SheafTrainer:
         self,
         model: nn.Module,
         *,
-        loss: str | Loss | nn.Module = "cross_entropy",
+        loss: str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
         rule: str | LocalRule = "edge",
         reluctance: Reluctance | None = None,
         unused_parameters: str = "error",
@@ -60,6 +61,11 @@ class SheafTrainer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module")
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                f"model is wrapped in {type(model).__name__}; pass model.module: the gradients of "
+                "all processes are added up here"
+            )
         if not isinstance(reluctance, Reluctance | None):
             raise TypeError(
                 f"reluctance is a {type(reluctance).__name__}; write "
@@ -119,7 +125,7 @@ class SheafTrainer:
         parallelism every process passes its shard, and the gradients are those of the whole batch.
 
         Raises `ConvergenceError` when the loss is not finite or a rule fails (weights and
-        gradients stay as they were) and ValueError for wrong targets.
+        gradients stay as they were) and ValueError for wrong targets and under `torch.autocast`.
         """
         batch = self.batch(x, y)
         loss = batch.potential.mean()
@@ -144,6 +150,12 @@ class SheafTrainer:
     def batch(self, x: Tensor | Sequence[Tensor], y: Tensor) -> Batch:
         """The forward pass of a batch with its checked target and loss, as rules take it."""
         xs, y = tensors(x, y)
+        if torch.is_autocast_enabled(xs[0].device.type):
+            raise ValueError(
+                "autocast is on, under which the values have another type than the weights and no "
+                "edge can be solved or differentiated by itself; leave the `torch.autocast` block, "
+                "or write model.bfloat16() and x.bfloat16() with rule='first-order'"
+            )
         sheaf = self.sheaf(xs)
         self._check_precision(sheaf)
         back = self.rule.sweeps_back

@@ -1,5 +1,8 @@
 """Exact relabellings, folded into the edge that uses them, and operations of the shape alone."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torchsheaf.network.differential import Differential, Reshaping
 from torchsheaf.network.rules.rule import Kind, Rule, Site, training_flag
 
@@ -14,7 +17,15 @@ def _in_order(site: Site) -> Differential | None:
 _RESHAPE = Rule(Kind.RESHAPE)
 _SHAPE_ONLY = Rule(Kind.RESHAPE, shortcut=_in_order)
 _CONSTANT = Rule(Kind.RESHAPE, constant=True)
-_DROPOUT = Rule(Kind.RESHAPE, refuse=training_flag(2, "train", "dropout"))
+
+
+def _dropout(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Dropout of nothing is the identity in either mode."""
+    rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    return training_flag(2, "train", "dropout")(args, kwargs) if rate else None
+
+
+_DROPOUT = Rule(Kind.RESHAPE, refuse=_dropout)
 
 RELABELLINGS: dict[str, Rule] = {
     "getitem": _RESHAPE,
