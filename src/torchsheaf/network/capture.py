@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node as FxNode
 
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.calls import close_no_grad, restore_batch_norm, writes_into_views
@@ -22,6 +23,7 @@ from torchsheaf.network.completeness import (
     run,
 )
 from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.infinite import infinite_values
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
 from torchsheaf.network.placement import placement, require_beside
@@ -184,12 +186,13 @@ def _static_batch(program: ExportedProgram) -> int | None:
 def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool) -> Network:
     states = _states(program, module)
     learnable = frozenset(n for n, _ in module.named_parameters(remove_duplicate=False))
+    signature = program.graph_signature
+    specs = {s.arg.name: s for s in signature.input_specs}
     reader = Reader(
         fused=fused, fixed_batch=fixed, states=states, learnable=learnable,
         normalisations=normalisations(program.graph),
+        infinite=infinite_values(program.graph, _held(program, states)),
     )  # fmt: skip
-    signature = program.graph_signature
-    specs = {s.arg.name: s for s in signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = specs[node.name]
@@ -209,6 +212,18 @@ def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused:
             returned = zip(node.args[0], signature.output_specs, strict=True)
             reader.add_output([o for o, s in returned if s.kind is OutputKind.USER_OUTPUT])
     return reader.finish(module)
+
+
+def _held(program: ExportedProgram, states: Mapping[str, Any]) -> dict[FxNode, Tensor]:
+    """The tensors behind the placeholders that are no parameters."""
+    specs = {s.arg.name: s for s in program.graph_signature.input_specs}
+    found: dict[FxNode, Tensor] = {}
+    for node in program.graph.find_nodes(op="placeholder"):
+        entry = states.get(specs[node.name].target or "")
+        tensor = entry if isinstance(entry, Tensor) or entry is None else getattr(*entry)
+        if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+            found[node] = tensor
+    return found
 
 
 def _states(program: ExportedProgram, module: nn.Module) -> dict[str, tuple[Any, str] | Tensor]:

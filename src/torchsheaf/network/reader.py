@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
+from torchsheaf.network.batch import Batch
 from torchsheaf.network.batch_first import is_back, placed
 from torchsheaf.network.calls import first_of, rewriting, settled
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
 from torchsheaf.network.expression import Expression, merged
-from torchsheaf.network.layout import PROBE_BATCH, Layout, Stalk, candidates, probe, settle
+from torchsheaf.network.layout import Layout, Stalk
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
-from torchsheaf.network.operation import Operation, Size, State, Value
+from torchsheaf.network.operation import Operation, State, Value
 from torchsheaf.network.rules import Kind, Rule, functional, rule_for
 
 _IDENTITY = Rule(Kind.RESHAPE)
@@ -29,20 +29,22 @@ class Reader:
     """Collects nodes; every call either becomes a vertex or is folded into the one that uses it.
 
     `states` are the model's tensors by name and `learnable` the names of its parameters;
-    `normalisations` the calls that end one, with the steps that are folded into it.
+    `normalisations` the calls that end one, with the steps that are folded into it; `infinite` the
+    calls whose values no vertex can hold, folded too.
     """
 
     def __init__(
         self, *, fused: bool, fixed_batch: int | None, states: dict[str, Any],
         learnable: frozenset[str], normalisations: Mapping[FxNode, frozenset[FxNode]],
+        infinite: frozenset[FxNode] = frozenset(),
     ) -> None:  # fmt: skip
         self._fused = fused
-        self._batch: int | sympy.Symbol | None = fixed_batch
+        self._batch = Batch(fixed_batch)
         self._fixed = fixed_batch
         self._states = states
         self._learnable = learnable
         self._normalisations = normalisations
-        self._inside = frozenset().union(*normalisations.values())
+        self._inside = infinite.union(*normalisations.values())
         self._env: dict[FxNode, Expression] = {}
         self._results: dict[FxNode, list[Expression]] = {}
         self._names: dict[FxNode, str] = {}
@@ -54,7 +56,6 @@ class Reader:
         self._positions: list[int] = []
         self._offenders: list[Offender] = []
         self._maxima: set[FxNode] = set()
-        self._same: dict[Any, Any] = {}
 
     def add_input(self, node: FxNode) -> None:
         """A user input: a vertex if it is a tensor, a constant otherwise."""
@@ -62,13 +63,7 @@ class Reader:
         if not isinstance(value, Tensor):
             self._env[node] = Expression(value)
             return
-        size: Any = value.shape[0]
-        if not isinstance(size, int):
-            symbol = size.node.expr
-            self._batch = symbol if self._batch is None else self._batch
-            self._same[symbol] = self._batch  # inputs that never meet have symbols of their own
-        elif self._batch is None:
-            self._batch = size
+        self._batch.meet(value.shape[0])
         name = self._name(node)
         self._inputs[name] = tuple(int(s) for s in value.shape[1:])
         self._stalks[name] = self._inputs[name], value.dtype, value.device
@@ -84,7 +79,7 @@ class Reader:
         """An operation; unreadable ones are collected and reported together."""
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int):
-            self._env[node] = Expression(self._size(value))
+            self._env[node] = Expression(self._batch.size(value))
             return
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline(node)
@@ -315,7 +310,7 @@ class Reader:
         try:
             layout, shape = self._layout(value, operations, expression.parents)
         except Unreadable as problem:
-            raise UnsupportedModel(f"output {name!r} has no batch axis: {problem}") from None
+            raise UnsupportedModel(f"output {name!r}: {problem}") from None
         if not layout.is_batch_first:
             raise UnsupportedModel(
                 f"the first axis of output {name!r} is not the batch axis; transpose it in the "
@@ -333,22 +328,9 @@ class Reader:
         self, value: Tensor, operations: tuple[Operation, ...], parents: tuple[str, ...]
     ) -> tuple[Layout, tuple[int, ...]]:
         """Where the batch lies in a value, and the stalk's shape."""
-        sizes = [self._expr(s) for s in value.shape]
-        assert self._batch is not None
-        found = list(candidates(sizes, self._batch))
-        if not found:
-            raise Unreadable(f"its value has shape {tuple(value.shape)}, with no batch axis in it")
-        if len(found) > 1 and self._offenders:
-            return found[0], found[0].shape(sizes)  # the model is refused anyway
-        layout: Layout | None = found[0]
-        if len(found) > 1:
-            batch = self._fixed or PROBE_BATCH
-            stalks = {p: self._stalks[p] for p in parents}
-            touched = probe(operations, stalks, self._state, batch)
-            layout = settle(found, touched, batch)
-        if layout is None:
-            raise Unreadable("it mixes the samples of a batch; a sheaf is one per sample")
-        return layout, layout.shape(sizes)
+        stalks = {p: self._stalks[p] for p in parents}
+        guess = bool(self._offenders)  # the model is refused anyway
+        return self._batch.layout(value, operations, stalks, self._state, guess=guess)
 
     def _state(self, name: str) -> Tensor:
         entry = self._states[name]
@@ -371,21 +353,10 @@ class Reader:
         if isinstance(arg, FxNode):
             return self._env[arg].leaf
         if isinstance(arg, torch.SymInt):
-            return self._size(arg)
+            return self._batch.size(arg)
         if isinstance(arg, slice):
             parts = (arg.start, arg.stop, arg.step)
             return slice(*(self._symbolic(p) for p in parts))
         if isinstance(arg, list | tuple):
             return type(arg)(self._symbolic(a) for a in arg)
         return arg
-
-    def _expr(self, size: int | torch.SymInt) -> Any:
-        merged = {s: b for s, b in self._same.items() if s != b}
-        return size if isinstance(size, int) else size.node.expr.subs(merged)
-
-    def _size(self, value: int | torch.SymInt) -> Any:
-        expr = self._expr(value)
-        if isinstance(expr, int) or not expr.free_symbols:
-            return int(expr)
-        function = sympy.lambdify(self._batch, expr, modules="math")
-        return Size(lambda b: int(function(b)), str(expr))
