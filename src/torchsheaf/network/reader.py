@@ -328,8 +328,8 @@ class Reader:
         self, value: Tensor, operations: tuple[Operation, ...], parents: tuple[str, ...]
     ) -> tuple[Layout, tuple[int, ...]]:
         """Where the batch lies in a value, and the stalk's shape."""
-        stalks = {p: self._stalks[p] for p in parents}
         guess = bool(self._offenders)  # the model is refused anyway
+        stalks = {} if guess else {p: self._stalks[p] for p in parents}
         return self._batch.layout(value, operations, stalks, self._state, guess=guess)
 
     def _state(self, name: str) -> Tensor:
