@@ -28,7 +28,7 @@ from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
 from torchsheaf.network.placement import placement, require_beside
 from torchsheaf.network.reader import Reader
-from torchsheaf.network.rules.composed import COMPOSED
+from torchsheaf.network.rules.composed import COMPOSED, compositions
 
 
 def read_network(
@@ -47,6 +47,8 @@ def read_network(
     line; `ValueError` for non-finite weights or inputs, and for inputs on which the model itself
     fails, with its own words.
 
+    An operation without a rule is read as torch composes it of others, where all of those have one.
+
     Cost: one `torch.export` (seconds for large models), two forward passes, and three more on
     two samples, which must not see each other.
     """
@@ -62,7 +64,7 @@ def read_network(
     returned, changed = run(module, inputs)
     with kept_buffers(module):
         program, fixed = _export(model, inputs)
-        network = _read(program, module, fixed, fused)
+        network = _read_composed(program, module, fixed, fused)
         check_still(network, changed)
         if isinstance(model, nn.Module):
             check_complete(network, model, unused_parameters)
@@ -181,6 +183,26 @@ def _static_batch(program: ExportedProgram) -> int | None:
             if not size.node.expr.free_symbols:  # a branch on it fixed a symbol to one value
                 return int(size.node.expr)
     return None
+
+
+def _read_composed(
+    program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool
+) -> Network:
+    """The program as it is, or with what has no rule written as torch composes it of others."""
+    try:
+        return _read(program, module, fixed, fused)
+    except UnsupportedModel as refused:
+        others = compositions(o.node for o in refused.offenders)
+        if not others:
+            raise
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                composed = program.run_decompositions(others)
+            restore_batch_norm(composed)
+            return _read(composed, module, fixed, fused)
+        except Exception:
+            raise refused from None  # in the words of the model as it was written
 
 
 def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool) -> Network:

@@ -12,7 +12,7 @@ from torch.fx import Node as FxNode
 
 from torchsheaf.network.batch import Batch
 from torchsheaf.network.batch_first import is_back, placed
-from torchsheaf.network.calls import first_of, rewriting, settled
+from torchsheaf.network.calls import chooses, first_of, rewriting, settled
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
 from torchsheaf.network.expression import Expression, merged
 from torchsheaf.network.layout import Layout, Stalk
@@ -20,6 +20,7 @@ from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
 from torchsheaf.network.operation import Operation, State, Value
 from torchsheaf.network.rules import Kind, Rule, functional, rule_for
+from torchsheaf.network.rules.jumps import CHOSEN, no_rule, no_tangent
 
 _IDENTITY = Rule(Kind.RESHAPE)
 _FOLDED = Rule(Kind.RESHAPE)  # arithmetic on held values alone: evaluated, never linearised
@@ -173,7 +174,7 @@ class Reader:
         if source not in self._maxima:
             return None
         if node.args[1] != 0 and node.users:
-            raise Unreadable("the indices of a maximum cannot carry a tangent")
+            raise Unreadable(CHOSEN)
         return self._env[source]
 
     def _call(self, node: FxNode) -> Expression:
@@ -182,24 +183,23 @@ class Reader:
         used = [self._env[n] for n in node.all_input_nodes]
         rule = rule_for(op_name)
         used_parents = tuple(dict.fromkeys(p for e in used for p in e.parents))
-        live = any(e.live for e in used) and not (rule is not None and rule.constant)
+        live = any(self._env[n].live for n in _valued(node, rule))
         args = tuple(self._symbolic(a) for a in node.args)
         kwargs = {k: self._symbolic(v) for k, v in node.kwargs.items()}
         value = node.meta.get("val")
         if not live:
             return self._held(node, op_name, target, args, kwargs, used, used_parents)
         if isinstance(value, Tensor) and not value.is_floating_point():
-            raise Unreadable(
-                f"an intermediate value of type {value.dtype}, computed from activations, cannot "
-                "carry a tangent"
-            )
+            if not node.users:
+                return Expression(None)
+            raise Unreadable(no_tangent(value.dtype))
         if rule is None:
-            raise Unreadable("no rule for this operation; see torchsheaf.register_rule")
+            raise Unreadable(no_rule(op_name))
         target, args = settled(target, args, node)
         reason = rule.refuse(tuple(node.args), node.kwargs) if rule.refuse else None
         if reason:
             raise Unreadable(reason)
-        if rule.gate is not None and isinstance(value, tuple | list):
+        if value is not None and chooses(rule, value):
             self._maxima.add(node)
             value, target = value[0], first_of(target)
         operation = self._operation(node, target, args, kwargs, used, rule)
@@ -245,7 +245,7 @@ class Reader:
         parents: tuple[str, ...],
     ) -> Expression:
         """No activation enters: folded, unless parameters meet held integers (an embedding)."""
-        if reason := rewriting(op_name, kwargs):
+        if reason := rewriting(target, kwargs):
             raise Unreadable(reason)
         operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
         operations = (*merged(used), operation)
@@ -360,3 +360,12 @@ class Reader:
         if isinstance(arg, list | tuple):
             return type(arg)(self._symbolic(a) for a in arg)
         return arg
+
+
+def _valued(node: FxNode, rule: Rule | None) -> list[FxNode]:
+    """The arguments whose values matter, and not their shape alone."""
+    if rule is None or not (rule.constant or rule.shaped_by):
+        return node.all_input_nodes
+    if rule.constant:
+        return []
+    return [a for i, a in enumerate(node.args) if isinstance(a, FxNode) and i not in rule.shaped_by]
