@@ -142,3 +142,26 @@ def test_the_largest_of_each_sample_is_a_stalk_without_axes() -> None:
     torch.testing.assert_close(found.energy, torch.full_like(top, 0.0025), rtol=1e-8, atol=0)
     ended = ts.heat_flow(problem.pin(ts.Pin("output", top + 0.1)), until=60.0)
     torch.testing.assert_close(ended.energy[-1], found.energy, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_torchs_encoder_takes_a_padding_mask(frozen: bool) -> None:
+    """Torch's fused kernel puts 0 at padded places; the network is what the layers say."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+
+        def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+            return self.encoder(x, src_key_padding_mask=padded)
+
+    model, x = fill(Padded(), 0), randn(1, 3, 4, 4)
+    padded = torch.tensor([[False, False, False, True]] * 3)
+    slow = model(x, padded).detach()  # with gradients asked for
+    model.requires_grad_(not frozen)
+    sheaf = ts.encode(model, (x, padded))
+    found = ts.harmonic_extension(ts.hold(sheaf, (x, padded))).output
+    torch.testing.assert_close(found, slow, rtol=0, atol=1e-13)
+    assert torch.backends.mha.get_fastpath_enabled()

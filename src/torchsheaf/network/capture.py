@@ -20,6 +20,7 @@ from torchsheaf.network.completeness import (
     check_faithful,
     check_still,
     kept_buffers,
+    layer_by_layer,
     run,
 )
 from torchsheaf.network.errors import Offender, UnsupportedModel
@@ -61,8 +62,9 @@ def read_network(
     _refuse_other_kind(model, inputs)
     module = model.module() if isinstance(model, ExportedProgram) else model
     # first of all: tracing what cannot run fails with a long log
-    returned, changed = run(module, inputs)
-    with kept_buffers(module):
+    with layer_by_layer():
+        returned, changed = run(module, inputs)
+    with kept_buffers(module), layer_by_layer():
         program, fixed = _export(model, inputs)
         network = _read_composed(program, module, fixed, fused)
         check_still(network, changed)
