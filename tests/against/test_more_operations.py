@@ -11,6 +11,7 @@ import torchsheaf as ts
 from tests.reference.networks import fill, randn
 
 Body = Callable[[Tensor, Tensor], Tensor]
+ONES = torch.ones(3, dtype=torch.float64)
 PLACES = torch.tensor([0, 2, 1, 0, 2, 1])
 
 
@@ -70,6 +71,21 @@ BODIES: dict[str, Body] = {
     "index_fill": lambda h, g: h.index_fill(1, torch.tensor([0, 2]), 3.0),
     "assignments": lambda h, g: assigned(h),
     "zero_": lambda h, g: zeroed(h),
+    # complex numbers on the way
+    "spectrum": lambda h, g: torch.fft.rfft(h).abs(),
+    "mixing by Fourier": lambda h, g: torch.fft.fft(torch.fft.fft(h), n=6).real * g,
+    "convolution by Fourier": lambda h, g: torch.fft.irfft(
+        torch.fft.rfft(h) * torch.fft.rfft(g), n=6
+    ),
+    "a filter": lambda h, g: torch.fft.irfft(torch.fft.rfft(h) * torch.arange(4).mul(1j), n=6),
+    "rotary": lambda h, g: torch.view_as_real(
+        torch.view_as_complex(h.view(-1, 3, 2)) * torch.polar(ONES, torch.arange(3).double())
+    ).flatten(1),
+    "polar": lambda h, g: torch.polar(h, g).imag,
+    "conjugate": lambda h, g: (torch.complex(h, g) * torch.complex(g, h).conj()).real,
+    "short time": lambda h, g: torch.view_as_real(
+        torch.stft(h, 4, window=ONES.new_ones(4), return_complex=True)
+    ).flatten(1),
     # graphs
     "largest neighbour": lambda h, g: h.new_zeros(h.shape[0], 3).scatter_reduce(
         1, PLACES.expand_as(h), h, "amax", include_self=False
@@ -117,3 +133,17 @@ def test_values_and_gradients_are_autograds(name: str) -> None:
     answer = ts.counterfactual(sheaf, x, ts.Pin("h", moved))
     torch.testing.assert_close(*answer.effect, rtol=0, atol=1e-12)
     assert bool((ts.spectrum(ts.hold(sheaf, x), k=1).values > 0).all())
+
+
+def test_a_complex_map_is_affine_where_its_steps_are() -> None:
+    def kinds(body: Body) -> dict[str, str]:
+        net, x = fill(Between(body), 2), randn(3, 5, 4)
+        sheaf = ts.encode(net, x, unused_parameters="allow")
+        return {e.op: e.kind for e in sheaf.edges.values()}
+
+    assert kinds(BODIES["a filter"])["aten.fft_irfft.default"] == "affine"
+    assert kinds(BODIES["rotary"])["aten.view_as_real.default"] == "affine"
+    assert kinds(BODIES["spectrum"])["aten.abs.default"] == "smooth"
+    assert kinds(BODIES["convolution by Fourier"])["aten.fft_irfft.default"] == "join"
+    own = kinds(lambda h, g: torch.fft.irfft(torch.fft.rfft(h).square(), n=6))
+    assert own["aten.fft_irfft.default"] == "smooth"

@@ -37,7 +37,7 @@ class Branch(nn.Module):
 
 class Complex(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft(x).abs()
+        return torch.fft.fft(x)
 
 
 class Integer(nn.Module):

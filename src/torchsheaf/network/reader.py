@@ -13,8 +13,9 @@ from torch.fx import Node as FxNode
 from torchsheaf.network.batch import Batch
 from torchsheaf.network.batch_first import is_back, placed
 from torchsheaf.network.calls import chooses, first_of, rewriting, settled
+from torchsheaf.network.composition import is_complex
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
-from torchsheaf.network.expression import Expression, merged
+from torchsheaf.network.expression import Expression, kind_of_all, merged
 from torchsheaf.network.layout import Layout, Stalk
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
@@ -105,6 +106,9 @@ class Reader:
             expression = self._env[node]
             if not expression.live or not isinstance(node.meta.get("val"), Tensor):
                 continue
+            if is_complex(node.meta["val"]):
+                self._offend(node, f"output {i} is complex; return torch.view_as_real of it")
+                continue
             self._positions.append(i)
             if expression.operations or expression.leaf.name in self._inputs:
                 name = "output" if len(flat) == 1 else f"output.{i}"
@@ -181,7 +185,8 @@ class Reader:
         target = functional(node.target)
         op_name = "getitem" if target is operator.getitem else str(target)
         used = [self._env[n] for n in node.all_input_nodes]
-        rule = rule_for(op_name)
+        from_complex = any(is_complex(n.meta.get("val")) for n in node.all_input_nodes)
+        rule = rule_for(op_name, of_complex=from_complex)
         used_parents = tuple(dict.fromkeys(p for e in used for p in e.parents))
         live = any(self._env[n].live for n in _valued(node, rule))
         args = tuple(self._symbolic(a) for a in node.args)
@@ -189,7 +194,7 @@ class Reader:
         value = node.meta.get("val")
         if not live:
             return self._held(node, op_name, target, args, kwargs, used, used_parents)
-        if isinstance(value, Tensor) and not value.is_floating_point():
+        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
             if not node.users:
                 return Expression(None)
             raise Unreadable(no_tangent(value.dtype))
@@ -210,10 +215,11 @@ class Reader:
         kind = pending or rule.kind_of(operation)
         if rule.kind is not Kind.RESHAPE and isinstance(value, tuple | list):
             return Expression(Value(operation.name), operations, used_parents, True, kind)
-        inside = node in self._inside
+        inside = node in self._inside or is_complex(value)
         if inside and isinstance(value, Tensor):
             self._layout(value, operations, used_parents)  # refuses what mixes samples
-        if kind is Kind.RESHAPE or inside or (self._fused and kind is Kind.GATE):
+        relabels = kind is Kind.RESHAPE and not from_complex  # which end in a vertex
+        if relabels or inside or (self._fused and kind is Kind.GATE):
             return Expression(Value(operations[-1].name), operations, used_parents, True)
         if node in self._normalisations:
             op_name, kind = "normalise", Kind.SMOOTH
@@ -289,7 +295,9 @@ class Reader:
             forth, back = layout.operations(name, operations[-1].name)
             operations = operations if already else (*operations, forth)
             expression = Expression(Value(back.name), (back,), (name,), True)
-        constant = kind in (Kind.AFFINE, Kind.GATE) or (kind is Kind.JOIN and last.rule.additive)
+        stalks = [self._stalks[p] for p in parents if p in self._stalks]  # without those refused
+        several = sum(dtype.is_floating_point for _, dtype, _ in stalks) > 1
+        kind, constant = kind_of_all(operations, kind, several=several)
         self._stalks[name] = shape, value.dtype, value.device
         self._nodes.append(
             Node(
