@@ -21,7 +21,6 @@ COMPLEX: dict[str, Rule] = {
     "aten.fft_ifftshift.default": Rule(Kind.RESHAPE),
     "aten.stft.default": Rule(Kind.AFFINE),
     "aten.complex.default": Rule(Kind.AFFINE, additive=True),
-    "aten.polar.default": Rule(Kind.SMOOTH),
 }  # fmt: skip
 
 OF_COMPLEX: dict[str, Rule] = {"aten.abs.default": Rule(Kind.SMOOTH)}

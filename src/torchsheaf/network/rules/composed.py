@@ -34,6 +34,8 @@ COMPOSED: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.fmin.default: lambda a, b: _beside(a, b).amin(-1),
     torch.ops.aten.clamp.Tensor: _clamp,
     torch.ops.aten.cdist.default: _cdist,
+    # torch's own reverse mode has the wrong sign where a length is negative
+    torch.ops.aten.polar.default: lambda a, b: torch.complex(a * b.cos(), a * b.sin()),
 }
 """By ATen operation: the same values, to rounding, from operations that have rules."""
 
