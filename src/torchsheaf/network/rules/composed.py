@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.network.rules.table import rule_for
+from torchsheaf.network.rules.table import functional, rule_for
 
 
 def _beside(a: Tensor, b: Tensor) -> Tensor:
@@ -41,18 +41,18 @@ COMPOSED: dict[Any, Callable[..., Tensor]] = {
 
 
 def compositions(operations: Iterable[str]) -> dict[Any, Callable[..., Any]]:
-    """What torch composes operations without a rule of, where it knows; {} where it knows of none.
+    """What torch composes operations without a rule of, where it knows that of all of these.
 
     `operations` are names such as "aten.huber_loss.default". The result is for
     `ExportedProgram.run_decompositions`: with all others that have no rule, since one may be
-    composed of another.
+    composed of another. {} where one of them is refused for another reason.
     """
     known = torch.export.default_decompositions()
-    names = set(operations)
+    names = {_out_of_place(name) for name in operations if name.startswith("aten.")}
     table = {op: known[op] for op in list(known) if rule_for(str(op)) is None}
     table |= {op: made for op, made in _WHERE_REFUSED.items() if str(op) in names}
-    views = {n for n in names if n.startswith("aten.") and _is_composite(n)}
-    return table if views or names & {str(op) for op in table} else {}
+    composed = {str(op) for op in table}
+    return table if names and all(n in composed or _is_composite(n) for n in names) else {}
 
 
 def _one_by_one(x: Tensor, dim: Sequence[int], keepdim: bool, largest: bool) -> Tensor:
@@ -78,6 +78,15 @@ _WHERE_REFUSED: dict[Any, Callable[..., Tensor]] = {
 
 def _is_composite(name: str) -> bool:
     """Whether torch has no kernel of its own for it (swapdims, hsplit): decomposed in any case."""
-    packet, _, overload = name.removeprefix("aten.").partition(".")
-    found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+    found = _overload(name)
     return found is not None and rule_for(name) is None and bool(found._can_decompose())
+
+
+def _out_of_place(name: str) -> str:
+    found = _overload(name)
+    return name if found is None else str(functional(found))
+
+
+def _overload(name: str) -> Any:
+    packet, _, overload = name.removeprefix("aten.").partition(".")
+    return getattr(getattr(torch.ops.aten, packet, None), overload, None)
