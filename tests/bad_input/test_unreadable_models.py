@@ -37,7 +37,7 @@ class Branch(nn.Module):
 
 class Complex(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft(x).abs()
+        return torch.fft.fft(x)
 
 
 class Integer(nn.Module):
@@ -67,11 +67,47 @@ class Gram(nn.Module):
         return (x @ x.mT) @ x
 
 
+class Sign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sign(x) * x
+
+
+class Straight(nn.Module):
+    """Quantised, with a straight-through gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (torch.round(x) - x).detach()
+
+
+class Nearest(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x[:, None, None, :2]
+        return nn.functional.grid_sample(x[:, None, None], grid, "nearest", align_corners=False)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(4)
+
+
+class Kept(nn.Module):
+    """What a boolean index keeps has a size that only its values tell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x[:, torch.tensor([True, False, True, True])]
+
+
 CASES: dict[str, tuple[nn.Module, str]] = {
     "no rule": (Unknown(), "special_bessel_j0"),
     "integers from activations": (Integer(), "int64"),
     "a comparison of activations": (Compared(), "torch.bool"),
     "complex numbers": (Complex(), "complex"),
+    "a sign": (Sign(), "jumps"),
+    "hardshrink": (nn.Hardshrink(), "softshrink"),
+    "rounding": (Straight(), "jumps"),
+    "the nearest entry": (Nearest(), "jumps"),
+    "random numbers": (Noisy(), "random"),
+    "a boolean index": (Kept(), "nonzero"),
     "no batch axis left": (NoBatch(), "no batch axis"),
     "samples times samples": (Gram(), "mixes the samples"),
 }
@@ -85,7 +121,8 @@ def test_the_error_names_node_module_and_line(name: str) -> None:
     assert caught.value.offenders
     assert word in str(caught.value)
     assert any(
-        o.module == "body.1" and o.source.startswith("test_unreadable_models.py:")
+        o.module == "body.1"
+        and o.source.startswith(("test_unreadable_models.py:", "activation.py:"))
         for o in caught.value.offenders
     ), caught.value
 

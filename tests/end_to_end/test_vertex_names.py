@@ -114,3 +114,29 @@ def test_star_arguments_are_inputs_of_their_own(extra: int) -> None:
     assert len(sheaf.inputs) == extra + 1
     other = tuple(randn(10 + i, 7, 3) for i in range(extra + 1))  # another batch size
     assert torch.equal(ts.harmonic_extension(ts.hold(sheaf, other)).output, model(*other))
+
+
+def test_a_module_of_several_vertices_says_what_leaves_it() -> None:
+    """Whoever patches with hooks names modules: the vertex with that value is named in return."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x + self.mlp(x))
+
+    model, x = nn.Sequential(*[Block() for _ in range(9)]).double(), randn(1, 5, 4)
+    sheaf, seen = ts.encode(model, x), {}
+    model[3].register_forward_hook(lambda m, given, y: seen.update(y=y))
+    model(x)
+    with pytest.raises(ValueError, match=r"what leaves the module of that name is '3\.tanh'"):
+        sheaf.vertex("3")
+    assert torch.equal(sheaf.forward(x)["3.tanh"], seen["y"])
+    with pytest.raises(ValueError, match=r"is '3\.mlp\.2'"):
+        ts.hold(sheaf, x).pin(ts.Pin("3.mlp", 0.0))
+    with pytest.raises(ValueError, match=r"one of 46 vertices, such as .*'?3\.mlp\.2"):
+        sheaf.vertex("3.mlp.22")
+    with pytest.raises(ValueError, match=r"one of the 46 in list"):
+        sheaf.vertex("nothing like it")

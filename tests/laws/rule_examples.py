@@ -44,7 +44,42 @@ _UNARY = (
 
 ARGUMENTS: dict[str, Call] = {
     **{f"aten.{name}.default": call(s(2, 3)) for name in _UNARY},
-    **{f"aten.{name}.default": call(t(2, 3)) for name in ("log1p", "log2", "reciprocal")},
+    **{
+        f"aten.{name}.default": call(t(2, 3))
+        for name in ("log1p", "log2", "log10", "reciprocal", "sinc", "lgamma", "digamma")
+    },
+    **{
+        f"aten.{name}.default": call(0.3 * t(2, 3))
+        for name in ("asin", "acos", "atanh", "erfc", "erfinv", "logit")
+    },
+    "aten.acosh.default": call(1.5 + t(2, 3)),
+    "aten.logcumsumexp.default": call(s(2, 4), 1),
+    "aten.logaddexp2.default": call(s(2, 3), t(2, 3)),
+    "aten.xlogy.Tensor": call(s(2, 3), t(2, 3)),
+    "aten.linalg_inv.default": call(s(2, 3, 3)),
+    "aten.linalg_det.default": call(s(2, 3, 3)),
+    "aten.linalg_solve.default": call(s(2, 3, 3), t(2, 3, 2)),
+    "aten.matrix_exp.default": call(s(2, 3, 3)),
+    # values taken in an order
+    "aten.topk.default": call(s(2, 5), 2),
+    "aten.sort.default": call(s(2, 5), 1, True),
+    "aten.sort.stable": call(s(2, 5), stable=True),
+    "aten.kthvalue.default": call(s(2, 5), 2, 1),
+    "aten.median.dim": call(s(2, 5), 1),
+    "aten.cummax.default": call(s(2, 5), 1),
+    "aten.cummin.default": call(s(2, 5), 1),
+    "aten.msort.default": call(s(5, 2)),
+    "aten.rrelu.default": call(s(2, 5), 0.1, 0.5),
+    "aten.adaptive_max_pool1d.default": call(s(2, 2, 7), [3]),
+    "aten.adaptive_max_pool3d.default": call(s(1, 2, 3, 4, 3), [2, 2, 1]),
+    "aten.max_pool1d_with_indices.default": call(s(2, 2, 7), [3], [2]),
+    "aten.max_pool2d_with_indices.default": call(s(1, 2, 5, 4), [2, 2]),
+    "aten.max_pool3d_with_indices.default": call(s(1, 1, 3, 4, 4), [2, 2, 2]),
+    "aten.scatter.value": call(s(2, 3), 1, torch.tensor([[0], [2]]), 2.0),
+    "aten.grid_sampler.default": call(s(2, 1, 4, 4), 0.5 * s(2, 3, 2, 2), 0, 0, False),
+    "aten.scatter_reduce.two": call(
+        s(2, 3), 1, torch.tensor([[0, 0, 2], [2, 1, 2]]), t(2, 3), "amax"
+    ),
     "aten._log_softmax.default": call(s(2, 3), -1, False),
     "aten._softmax.default": call(s(2, 3), -1, False),
     "aten.add.Scalar": call(s(2, 3), 2.0),

@@ -47,7 +47,7 @@ class Maxima:
         inside = windows.inside if numbers is None else numbers[windows.inside]
         sign = force.new_full((len(inside), 1), windows.sign)
         tied, selected = windows.tied(z), windows.chosen(selection)
-        pull = windows.sign * force.flatten(1)
+        pull = windows.sign * coordinates(force)
         rank = inside * KNUTH % 2**32
         return cls(inside + first, windows.valid, sign, tied, selected, pull, rank)
 

@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from torchsheaf.cochain import coordinates
 from torchsheaf.network import Gate, WindowGate
 from torchsheaf.network.gates import ExtremeGate
 
@@ -55,7 +56,7 @@ class Windows:
         """Which entry a gate's selection takes, as a mask `(batch, W, K)`."""
         if self.spatial is None:
             entries = torch.arange(self.inside.shape[1], device=self.inside.device)
-            return selection.flatten(1)[..., None] == entries
+            return coordinates(selection)[..., None] == entries
         position = selection.flatten(1) + self.inside[:, 0] // self.spatial * self.spatial
         return (self.inside == position[..., None]) & self.valid
 

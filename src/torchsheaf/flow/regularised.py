@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchsheaf.boundary import Problem
 from torchsheaf.boundary.windows import Windows
+from torchsheaf.cochain import coordinates
 from torchsheaf.network import ScalarGate
 from torchsheaf.network.differential import Differential, Selected
 from torchsheaf.network.gates import SlopeGate
@@ -94,7 +95,7 @@ class Shared(Differential):
         return taken.sum(-1).reshape(self.shape)
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
-        given = (self.share * cotangent.flatten(1)[..., None]).flatten(1)
+        given = (self.share * coordinates(cotangent)[..., None]).flatten(1)
         where = self.inside.flatten().expand(len(given), -1)
         out = torch.zeros_like(self.z).flatten(1).scatter_add(1, where, given)
         return {self.operand: out.reshape(self.z.shape)}

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
-from torchsheaf.network.rules import Kind, functional, rule_for
+from torchsheaf.network.rules import Kind, Rule, functional, rule_for
 
 
 def writes_into_views(program: ExportedProgram) -> bool:
@@ -121,13 +121,23 @@ def recurrent(*args: Any) -> Any:
         torch.backends.mkldnn.enabled = before
 
 
-def rewriting(op_name: str, kwargs: Mapping[str, Any]) -> str | None:
-    """Why a call that writes into the model's own tensors cannot be read; None for others."""
-    if op_name == "aten.embedding_renorm.default":
+def rewriting(target: Any, kwargs: Mapping[str, Any]) -> str | None:
+    """Why a call that writes into the model's own tensors, or draws numbers, cannot be read."""
+    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        return "it draws random numbers at every call; pass them as an input, or draw them once"
+    if str(target) == "aten.embedding_renorm.default":
         return "max_norm rewrites weights at every call; build the embedding without max_norm"
     if "out" in kwargs:
         return "it rewrites a buffer at every call: call model.eval() first"
     return None
+
+
+def chooses(rule: Rule, value: Any) -> bool:
+    """Whether a call returns (values, indices), as maxima and sorts do."""
+    if not isinstance(value, tuple | list):
+        return False
+    indices = [v for v in value[1:] if isinstance(v, Tensor) and not v.is_floating_point()]
+    return rule.gate is not None or (len(value) > 1 and len(indices) == len(value) - 1)
 
 
 def first_of(target: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node as FxNode
 
 from torchsheaf.cochain import is_finite
 from torchsheaf.network.calls import close_no_grad, restore_batch_norm, writes_into_views
@@ -19,14 +20,16 @@ from torchsheaf.network.completeness import (
     check_faithful,
     check_still,
     kept_buffers,
+    layer_by_layer,
     run,
 )
 from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.infinite import infinite_values
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
 from torchsheaf.network.placement import placement, require_beside
 from torchsheaf.network.reader import Reader
-from torchsheaf.network.rules.composed import COMPOSED
+from torchsheaf.network.rules.composed import COMPOSED, compositions
 
 
 def read_network(
@@ -45,6 +48,8 @@ def read_network(
     line; `ValueError` for non-finite weights or inputs, and for inputs on which the model itself
     fails, with its own words.
 
+    An operation without a rule is read as torch composes it of others, where all of those have one.
+
     Cost: one `torch.export` (seconds for large models), two forward passes, and three more on
     two samples, which must not see each other.
     """
@@ -57,10 +62,11 @@ def read_network(
     _refuse_other_kind(model, inputs)
     module = model.module() if isinstance(model, ExportedProgram) else model
     # first of all: tracing what cannot run fails with a long log
-    returned, changed = run(module, inputs)
-    with kept_buffers(module):
+    with layer_by_layer():
+        returned, changed = run(module, inputs)
+    with kept_buffers(module), layer_by_layer():
         program, fixed = _export(model, inputs)
-        network = _read(program, module, fixed, fused)
+        network = _read_composed(program, module, fixed, fused)
         check_still(network, changed)
         if isinstance(model, nn.Module):
             check_complete(network, model, unused_parameters)
@@ -181,15 +187,36 @@ def _static_batch(program: ExportedProgram) -> int | None:
     return None
 
 
+def _read_composed(
+    program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool
+) -> Network:
+    """The program as it is, or with what has no rule written as torch composes it of others."""
+    try:
+        return _read(program, module, fixed, fused)
+    except UnsupportedModel as refused:
+        others = compositions(o.node for o in refused.offenders)
+        if not others:
+            raise
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                composed = program.run_decompositions(others)
+            restore_batch_norm(composed)
+            return _read(composed, module, fixed, fused)
+        except Exception:
+            raise refused from None  # in the words of the model as it was written
+
+
 def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused: bool) -> Network:
     states = _states(program, module)
     learnable = frozenset(n for n, _ in module.named_parameters(remove_duplicate=False))
+    signature = program.graph_signature
+    specs = {s.arg.name: s for s in signature.input_specs}
     reader = Reader(
         fused=fused, fixed_batch=fixed, states=states, learnable=learnable,
         normalisations=normalisations(program.graph),
+        infinite=infinite_values(program.graph, _held(program, states)),
     )  # fmt: skip
-    signature = program.graph_signature
-    specs = {s.arg.name: s for s in signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = specs[node.name]
@@ -209,6 +236,18 @@ def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused:
             returned = zip(node.args[0], signature.output_specs, strict=True)
             reader.add_output([o for o, s in returned if s.kind is OutputKind.USER_OUTPUT])
     return reader.finish(module)
+
+
+def _held(program: ExportedProgram, states: Mapping[str, Any]) -> dict[FxNode, Tensor]:
+    """The tensors behind the placeholders that are no parameters."""
+    specs = {s.arg.name: s for s in program.graph_signature.input_specs}
+    found: dict[FxNode, Tensor] = {}
+    for node in program.graph.find_nodes(op="placeholder"):
+        entry = states.get(specs[node.name].target or "")
+        tensor = entry if isinstance(entry, Tensor) or entry is None else getattr(*entry)
+        if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+            found[node] = tensor
+    return found
 
 
 def _states(program: ExportedProgram, module: nn.Module) -> dict[str, tuple[Any, str] | Tensor]:

@@ -48,6 +48,17 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
                     t.copy_(before[name])
 
 
+@contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """Transformers compute what their layers say: torch's fused kernels put 0 at padded places."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def check_still(network: Network, changed: set[str]) -> None:
     """Raise `UnsupportedModel` when the model's forward rewrites a buffer that its values read."""
     for node in network.nodes:

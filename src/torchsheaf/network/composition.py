@@ -90,6 +90,11 @@ class Composition(Differential):
         return result, arriving
 
 
+def is_complex(value: Any) -> bool:
+    """Whether it is a tensor of complex numbers."""
+    return isinstance(value, Tensor) and value.is_complex()
+
+
 def _accumulate(total: Any, g: Any) -> Any:
     if total is None:
         return g
@@ -112,7 +117,7 @@ def differential(
         selection = selections[op.name] if op.name in selections else gate.select(z)
         return Selected(op.operands[0], gate, selection, z)
     site = Site(op, args, kwargs, operands)
-    if op.rule.shortcut is not None:
+    if op.rule.shortcut is not None and not any(map(is_complex, args)):  # they are of real numbers
         short = op.rule.shortcut(site)
         if short is not None:
             return short

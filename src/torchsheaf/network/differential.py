@@ -36,7 +36,8 @@ class Differential(ABC):
 class Tangent(Differential):
     """Any C¹ operation, linearised by `torch.func` at its operands; never a dense Jacobian.
 
-    Cost of `push`: one forward-mode evaluation; of `pull`: one reverse pass (the forward pass
+    Cost of `push`: one forward-mode evaluation (two reverse passes where torch has no forward mode
+    of the operation); of `pull`: one reverse pass (the forward pass
     behind it is done once).
     """
 
@@ -47,7 +48,19 @@ class Tangent(Differential):
         # forward mode cannot write to an expanded tensor, whose entries share memory
         primals = tuple(p.contiguous() for p in self.operands.values())
         given = tuple(tangents.get(n, torch.zeros_like(p)) for n, p in self.operands.items())
-        return torch.func.jvp(self.function, primals, given)[1]
+        try:
+            return torch.func.jvp(self.function, primals, given)[1]
+        except NotImplementedError:
+            return self._transposed(given)
+
+    def _transposed(self, tangents: tuple[Tensor, ...]) -> Tensor:
+        """J u without a forward mode: g ↦ Jᵀ g is linear, and its transpose at any g is J."""
+
+        def adjoint(g: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.vjp(self.function, *self.operands.values())[1](g)
+
+        (pushed,) = torch.func.vjp(adjoint, torch.zeros_like(self.value))[1](tangents)
+        return pushed
 
     @cached_property
     def _traced(self) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:

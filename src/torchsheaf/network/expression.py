@@ -27,3 +27,22 @@ class Expression:
 def merged(used: Sequence[Expression]) -> tuple[Operation, ...]:
     """The operations of several expressions, each once."""
     return tuple({op.name: op for e in used for op in e.operations}.values())
+
+
+def kind_of_all(operations: Sequence[Operation], kind: Kind, *, several: bool) -> tuple[Kind, bool]:
+    """The kind of a map that ends in an operation of that kind, and whether it is affine in pieces.
+
+    More than relabellings may be folded in front: masks, complex numbers, steps of a normalisation,
+    gates in the fused form. `several`: whether the map has several real parents.
+    """
+    *before, last = [
+        op for op in operations if op.operands and op.rule.kind is not Kind.RESHAPE
+    ] or [operations[-1]]
+    inner = [op for op in before if op.rule.gate is None]
+    pieces = all(op.rule.additive or op.rule.kind_of(op) is Kind.AFFINE for op in inner)
+    if kind is Kind.RESHAPE:
+        kind = last.rule.kind_of(last)
+    constant = kind in (Kind.AFFINE, Kind.GATE) or (kind is Kind.JOIN and last.rule.additive)
+    if inner and kind is not Kind.GATE:
+        kind = Kind.JOIN if several else kind if pieces and constant else Kind.SMOOTH
+    return kind, constant and pieces

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsheaf.draws import standard_normal
+from torchsheaf.network.calls import chooses, first_of
 from torchsheaf.network.composition import differential
 from torchsheaf.network.operation import Operation, Value
 from torchsheaf.network.rules import Kind, Rule
@@ -127,6 +128,8 @@ def _example(
         symbolic.append(leaf)
         full.append(value)
     kwargs = {k: v.to(torch.float64) if _floats(v) else v for k, v in kwargs.items()}
+    if rule.gate is None and chooses(rule, target(*full, **kwargs)):
+        target = first_of(target)
     operands = () if rule.constant else tuple(scope)
     return Operation("%op", target, tuple(symbolic), kwargs, operands, rule), scope, full
 

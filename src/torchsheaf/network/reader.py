@@ -5,21 +5,23 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
+from torchsheaf.network.batch import Batch
 from torchsheaf.network.batch_first import is_back, placed
-from torchsheaf.network.calls import first_of, rewriting, settled
+from torchsheaf.network.calls import chooses, first_of, rewriting, settled
+from torchsheaf.network.composition import is_complex
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
-from torchsheaf.network.expression import Expression, merged
-from torchsheaf.network.layout import PROBE_BATCH, Layout, Stalk, candidates, probe, settle
+from torchsheaf.network.expression import Expression, kind_of_all, merged
+from torchsheaf.network.layout import Layout, Stalk
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
-from torchsheaf.network.operation import Operation, Size, State, Value
+from torchsheaf.network.operation import Operation, State, Value
 from torchsheaf.network.rules import Kind, Rule, functional, rule_for
+from torchsheaf.network.rules.jumps import CHOSEN, no_rule, no_tangent
 
 _IDENTITY = Rule(Kind.RESHAPE)
 _FOLDED = Rule(Kind.RESHAPE)  # arithmetic on held values alone: evaluated, never linearised
@@ -29,20 +31,22 @@ class Reader:
     """Collects nodes; every call either becomes a vertex or is folded into the one that uses it.
 
     `states` are the model's tensors by name and `learnable` the names of its parameters;
-    `normalisations` the calls that end one, with the steps that are folded into it.
+    `normalisations` the calls that end one, with the steps that are folded into it; `infinite` the
+    calls whose values no vertex can hold, folded too.
     """
 
     def __init__(
         self, *, fused: bool, fixed_batch: int | None, states: dict[str, Any],
         learnable: frozenset[str], normalisations: Mapping[FxNode, frozenset[FxNode]],
+        infinite: frozenset[FxNode] = frozenset(),
     ) -> None:  # fmt: skip
         self._fused = fused
-        self._batch: int | sympy.Symbol | None = fixed_batch
+        self._batch = Batch(fixed_batch)
         self._fixed = fixed_batch
         self._states = states
         self._learnable = learnable
         self._normalisations = normalisations
-        self._inside = frozenset().union(*normalisations.values())
+        self._inside = infinite.union(*normalisations.values())
         self._env: dict[FxNode, Expression] = {}
         self._results: dict[FxNode, list[Expression]] = {}
         self._names: dict[FxNode, str] = {}
@@ -54,7 +58,6 @@ class Reader:
         self._positions: list[int] = []
         self._offenders: list[Offender] = []
         self._maxima: set[FxNode] = set()
-        self._same: dict[Any, Any] = {}
 
     def add_input(self, node: FxNode) -> None:
         """A user input: a vertex if it is a tensor, a constant otherwise."""
@@ -62,13 +65,7 @@ class Reader:
         if not isinstance(value, Tensor):
             self._env[node] = Expression(value)
             return
-        size: Any = value.shape[0]
-        if not isinstance(size, int):
-            symbol = size.node.expr
-            self._batch = symbol if self._batch is None else self._batch
-            self._same[symbol] = self._batch  # inputs that never meet have symbols of their own
-        elif self._batch is None:
-            self._batch = size
+        self._batch.meet(value.shape[0])
         name = self._name(node)
         self._inputs[name] = tuple(int(s) for s in value.shape[1:])
         self._stalks[name] = self._inputs[name], value.dtype, value.device
@@ -84,7 +81,7 @@ class Reader:
         """An operation; unreadable ones are collected and reported together."""
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int):
-            self._env[node] = Expression(self._size(value))
+            self._env[node] = Expression(self._batch.size(value))
             return
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline(node)
@@ -108,6 +105,9 @@ class Reader:
                 continue
             expression = self._env[node]
             if not expression.live or not isinstance(node.meta.get("val"), Tensor):
+                continue
+            if is_complex(node.meta["val"]):
+                self._offend(node, f"output {i} is complex; return torch.view_as_real of it")
                 continue
             self._positions.append(i)
             if expression.operations or expression.leaf.name in self._inputs:
@@ -178,33 +178,33 @@ class Reader:
         if source not in self._maxima:
             return None
         if node.args[1] != 0 and node.users:
-            raise Unreadable("the indices of a maximum cannot carry a tangent")
+            raise Unreadable(CHOSEN)
         return self._env[source]
 
     def _call(self, node: FxNode) -> Expression:
         target = functional(node.target)
         op_name = "getitem" if target is operator.getitem else str(target)
         used = [self._env[n] for n in node.all_input_nodes]
-        rule = rule_for(op_name)
+        from_complex = any(is_complex(n.meta.get("val")) for n in node.all_input_nodes)
+        rule = rule_for(op_name, of_complex=from_complex)
         used_parents = tuple(dict.fromkeys(p for e in used for p in e.parents))
-        live = any(e.live for e in used) and not (rule is not None and rule.constant)
+        live = any(self._env[n].live for n in _valued(node, rule))
         args = tuple(self._symbolic(a) for a in node.args)
         kwargs = {k: self._symbolic(v) for k, v in node.kwargs.items()}
         value = node.meta.get("val")
         if not live:
             return self._held(node, op_name, target, args, kwargs, used, used_parents)
-        if isinstance(value, Tensor) and not value.is_floating_point():
-            raise Unreadable(
-                f"an intermediate value of type {value.dtype}, computed from activations, cannot "
-                "carry a tangent"
-            )
+        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+            if not node.users:
+                return Expression(None)
+            raise Unreadable(no_tangent(value.dtype))
         if rule is None:
-            raise Unreadable("no rule for this operation; see torchsheaf.register_rule")
+            raise Unreadable(no_rule(op_name))
         target, args = settled(target, args, node)
         reason = rule.refuse(tuple(node.args), node.kwargs) if rule.refuse else None
         if reason:
             raise Unreadable(reason)
-        if rule.gate is not None and isinstance(value, tuple | list):
+        if value is not None and chooses(rule, value):
             self._maxima.add(node)
             value, target = value[0], first_of(target)
         operation = self._operation(node, target, args, kwargs, used, rule)
@@ -215,10 +215,11 @@ class Reader:
         kind = pending or rule.kind_of(operation)
         if rule.kind is not Kind.RESHAPE and isinstance(value, tuple | list):
             return Expression(Value(operation.name), operations, used_parents, True, kind)
-        inside = node in self._inside
+        inside = node in self._inside or is_complex(value)
         if inside and isinstance(value, Tensor):
             self._layout(value, operations, used_parents)  # refuses what mixes samples
-        if kind is Kind.RESHAPE or inside or (self._fused and kind is Kind.GATE):
+        relabels = kind is Kind.RESHAPE and not from_complex  # which end in a vertex
+        if relabels or inside or (self._fused and kind is Kind.GATE):
             return Expression(Value(operations[-1].name), operations, used_parents, True)
         if node in self._normalisations:
             op_name, kind = "normalise", Kind.SMOOTH
@@ -250,7 +251,7 @@ class Reader:
         parents: tuple[str, ...],
     ) -> Expression:
         """No activation enters: folded, unless parameters meet held integers (an embedding)."""
-        if reason := rewriting(op_name, kwargs):
+        if reason := rewriting(target, kwargs):
             raise Unreadable(reason)
         operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
         operations = (*merged(used), operation)
@@ -294,7 +295,9 @@ class Reader:
             forth, back = layout.operations(name, operations[-1].name)
             operations = operations if already else (*operations, forth)
             expression = Expression(Value(back.name), (back,), (name,), True)
-        constant = kind in (Kind.AFFINE, Kind.GATE) or (kind is Kind.JOIN and last.rule.additive)
+        stalks = [self._stalks[p] for p in parents if p in self._stalks]  # without those refused
+        several = sum(dtype.is_floating_point for _, dtype, _ in stalks) > 1
+        kind, constant = kind_of_all(operations, kind, several=several)
         self._stalks[name] = shape, value.dtype, value.device
         self._nodes.append(
             Node(
@@ -315,7 +318,7 @@ class Reader:
         try:
             layout, shape = self._layout(value, operations, expression.parents)
         except Unreadable as problem:
-            raise UnsupportedModel(f"output {name!r} has no batch axis: {problem}") from None
+            raise UnsupportedModel(f"output {name!r}: {problem}") from None
         if not layout.is_batch_first:
             raise UnsupportedModel(
                 f"the first axis of output {name!r} is not the batch axis; transpose it in the "
@@ -333,22 +336,9 @@ class Reader:
         self, value: Tensor, operations: tuple[Operation, ...], parents: tuple[str, ...]
     ) -> tuple[Layout, tuple[int, ...]]:
         """Where the batch lies in a value, and the stalk's shape."""
-        sizes = [self._expr(s) for s in value.shape]
-        assert self._batch is not None
-        found = list(candidates(sizes, self._batch))
-        if not found:
-            raise Unreadable(f"its value has shape {tuple(value.shape)}, with no batch axis in it")
-        if len(found) > 1 and self._offenders:
-            return found[0], found[0].shape(sizes)  # the model is refused anyway
-        layout: Layout | None = found[0]
-        if len(found) > 1:
-            batch = self._fixed or PROBE_BATCH
-            stalks = {p: self._stalks[p] for p in parents}
-            touched = probe(operations, stalks, self._state, batch)
-            layout = settle(found, touched, batch)
-        if layout is None:
-            raise Unreadable("it mixes the samples of a batch; a sheaf is one per sample")
-        return layout, layout.shape(sizes)
+        guess = bool(self._offenders)  # the model is refused anyway
+        stalks = {} if guess else {p: self._stalks[p] for p in parents}
+        return self._batch.layout(value, operations, stalks, self._state, guess=guess)
 
     def _state(self, name: str) -> Tensor:
         entry = self._states[name]
@@ -371,7 +361,7 @@ class Reader:
         if isinstance(arg, FxNode):
             return self._env[arg].leaf
         if isinstance(arg, torch.SymInt):
-            return self._size(arg)
+            return self._batch.size(arg)
         if isinstance(arg, slice):
             parts = (arg.start, arg.stop, arg.step)
             return slice(*(self._symbolic(p) for p in parts))
@@ -379,13 +369,11 @@ class Reader:
             return type(arg)(self._symbolic(a) for a in arg)
         return arg
 
-    def _expr(self, size: int | torch.SymInt) -> Any:
-        merged = {s: b for s, b in self._same.items() if s != b}
-        return size if isinstance(size, int) else size.node.expr.subs(merged)
 
-    def _size(self, value: int | torch.SymInt) -> Any:
-        expr = self._expr(value)
-        if isinstance(expr, int) or not expr.free_symbols:
-            return int(expr)
-        function = sympy.lambdify(self._batch, expr, modules="math")
-        return Size(lambda b: int(function(b)), str(expr))
+def _valued(node: FxNode, rule: Rule | None) -> list[FxNode]:
+    """The arguments whose values matter, and not their shape alone."""
+    if rule is None or not (rule.constant or rule.shaped_by):
+        return node.all_input_nodes
+    if rule.constant:
+        return []
+    return [a for i, a in enumerate(node.args) if isinstance(a, FxNode) and i not in rule.shaped_by]

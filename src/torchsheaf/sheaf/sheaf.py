@@ -1,5 +1,6 @@
 """The sheaf of a network: cells, restriction maps at a state, residual."""
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +105,28 @@ class Sheaf:
         if name == "output":
             several = ", ".join(self.outputs)
             raise ValueError(f"this model has {len(self.outputs)} outputs; write one of: {several}")
-        raise ValueError(f"no vertex named {name!r}; write one of: {', '.join(self.vertices)}")
+        raise ValueError(f"no vertex named {name!r}; {self._instead(name)}")
+
+    def _instead(self, name: str) -> str:
+        """What to write where no vertex has that name: what leaves a module, or the like."""
+        inside = {n.name for n in self.network.nodes if f"{n.module}.".startswith(f"{name}.")}
+        leaving = [
+            v for v in self.vertices
+            if v in inside and (v in self.outputs or not inside.issuperset(self.children[v]))
+        ]  # fmt: skip
+        if leaving:
+            return f"what leaves the module of that name is {' and '.join(map(repr, leaving))}"
+        known = list(self.vertices)
+        if len(known) <= 40:
+            return f"write one of: {', '.join(known)}"
+        alike = [v for v in known if v.endswith(f".{name}")]
+        alike += difflib.get_close_matches(str(name), known, n=8)
+        return (
+            f"write one of {len(known)} vertices, such as {', '.join(dict.fromkeys(alike))}; "
+            "list(sheaf.vertices) has them all"
+            if alike
+            else f"write one of the {len(known)} in list(sheaf.vertices)"
+        )
 
     def input(self, name: str) -> str:
         """An input vertex by its name, or by its argument's: "x" for "input.x"."""

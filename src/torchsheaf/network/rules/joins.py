@@ -82,6 +82,7 @@ JOINS: dict[str, Rule] = {
     "aten.index_add.default": _ADDITIVE,
     "aten.index_copy.default": _ADDITIVE,
     "aten.scatter.src": _ADDITIVE,
+    "aten.scatter.value": _ADDITIVE,
     "aten.scatter_add.default": _ADDITIVE,
     "aten.slice_scatter.default": _ADDITIVE,
     "aten.select_scatter.default": _ADDITIVE,

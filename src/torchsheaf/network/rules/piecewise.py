@@ -13,7 +13,7 @@ from torchsheaf.network.gates import (
     WindowGate,
 )
 from torchsheaf.network.operation import Operation
-from torchsheaf.network.rules.rule import Kind, Rule
+from torchsheaf.network.rules.rule import Kind, Rule, training_flag
 
 
 def _scalar(breakpoints: tuple[float, ...], slopes: tuple[float, ...]) -> GateFactory:
@@ -80,8 +80,18 @@ def _max_pool(spatial: int) -> GateFactory:
     return build
 
 
-def _adaptive_max_pool2d(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
-    return WindowGate(lambda z: F.adaptive_max_pool2d(z, args[1], return_indices=True), 2)
+def _adaptive_max_pool(spatial: int) -> GateFactory:
+    pool: Any = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+
+    def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+        return WindowGate(lambda z: pool[spatial](z, args[1], return_indices=True), spatial)
+
+    return build
+
+
+def _rrelu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
+    low, high = (*args[1:3], 1 / 8, 1 / 3)[:2] if len(args) != 2 else (args[1], 1 / 3)
+    return ScalarGate((0.0,), ((float(low) + float(high)) / 2, 1.0))
 
 
 def _extreme(largest: bool) -> GateFactory:
@@ -123,7 +133,15 @@ PIECEWISE: dict[str, Rule] = {
     "aten.max_pool1d.default": _gate(_max_pool(1)),
     "aten.max_pool2d.default": _gate(_max_pool(2)),
     "aten.max_pool3d.default": _gate(_max_pool(3)),
-    "aten.adaptive_max_pool2d.default": _gate(_adaptive_max_pool2d),
+    "aten.max_pool1d_with_indices.default": _gate(_max_pool(1)),
+    "aten.max_pool2d_with_indices.default": _gate(_max_pool(2)),
+    "aten.max_pool3d_with_indices.default": _gate(_max_pool(3)),
+    "aten.adaptive_max_pool1d.default": _gate(_adaptive_max_pool(1)),
+    "aten.adaptive_max_pool2d.default": _gate(_adaptive_max_pool(2)),
+    "aten.adaptive_max_pool3d.default": _gate(_adaptive_max_pool(3)),
+    "aten.rrelu.default": Rule(
+        Kind.GATE, gate=_rrelu, refuse=training_flag(3, "training", "randomised ReLU")
+    ),
     "aten.amax.default": Rule(Kind.GATE, gate=_extreme(True), refuse=_one_axis),
     "aten.max.dim": _gate(_extreme(True)),
     "aten.min.dim": _gate(_extreme(False)),

@@ -31,13 +31,20 @@ RELABELLINGS: dict[str, Rule] = {
     "getitem": _RESHAPE,
     "aten.detach.default": Rule(Kind.RESHAPE, stops=True),
     **{
+        f"aten.{name}": Rule(Kind.RESHAPE, shaped_by=(1,))
+        for name in (
+            "view_as.default", "reshape_as.default", "expand_as.default", "type_as.default",
+            "to.other",
+        )
+    },
+    **{
         f"aten.{name}.default": _DROPOUT
         for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
     },
     **{
         f"aten.{name}": _RESHAPE
         for name in (
-            "view_as.default", "reshape_as.default", "expand_as.default", "permute.default",
+            "permute.default",
             "transpose.int", "t.default", "mT.default", "slice.Tensor", "select.int",
             "expand.default", "repeat.default", "repeat_interleave.self_int", "contiguous.default",
             "clone.default", "alias.default",
@@ -49,7 +56,7 @@ RELABELLINGS: dict[str, Rule] = {
             "unfold.default", "im2col.default", "pixel_shuffle.default",
             "pixel_unshuffle.default", "channel_shuffle.default", "tile.default",
             "atleast_1d.default", "_to_copy.default", "to.dtype", "to.dtype_layout", "to.device",
-            "to.other", "type_as.default", "broadcast_to.default",
+            "broadcast_to.default",
         )
     },
     **{

@@ -67,7 +67,8 @@ class Rule:
     `kind` holds when one activation enters. `linear_in`: the argument positions in which it is
     affine on its own (a single activation there makes it affine). `additive`: it is jointly affine
     in all activations (add, cat), so a join of this kind has constant blocks. `constant`: only the
-    shape of its argument matters (zeros_like). `refuse` returns a reason when these arguments
+    shape of its argument matters (zeros_like); `shaped_by`: only that of the arguments at these
+    positions (expand_as). `refuse` returns a reason when these arguments
     cannot be read (dropout in training mode, say). `stops`: autograd sends no gradient through it,
     though the map has a derivative (detach).
     """
@@ -80,6 +81,7 @@ class Rule:
     refuse: Refusal | None = None
     constant: bool = False
     stops: bool = False
+    shaped_by: tuple[int, ...] = ()
 
     def kind_of(self, operation: Operation) -> Kind:
         """A join when several activations enter; affine when one enters an affine position."""

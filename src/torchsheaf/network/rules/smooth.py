@@ -14,16 +14,54 @@ _POINTWISE = (
     "hardswish.default", "exp.default", "exp2.default", "expm1.default", "log.default",
     "log2.default", "log1p.default", "sin.default", "cos.default", "tan.default", "atan.default",
     "asinh.default", "sinh.default", "cosh.default", "erf.default", "square.default",
-    "sqrt.default", "rsqrt.default", "reciprocal.default", "pow.Tensor_Scalar",
+    "sqrt.default", "rsqrt.default", "reciprocal.default", "pow.Tensor_Scalar", "asin.default",
+    "acos.default", "acosh.default", "atanh.default", "erfc.default", "erfinv.default",
+    "log10.default", "logit.default", "sinc.default", "lgamma.default", "digamma.default",
 )  # fmt: skip
 
 _DENSE = (
-    "softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default",
-    "logsumexp.default", "rms_norm.default", "group_norm.default", "var.correction", "var.dim",
-    "std.dim", "std.correction", "var_mean.correction", "linalg_vector_norm.default",
-    "norm.ScalarOpt_dim", "prod.dim_int", "glu.default", "pow.Tensor_Tensor", "pow.Scalar",
-    "atan2.default", "hypot.default", "logaddexp.default", "gru_cell.default", "lstm_cell.default",
-    "rnn_tanh_cell.default", "rnn_relu_cell.default", "cumprod.default",
+    "softmax.int",
+    "_softmax.default",
+    "log_softmax.int",
+    "_log_softmax.default",
+    "logsumexp.default",
+    "rms_norm.default",
+    "group_norm.default",
+    "var.correction",
+    "var.dim",
+    "std.dim",
+    "std.correction",
+    "var_mean.correction",
+    "linalg_vector_norm.default",
+    "norm.ScalarOpt_dim",
+    "prod.dim_int",
+    "glu.default",
+    "pow.Tensor_Tensor",
+    "pow.Scalar",
+    "atan2.default",
+    "hypot.default",
+    "logaddexp.default",
+    "gru_cell.default",
+    "lstm_cell.default",
+    "rnn_tanh_cell.default",
+    "rnn_relu_cell.default",
+    "cumprod.default",
+    "logcumsumexp.default",
+    "logaddexp2.default",
+    "xlogy.Tensor",
+    "scatter_reduce.two",
+    "linalg_inv.default",
+    "linalg_det.default",
+    "linalg_cholesky.default",
+    "linalg_solve.default",
+    "matrix_exp.default",
+)
+
+# (values, indices): the values are continuous and take entries of x, another choice of them where
+# two are equal. As smooth edges they have no pattern that could be frozen; indices are refused.
+_SORTED = (
+    "topk.default", "sort.default", "sort.stable", "kthvalue.default", "median.dim",
+    "cummax.default", "cummin.default", "msort.default",
 )  # fmt: skip
 
 
@@ -42,6 +80,12 @@ def _instance_norm(args: tuple[Any, ...], kwargs: Any) -> str | None:
     return None
 
 
+def _nearest(args: tuple[Any, ...], kwargs: Any) -> str | None:
+    if args[2] != 1:
+        return None
+    return 'the nearest entry jumps with the grid: sample with mode="bilinear" or "bicubic"'
+
+
 def _layer_norm(site: Site) -> Differential | None:
     name, given = site.name_at(0), dict(site.kwargs)
     for position, key in enumerate(("weight", "bias", "eps"), start=2):
@@ -55,7 +99,8 @@ def _layer_norm(site: Site) -> Differential | None:
 
 SMOOTH: dict[str, Rule] = {
     **{f"aten.{name}": Rule(Kind.SMOOTH, shortcut=pointwise) for name in _POINTWISE},
-    **{f"aten.{name}": Rule(Kind.SMOOTH) for name in _DENSE},
+    **{f"aten.{name}": Rule(Kind.SMOOTH) for name in (*_DENSE, *_SORTED)},
+    "aten.grid_sampler.default": Rule(Kind.SMOOTH, linear_in=(0,), refuse=_nearest),
     "aten.layer_norm.default": Rule(Kind.SMOOTH, shortcut=_layer_norm),
     "aten.instance_norm.default": Rule(Kind.SMOOTH, refuse=_instance_norm),
     **{

@@ -5,18 +5,23 @@ from typing import Any
 import torch
 
 from torchsheaf.network.rules.affine import AFFINE
+from torchsheaf.network.rules.complexes import COMPLEX, OF_COMPLEX
 from torchsheaf.network.rules.joins import JOINS
 from torchsheaf.network.rules.piecewise import PIECEWISE
 from torchsheaf.network.rules.relabellings import RELABELLINGS
 from torchsheaf.network.rules.rule import Rule
 from torchsheaf.network.rules.smooth import SMOOTH
 
-_BUILT_IN: dict[str, Rule] = {**AFFINE, **JOINS, **PIECEWISE, **SMOOTH, **RELABELLINGS}
+_BUILT_IN: dict[str, Rule] = {
+    **AFFINE, **JOINS, **PIECEWISE, **SMOOTH, **RELABELLINGS, **COMPLEX,
+}  # fmt: skip
 _REGISTERED: dict[str, Rule] = {}
 
 
-def rule_for(op: str) -> Rule | None:
-    """The rule of an operation such as "aten.relu.default", or None."""
+def rule_for(op: str, *, of_complex: bool = False) -> Rule | None:
+    """The rule of an operation such as "aten.relu.default", of complex operands or not; or None."""
+    if of_complex and op in OF_COMPLEX:
+        return OF_COMPLEX[op]
     return _REGISTERED.get(op) or _BUILT_IN.get(op)
 
 
