@@ -165,9 +165,14 @@ def unit_vectors(tape: Tape) -> Iterator[list[Tensor]]:
     """Every output element in turn: the full adjoint, one sweep per element."""
     for i, o in enumerate(tape.outputs):
         for k in range(o.numel()):
-            seeds = [torch.zeros_like(t) for t in tape.outputs]
+            seeds = _nothing(tape)
             seeds[i].view(-1)[k] = 1.0
             yield seeds
+
+
+def _nothing(tape: Tape) -> list[Tensor]:
+    """Zeros of the outputs' shapes; contiguous, however the outputs lie in memory."""
+    return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in tape.outputs]
 
 
 def adjoint(tape: Tape, seeds: list[Tensor]) -> list[Tensor | None]:
@@ -242,7 +247,7 @@ def analyse_output(
 ) -> Sensitivity:  # fmt: skip
     """The exact table of one output element (flat index over all outputs): one reverse sweep."""
     tape = record(flow, inputs, dtype)
-    seeds = [torch.zeros_like(t) for t in tape.outputs]
+    seeds = _nothing(tape)
     for seed in seeds:
         if index < seed.numel():
             seed.view(-1)[index] = 1.0
