@@ -155,7 +155,9 @@ class Space:
     """A vector space of cochains: ordered named blocks, some restricted to chosen coordinates.
 
     `shapes[name]` is the stalk's shape without the batch axis; `where[name]`, if present, is a
-    boolean tensor of that shape: only its True coordinates count (the others are held).
+    boolean tensor of that shape: only its True coordinates count (the others are held). One of
+    shape (batch, *shape) chooses for each sample: the space has the coordinates that count in any
+    sample, and is zero where they do not count.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -167,10 +169,20 @@ class Space:
         return tuple(self.shapes)
 
     @cached_property
+    def differs(self) -> bool:
+        """Whether samples differ in the coordinates that count."""
+        return any(m.ndim > len(self.shapes[n]) for n, m in self.where.items())
+
+    @cached_property
+    def columns(self) -> dict[str, Tensor]:
+        """Per restricted block, the flat coordinates that count in any sample, `(dim,)`."""
+        return {n: m.reshape(-1, math.prod(self.shapes[n])).any(0) for n, m in self.where.items()}
+
+    @cached_property
     def dims(self) -> dict[str, int]:
         """Number of coordinates per block."""
         return {
-            n: int(self.where[n].sum()) if n in self.where else math.prod(s)
+            n: int(self.columns[n].sum()) if n in self.where else math.prod(s)
             for n, s in self.shapes.items()
         }
 
@@ -200,7 +212,7 @@ class Space:
         for name in self.shapes:
             flat = coordinates(c[name])
             if name in self.where:
-                flat = flat[:, self.where[name].flatten().to(flat.device)]
+                flat = flat[:, self.columns[name].to(flat.device)]
             blocks.append(flat)
         return torch.cat(blocks, 1)
 
@@ -210,11 +222,11 @@ class Space:
         for name, shape in self.shapes.items():
             part = flat[:, self.slices[name]]
             if name in self.where:
-                index = self.where[name].flatten().nonzero().squeeze(1).to(flat.device)
+                index = self.columns[name].nonzero().squeeze(1).to(flat.device)
                 full = part.new_zeros(part.shape[0], math.prod(shape))
                 part = full.index_copy(1, index, part)
             blocks[name] = part.reshape(-1, *shape)
-        return Cochain(blocks)
+        return self.project(blocks) if self.differs else Cochain(blocks)
 
     def zeros(self, batch: int, like: Tensor) -> Cochain:
         """The zero cochain."""

@@ -66,22 +66,33 @@ def test_choices_of_coordinates_that_are_none(problem: ts.Problem, where: Any) -
 
 
 MASK = [True, False, True]
-SAME = [MASK, tuple(MASK), torch.tensor(MASK), np.array(MASK), [0, 2], np.array([0, 2]), [-3, 2]]
+SAME = [
+    [MASK] * 4,
+    np.array([MASK] * 4),
+    MASK,
+    tuple(MASK),
+    torch.tensor(MASK),
+    np.array(MASK),
+    [0, 2],
+    np.array([0, 2]),
+    [-3, 2],
+]
 
 
 @pytest.mark.parametrize("where", SAME, ids=str)
 def test_pins_and_holds_read_coordinates_alike(problem: ts.Problem, where: Any) -> None:
     held = ts.hold(problem.sheaf, randn(2, 4, 3), where=where)
     assert held.held["input"].tolist() == MASK
-    assert sorted(ts.Pin("input", 0.0, where=where).index((3,)).tolist()) == [0, 2]
+    place = ts.Pin("input", 0.0, where=where).place((3,), 4)
+    assert place.mask(3).tolist() == [MASK]
 
 
 def test_a_mask_of_another_length_is_refused_by_both(problem: ts.Problem) -> None:
-    words = r"the mask has shape \(2,\); the stalk's is \(3,\)"
+    words = r"the mask has shape \(2,\); the stalk's is \(3,\), \(4, 3\) per sample"
     with pytest.raises(ValueError, match=words):
         ts.hold(problem.sheaf, randn(2, 4, 3), where=[True, False])
     with pytest.raises(ValueError, match=words):
-        ts.Pin("input", 0.0, where=[True, False]).index((3,))
+        ts.Pin("input", 0.0, where=[True, False]).place((3,), 4)
 
 
 def test_what_is_no_sheaf(problem: ts.Problem) -> None:

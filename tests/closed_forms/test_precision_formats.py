@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from torchsheaf.precision.check_certificate import clopper_pearson
-from torchsheaf.precision.conformance import UNARY, all_numbers, conformance
+from torchsheaf.precision.conformance import (
+    UNARY,
+    KernelCheck,
+    all_numbers,
+    check_unary,
+    conformance,
+)
 from torchsheaf.precision.formats import FORMATS, binade, find_format
 from torchsheaf.precision.refute import grid_distance
 
@@ -89,6 +95,20 @@ def test_every_kernel_obeys_its_model_on_all_16_bit_inputs_here() -> None:
     assert len(full) >= 2 * len(UNARY)
     elementary = [c for c in full if c.operator not in ("sin", "cos")]
     assert all(c.inputs == 65_536 for c in elementary)
+
+
+def test_models_are_of_finite_operands_only() -> None:
+    """NaN for an infinite operand is a kernel's own matter, NaN for a finite one is not."""
+    form, source = FORMATS["bf16"], torch.Generator().manual_seed(0)
+
+    def nan_from(bound: float) -> KernelCheck:
+        return check_unary(
+            "relu", lambda x: torch.relu(x).masked_fill(x.abs() >= bound, torch.nan)
+            if x.dtype == torch.bfloat16 else torch.relu(x), form, "cpu", source,
+        )  # fmt: skip
+
+    assert nan_from(math.inf).worst == 0
+    assert nan_from(1e38).worst == math.inf
 
 
 def test_a_model_without_its_absolute_part_is_falsified_by_enumeration(

@@ -117,6 +117,19 @@ def test_nearest_consistent_says_how_its_relaxations_ended(net, sheaf, x):
     assert bool(found.changed.isfinite().all())
 
 
+def test_nearest_consistent_is_the_same_sample_by_sample(sheaf, x):
+    """Samples leave the batch as they arrive; nobody's answer depends on who is still there."""
+    wanted = 1 - sheaf.forward(x)[sheaf.output()].argmax(1)
+    found = ts.nearest_consistent(sheaf, x, wanted)
+    assert len(found.weight.unique()) > 1, "all samples arrive at one weight: nothing to test"
+    for i in range(len(x)):
+        alone = ts.nearest_consistent(sheaf, x[i : i + 1], wanted[i : i + 1])
+        assert bool(alone.reached[0] == found.reached[i])
+        assert float(alone.weight[0]) == float(found.weight[i])
+        torch.testing.assert_close(alone.changed[0], found.changed[i], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(alone.price[0], found.price[i], atol=1e-8, rtol=1e-6)
+
+
 def test_nearest_consistent_asks_which_output():
     class Heads(torch.nn.Module):
         def __init__(self):

@@ -83,7 +83,7 @@ def test_product_is_the_second_derivative_and_at_least_the_identity(name, pins):
     eye = torch.eye(c.shape[1], dtype=c.dtype)
     dense = torch.cat([system.product(row[None])[0] for row in eye])
     torch.testing.assert_close(dense, dense.mT)
-    keep = eye.new_ones(c.shape[1]) if reduction.holds.keep is None else reduction.holds.keep
+    keep = eye.new_ones(c.shape[1]) if reduction.holds.keep is None else reduction.holds.keep[0]
     inner = dense[keep > 0][:, keep > 0]
     assert float(torch.linalg.eigvalsh(inner)[0]) >= 1 - 1e-9
     u, h = randn(11, *c.shape) * keep, 1e-4

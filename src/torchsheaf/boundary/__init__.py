@@ -2,6 +2,7 @@
 
 from torchsheaf.boundary.hold import hold as hold
 from torchsheaf.boundary.pin import Pin as Pin
+from torchsheaf.boundary.pin import Weight as Weight
 from torchsheaf.boundary.problem import Problem as Problem
 from torchsheaf.boundary.problem import require_problem as require_problem
 from torchsheaf.boundary.stationarity import GateStates as GateStates

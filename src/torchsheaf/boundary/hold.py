@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.arguments import positive_number
-from torchsheaf.boundary.pin import Coordinates, read_coordinates
+from torchsheaf.boundary.pin import Coordinates, read_place
 from torchsheaf.boundary.problem import Problem
 from torchsheaf.cochain import is_finite
 from torchsheaf.sheaf import Sheaf, require_sheaf
@@ -24,9 +24,10 @@ def hold(
 
     `where` holds only some coordinates of the input (its others are then free; an empty list
     holds none of them: pull on them with soft pins, or ask what input an output has). Free ones
-    start from x, or from 0 where x is NaN (missing). With several inputs write a dict of such
-    choices by input; what it does not name is held. `weights` sets edge weights w_e by edge name
-    (1 where absent).
+    start from x, or from 0 where x is NaN (missing). A boolean mask (batch, *input shape) chooses
+    for each sample: `where=~x.isnan()` frees what is missing. With several inputs write a dict of
+    such choices by input; what it does not name is held. `weights` sets edge weights w_e by edge
+    name (1 where absent).
 
     Raises ValueError naming a wrong shape, NaN, or an unknown edge; TypeError for what is no sheaf.
     Cost: a copy of x.
@@ -52,7 +53,7 @@ def hold(
         choices = where if isinstance(where, Mapping) else {next(iter(values)): where}
         for key, chosen in choices.items():
             name = sheaf.input(key)
-            held[name] = _mask(sheaf, name, chosen).to(values[name].device)
+            held[name] = _mask(sheaf, name, chosen, len(values[name])).to(values[name].device)
             given[name] = values[name].nan_to_num(nan=0.0)
             values[name] = torch.where(held[name], values[name], 0)
         for name, value in values.items():
@@ -70,11 +71,10 @@ def hold(
     return Problem(sheaf, held, values, weights=read or None, given=given)
 
 
-def _mask(sheaf: Sheaf, name: str, where: Coordinates) -> Tensor:
-    """Which coordinates of an input are held; an empty choice holds none."""
+def _mask(sheaf: Sheaf, name: str, where: Coordinates, batch: int) -> Tensor:
+    """Which coordinates of an input are held, per sample if they differ; an empty choice: none."""
     shape = sheaf.vertices[name].shape
     if name in sheaf.network.integral:
         raise ValueError(f"{name} holds integers: no coordinate of it can be free")
-    mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-    mask[read_coordinates(f"hold of {name!r}", where, shape)] = True
-    return mask.reshape(shape)
+    mask = read_place(f"hold of {name!r}", where, shape, batch).mask(math.prod(shape))
+    return mask.reshape(shape if len(mask) == 1 else (batch, *shape))

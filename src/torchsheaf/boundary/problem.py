@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.arguments import cochain_of, require_generator, type_of
-from torchsheaf.boundary.pin import Pin
+from torchsheaf.boundary.pin import Pin, Place, Weight
 from torchsheaf.cochain import Cochain, Space, coordinates, is_finite
 from torchsheaf.network.placement import require_beside
 from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
@@ -16,21 +16,24 @@ from torchsheaf.sheaf import Coboundary, Laplacian, Sheaf
 
 @dataclass(frozen=True, eq=False)
 class SoftPin:
-    """An edge from chosen coordinates of a vertex to a held vertex: residual c_v[index] − p."""
+    """An edge from chosen coordinates of a vertex to a held vertex: residual c_v[index] − p.
+
+    `index` (k,), `target` (batch, k); the weight is one number or `(1 or batch, k)`.
+    """
 
     vertex: str
     index: Tensor
     target: Tensor
-    weight: float
+    weight: Weight
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """Minimise E(c) = ½ Σ_e w_e ‖r_e‖² + ½ Σ_pins γ ‖c_v[S] − p‖² over the free coordinates.
 
-    `held[v]` is the stalk's boolean mask of held coordinates, `values[v]` (batch, *shape) their
-    values (zero elsewhere); `given[v]` what free input coordinates start from. Made by `hold`,
-    refined by `pin`.
+    `held[v]` is the stalk's boolean mask of held coordinates, (batch, *shape) where samples differ
+    in them; `values[v]` (batch, *shape) their values (zero elsewhere); `given[v]` what free input
+    coordinates start from. Made by `hold`, refined by `pin`; `places` are the pins' coordinates.
     """
 
     sheaf: Sheaf
@@ -39,6 +42,7 @@ class Problem:
     soft: tuple[SoftPin, ...] = ()
     weights: Mapping[str, float] | None = None
     pins: tuple[Pin, ...] = ()
+    places: tuple[Place, ...] = ()
     given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -75,7 +79,10 @@ class Problem:
 
     @cached_property
     def free(self) -> Space:
-        """The free coordinates of C⁰, in topological order of their vertices."""
+        """The free coordinates of C⁰, in topological order of their vertices.
+
+        Where samples differ, those that are free in any of them; the others are zero in a sample.
+        """
         shapes: dict[str, tuple[int, ...]] = {}
         where: dict[str, Tensor] = {}
         for name, vertex in self.sheaf.vertices.items():
@@ -106,10 +113,17 @@ class Problem:
         return named
 
     @cached_property
-    def edge_weights(self) -> dict[str, float]:
+    def edge_weights(self) -> dict[str, Weight]:
         """w_e and γ where they are not 1."""
-        given = dict(self.weights or {}) | {n: p.weight for n, p in self.taps.items()}
-        return {n: w for n, w in given.items() if w != 1}
+        given: dict[str, Weight] = dict(self.weights or {})
+        given |= {n: p.weight for n, p in self.taps.items()}
+        return {n: w for n, w in given.items() if isinstance(w, Tensor) or w != 1}
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Whether all samples hold the same coordinates and are pulled with the same weights."""
+        weights = [p.weight for p in self.soft if isinstance(p.weight, Tensor)]
+        return not self.free.differs and all(len(w) == 1 for w in weights)
 
     @property
     def holds_input_only(self) -> bool:
@@ -135,29 +149,38 @@ class Problem:
         shape = self.sheaf.vertices[name].shape
         if name in self.sheaf.network.integral:
             raise ValueError(f"{pin}: {name!r} holds integers, which have no energy between them")
-        index = pin.index(shape)
-        target = pin.values(index, shape, self.batch, self.like)
-        device = self.like.device
-        index = index.to(device)
-        self._refuse_conflict(pin, name, set(index.tolist()))
+        place = pin.place(shape, self.batch)
+        target = pin.values(place, shape, self.batch, self.like)
+        chosen = place.mask(self.sheaf.vertices[name].dim)
+        self._refuse_conflict(pin, name, chosen)
+        index = place.index.to(self.like.device)
+        noted = replace(self, pins=(*self.pins, pin), places=(*self.places, place))
         if not pin.is_hard:
-            soft = SoftPin(name, index, target.clone(), float(pin.weight))
-            return replace(self, soft=(*self.soft, soft), pins=(*self.pins, pin))
-        mask = self.held.get(name)
+            weight = pin.weights(place, shape, self.batch, self.like)
+            soft = SoftPin(name, index, target.clone(), weight)
+            return replace(noted, soft=(*self.soft, soft))
         held, values = dict(self.held), dict(self.values)
-        mask = torch.zeros(shape, dtype=torch.bool, device=device) if mask is None else mask.clone()
-        mask.view(-1)[index] = True
+        chosen = chosen.to(index.device)
+        mask = chosen | self.held_mask(name)
         old = values.get(name, self.like.new_zeros(self.batch, *shape))
-        values[name] = coordinates(old).index_copy(1, index, target).reshape(self.batch, *shape)
-        held[name] = mask
-        return replace(self, held=held, values=values, pins=(*self.pins, pin))
+        new = torch.zeros_like(coordinates(old)).index_copy(1, index, target)
+        values[name] = torch.where(chosen, new, coordinates(old)).reshape(self.batch, *shape)
+        held[name] = mask.reshape(shape if len(mask) == 1 else (self.batch, *shape))
+        return replace(noted, held=held, values=values)
 
-    def _refuse_conflict(self, pin: Pin, name: str, chosen: set[int]) -> None:
-        """Two pins may share a coordinate only if both are soft."""
-        shape = self.sheaf.vertices[name].shape
-        for other in self.pins:
+    def held_mask(self, vertex: str) -> Tensor:
+        """Which coordinates of a vertex are held: `(1, dim)`, `(batch, dim)` if samples differ."""
+        mask, dim = self.held.get(vertex), self.sheaf.vertices[vertex].dim
+        if mask is None:
+            return torch.zeros(1, dim, dtype=torch.bool, device=self.like.device)
+        return mask.reshape(-1, dim)
+
+    def _refuse_conflict(self, pin: Pin, name: str, chosen: Tensor) -> None:
+        """Two pins may share a coordinate of a sample only if both are soft."""
+        dim = self.sheaf.vertices[name].dim
+        for other, place in zip(self.pins, self.places, strict=True):
             if self.sheaf.vertex(other.vertex) == name and (pin.is_hard or other.is_hard):
-                both = sorted(chosen & set(other.index(shape).tolist()))
+                both = _columns(chosen & place.mask(dim))
                 if both:
                     how = (
                         "both hold" if pin.is_hard and other.is_hard else "one holds, one pulls at"
@@ -166,9 +189,7 @@ class Problem:
                         f"{pin} conflicts with {other}: {how} {name!r} at {both}; leave one out, "
                         "or make both soft (a finite weight)"
                     )
-        mask = self.held.get(name)
-        taken = set() if mask is None else set(mask.flatten().nonzero().flatten().tolist())
-        if both := sorted(chosen & taken):
+        if both := _columns(chosen & self.held_mask(name).cpu()):
             how = "both hold" if pin.is_hard else "it pulls at what is held,"
             raise ValueError(
                 f"{pin} conflicts with the input hold: {how} {name!r} at {both}; free those with "
@@ -210,14 +231,16 @@ class Problem:
                 raise ValueError(f"{here} contains NaN or infinity; pass finite numbers")
 
     def soft_pull(self, vertex: str) -> tuple[Tensor, Tensor] | None:
-        """All soft pins of a vertex together: Σ γ `(dim,)` and Σ γ p `(batch, dim)`; or None."""
+        """All soft pins of a vertex together: Σ γ `(1 or batch, dim)` and Σ γ p `(batch, dim)`."""
         pins = [p for p in self.soft if p.vertex == vertex]
         if not pins:
             return None
-        gamma = self.like.new_zeros(self.sheaf.vertices[vertex].dim)
-        moment = self.like.new_zeros(self.batch, len(gamma))
+        own = [len(p.weight) for p in pins if isinstance(p.weight, Tensor)]
+        gamma = self.like.new_zeros(max(own, default=1), self.sheaf.vertices[vertex].dim)
+        moment = self.like.new_zeros(self.batch, gamma.shape[1])
         for p in pins:
-            gamma.index_add_(0, p.index, self.like.new_full((p.index.numel(),), p.weight))
+            weight = gamma.new_ones(len(gamma), p.index.numel()) * p.weight
+            gamma.index_add_(1, p.index, weight)
             moment.index_add_(1, p.index, p.weight * p.target)
         return gamma, moment
 
@@ -225,9 +248,16 @@ class Problem:
         """The problem of the chosen samples only."""
         values = {n: t[index] for n, t in self.values.items()}
         given = {n: t[index] for n, t in self.given.items()}
-        soft = tuple(replace(p, target=p.target[index]) for p in self.soft)
+        soft = tuple(
+            replace(p, target=p.target[index], weight=_rows(p.weight, index)) for p in self.soft
+        )
+        vertices = self.sheaf.vertices
+        held = {n: m[index] if m.ndim > len(vertices[n].shape) else m for n, m in self.held.items()}
+        places = tuple(p.samples(index) for p in self.places)
         sheaf = self.sheaf.at_batch(len(next(iter(values.values()))), values)
-        return replace(self, sheaf=sheaf, values=values, given=given, soft=soft)
+        return replace(
+            self, sheaf=sheaf, held=held, values=values, given=given, soft=soft, places=places
+        )
 
     def clamp(self, c: Mapping[str, Tensor]) -> Cochain:
         """The cochain with every held coordinate set to its held value."""
@@ -287,9 +317,16 @@ class Problem:
     def energy(self, c: Mapping[str, Tensor], residual: Cochain | None = None) -> Tensor:
         """E(c) per sample, `(batch,)`."""
         r = self.residual(c) if residual is None else residual
+        return torch.stack(list(self.edge_energies(r).values())).sum(0)
+
+    def edge_energies(self, residual: Cochain) -> dict[str, Tensor]:
+        """½ w_e ‖r_e‖² per edge, ½ Σ_i γ_i r_i² per soft pin, `(batch,)` each; E is their sum."""
         weights = self.edge_weights
-        terms = [weights.get(n, 1.0) * coordinates(t).square().sum(1) for n, t in r.items()]
-        return 0.5 * torch.stack(terms).sum(0)
+        out = {}
+        for name, t in residual.items():
+            square, w = coordinates(t).square(), weights.get(name, 1.0)
+            out[name] = 0.5 * ((w * square).sum(1) if isinstance(w, Tensor) else w * square.sum(1))
+        return out
 
     def force(self, residual: Cochain) -> Cochain:
         """W r: the residual times the edge weights."""
@@ -329,6 +366,18 @@ class Problem:
     def _sample(self, at: Mapping[str, Tensor]) -> Tensor:
         name = next(iter(self.sheaf.edges))
         return coordinates(at[name])[:, 0]
+
+
+def _columns(mask: Tensor) -> list[int]:
+    """Coordinates that any sample has."""
+    return mask.any(0).nonzero().flatten().tolist()
+
+
+def _rows(weight: Weight, index: Tensor) -> Weight:
+    """The chosen samples' weights, where samples have their own."""
+    if not isinstance(weight, Tensor) or len(weight) == 1:
+        return weight
+    return weight[index]
 
 
 def require_problem(problem: object, *, finite: bool = True) -> None:

@@ -230,7 +230,7 @@ def _settle(
     turns = range(1, int(last.max()) + 1) if bool(last.any()) else (0,)
     fixed = torch.zeros_like(total, dtype=torch.bool)
     if first.block is not None and first.block in held:
-        fixed |= held[first.block].flatten()
+        fixed |= held[first.block].reshape(-1, total.shape[1])
     found = [maxima.shares(total, fixed, turn=last.clamp_max(t)) for t in turns]
     changes = torch.stack([maxima.scatter(total, share - given) for share, given in found])
     worst = (total + changes).masked_fill(fixed, 0).norm(dim=2).argmax(0)

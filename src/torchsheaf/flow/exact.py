@@ -50,6 +50,8 @@ class Exact(FlowMethod):
             return f"gate {walls.unread[0]} does not switch coordinate by coordinate"
         if not adjoint_output:
             return "the output force without Jacobian is not the gradient of the energy"
+        if problem.free.differs:
+            return "samples hold different coordinates"
         if problem.sheaf.network.fixed_batch is not None and problem.batch > 1:
             return "this capture fixes its batch size; encode it with a dynamic batch"
         return None
@@ -58,7 +60,10 @@ class Exact(FlowMethod):
         """The region solver that the settings and the size choose."""
         small = SpectralRegions.fits(problem, walls)
         if self.solver == "spectral" and not small:
-            raise ValueError("solver='spectral' is for at most 32 free coordinates; use 'krylov'")
+            raise ValueError(
+                "solver='spectral' is for at most 32 free coordinates, and pins with the same "
+                "weights in all samples; use 'krylov'"
+            )
         return SpectralRegions() if small and self.solver != "krylov" else KrylovRegions()
 
     @torch.no_grad()

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary import Pin, Problem
-from torchsheaf.boundary.pin import Coordinates
+from torchsheaf.boundary import Problem
+from torchsheaf.boundary.pin import Coordinates, read_coordinates
 from torchsheaf.cochain import Cochain
 
 Record = str | Sequence[str] | Mapping[str, Coordinates]
@@ -32,10 +32,8 @@ class Recorder:
     def write(self, rows: Tensor, samples: Tensor, c: Cochain, problem: Problem) -> None:
         """Record entry i of `c` at time `rows[i]` of sample `samples[i]`; `problem` is theirs."""
         residual = problem.residual(c)
-        weights = problem.edge_weights
         total = torch.zeros_like(self.energy[rows, samples])
-        for name, r in residual.items():
-            part = 0.5 * weights.get(name, 1.0) * r.reshape(len(r), -1).square().sum(1)
+        for name, part in problem.edge_energies(residual).items():
             self.edge_energy[name][rows, samples] = part.to(total)  # a cast inside the model
             total = total + part
         self.energy[rows, samples] = total
@@ -69,6 +67,6 @@ def _choose(problem: Problem, record: Record) -> dict[str, tuple[Tensor | None, 
         if coordinates is None:
             chosen[name] = (None, vertices[name].shape)
         else:
-            index = Pin(name, 0.0, coordinates).index(vertices[name].shape)
+            index = read_coordinates(f"record of {name!r}", coordinates, vertices[name].shape)
             chosen[name] = (index.to(problem.like.device), (index.numel(),))
     return chosen

@@ -125,7 +125,8 @@ class SpectralRegions(RegionSolver):
         """Whether the states of all walls fit one 64-bit key and decide L, and n is small."""
         base = 2 * walls.thresholds.shape[1] + 1
         coded = len(walls) * math.log2(base) < 62
-        return problem.free.dim <= 32 and coded and not walls.reads_held
+        alike = problem.is_uniform and not walls.reads_held
+        return problem.free.dim <= 32 and coded and alike
 
     def solve(self, region: Region, velocity: Tensor, reach: Tensor) -> Piece:
         alpha = region.alpha

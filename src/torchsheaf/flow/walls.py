@@ -163,7 +163,7 @@ def _places(problem: Problem, vertex: str) -> Tensor:
     free = problem.free
     span = free.slices[vertex]
     place = torch.full((torch.Size(free.shapes[vertex]).numel(),), -1)
-    moving = free.where[vertex].flatten().cpu() if vertex in free.where else slice(None)
+    moving = free.columns[vertex].cpu() if vertex in free.where else slice(None)
     place[moving] = torch.arange(span.start, span.stop)
     return place
 

@@ -10,7 +10,7 @@ from torchsheaf.harmonic.elimination import Eliminated
 from torchsheaf.harmonic.frozen_system import FrozenSystem, Maps
 from torchsheaf.harmonic.line_search import line_search
 from torchsheaf.harmonic.reduced_energy import Branch, Forces, branch, forces, restored
-from torchsheaf.harmonic.reduction import Reduction
+from torchsheaf.harmonic.reduction import Reduction, rows_of
 from torchsheaf.harmonic.segments import Segments
 from torchsheaf.harmonic.solver import Progress, Solution
 from torchsheaf.harmonic.stages import Rows, Stage
@@ -309,6 +309,9 @@ class AsynchronousNewton:
         keep = (self.rows.stage != Stage.OVER).nonzero().squeeze(1)
         self.rows = self.rows.take(keep)
         self.reduction = self.reduction.samples(keep)
+        self.gamma, self.identity = (
+            None if t is None else rows_of(t, keep) for t in (self.gamma, self.identity)
+        )
         self.maps = self.reduction.linearise(self.rows.c)
 
     def _solution(self, outcome: Outcome) -> Solution:

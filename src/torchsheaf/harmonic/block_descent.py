@@ -39,6 +39,8 @@ class BlockDescent(HarmonicSolver):
     def refuses(self, problem: Problem) -> str | None:
         if any(not bool(problem.held[n].all()) for n in problem.sheaf.inputs):
             return "block descent needs the whole input held"
+        if not problem.is_uniform:
+            return "block descent needs the same pins and weights in all samples"
         try:
             ExtendedSheaf.of(problem.sheaf)
         except ValueError as error:
@@ -138,7 +140,7 @@ class _Path:
         maps = ExtendedSheaf.of(problem.sheaf)
         names = list(problem.sheaf.edges)
         pre, post = tuple(names[0::2]), tuple(names[1::2])
-        weights = {n: problem.edge_weights.get(n, 1.0) for n in names}
+        weights = {n: (problem.weights or {}).get(n, 1.0) for n in names}
         pulls = {n: _pull(problem, n) for n in names}
         factors: list[Tensor] = []
         for i, a in enumerate(post):
@@ -203,7 +205,7 @@ def _pull(problem: Problem, name: str) -> _Pull:
     none = problem.like.new_zeros(shape)
     gamma, moment = problem.soft_pull(name) or (none, none)
     held, values = problem.held.get(name), problem.values.get(name)
-    return _Pull(gamma.reshape(shape), moment.reshape(-1, *shape), held, values)
+    return _Pull(gamma.reshape(-1, *shape), moment.reshape(-1, *shape), held, values)
 
 
 def _factor(matrix: Tensor, weight: float, pull: _Pull) -> Tensor:

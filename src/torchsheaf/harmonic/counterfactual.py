@@ -148,13 +148,7 @@ def _patched(problem: Problem, pins: Sequence[Pin]) -> Cochain:
     def overwrite(name: str, value: Tensor) -> Tensor:
         for pin in pins:
             if sheaf.vertex(pin.vertex) == name:
-                shape = sheaf.vertices[name].shape
-                index = pin.index(shape)
-                target = pin.values(index, shape, problem.batch, problem.like)
-                flat = coordinates(value).index_copy(
-                    1, index.to(value.device), target.to(value.dtype)
-                )
-                value = flat.reshape(value.shape)
+                value = pin.written_over(value, problem.like)
         return value
 
     return sheaf.substitute({n: problem.values[n] for n in sheaf.inputs}, overwrite)

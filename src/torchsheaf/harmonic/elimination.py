@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Weight = float | Tensor
+from torchsheaf.boundary import Weight
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Eliminated:
 
 @dataclass(frozen=True)
 class Pull:
-    """A soft pin on z: γ/2 (z − target)², per coordinate; γ = 0 where there is none."""
+    """A soft pin on z: γ/2 (z − target)² per coordinate, γ `(1 or batch, n)`, 0 where is none."""
 
     gamma: Tensor
     target: Tensor
@@ -76,7 +76,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Held:
-    """Coordinates of z that are held: `mask` broadcasts over the batch."""
+    """Coordinates of z that are held: `mask` `(1 or batch, n)`, `value` `(batch, n)`."""
 
     mask: Tensor
     value: Tensor

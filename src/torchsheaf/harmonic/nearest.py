@@ -10,7 +10,7 @@ from torch import Tensor
 from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Pin, hold
 from torchsheaf.boundary.pin import Coordinates, read_coordinates
-from torchsheaf.cochain import coordinates, per_sample
+from torchsheaf.cochain import coordinates
 from torchsheaf.harmonic.extension import harmonic_extension
 from torchsheaf.outcome import Outcome
 from torchsheaf.sheaf import Sheaf, require_sheaf
@@ -101,20 +101,24 @@ def nearest_consistent(
     prediction, at = forward[output].argmax(1), x.new_full((batch,), torch.inf)
     state, outcome = forward, Outcome.SETTLED
     held = held.pin(Pin(output, target))
+    left = torch.arange(batch, device=x.device)
     for weight in pulls:
+        if sheaf.network.fixed_batch is None:  # samples that have arrived are not solved again
+            left, state = left[~reached[left]], state.samples(~reached[left])
         if bool(reached.all()):
             break
         pull = Pin(source, coordinates(x)[:, free.to(x.device)], free, weight)
-        found = harmonic_extension(held.pin(pull), start=state, tol=tol, throw=False)
+        problem = held.pin(pull).samples(left)
+        found = harmonic_extension(problem, start=state, tol=tol, throw=False)
         outcome = max(outcome, found.outcome, key=_BETTER_FIRST.index)
         finite = found.energy.isfinite()
         state = found.cochain.where(finite, state)
         answer = sheaf.forward(state[source])[output].argmax(1)
-        fresh = finite & ~reached
-        changed = torch.where(per_sample(fresh, x), state[source], changed)
-        price, at = torch.where(fresh, found.energy, price), torch.where(fresh, weight, at)
-        prediction = torch.where(fresh, answer, prediction)
-        reached = reached | (answer == classes)
+        new = finite & ~reached[left]
+        fresh = left[new]
+        changed[fresh], prediction[fresh] = state[source][new], answer[new]
+        price[fresh], at[fresh] = found.energy[new], weight
+        reached[left] |= answer == classes[left]
     return Nearest(x, changed, target, classes, prediction, reached, at, price, outcome)
 
 

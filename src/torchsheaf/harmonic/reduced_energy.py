@@ -110,8 +110,8 @@ def _eliminate(reduction: Reduction, c: Tensor, m: Tensor) -> Eliminated:
         w_in = holds.w_in[rows] if isinstance(holds.w_in, Tensor) else holds.w_in
         w_out = holds.w_out[rows] if isinstance(holds.w_out, Tensor) else holds.w_out
         pull, held = holds.gate_pull, holds.gate_held
-        pulled = None if pull is None else Pull(pull.gamma[rows], pull.target[:, rows])
-        stuck = None if held is None else Held(held.mask[rows], held.value[:, rows])
+        pulled = None if pull is None else Pull(pull.gamma[:, rows], pull.target[:, rows])
+        stuck = None if held is None else Held(held.mask[:, rows], held.value[:, rows])
         parts.append(eliminate(pieces, m[:, rows], c[:, rows], w_in, w_out, pulled, stuck))
     if len(parts) == 1:
         return parts[0]
@@ -155,17 +155,19 @@ def branch(
     gamma, identity = None, None
     if holds.pull is not None:
         gamma = holds.pull.gamma
-        pulled = gamma[h:] > 0
+        pulled = gamma[:, h:] > 0
         tiny = torch.finfo(gamma.dtype).tiny
-        scale[:, h:] = torch.where(pulled, gamma[h:].clamp_min(tiny).rsqrt(), 1.0)
-        gamma = torch.cat([gamma[:h], torch.zeros_like(gamma[h:])])
+        scale[:, h:] = torch.where(pulled, gamma[:, h:].clamp_min(tiny).rsqrt(), 1.0)
+        gamma = torch.cat([gamma[:, :h], torch.zeros_like(gamma[:, h:])], 1)
     keep = holds.keep
     if frozen is not None:
         keep = (~frozen.stuck).to(c.dtype) * (1.0 if keep is None else keep)
     if layout.sources or keep is not None:
-        identity = c.new_ones(layout.variables)
+        rows = 1 if holds.pull is None else len(holds.pull.gamma)
+        identity = c.new_ones(rows, layout.variables)
         if layout.sources:
-            identity[h:] = 0 if holds.pull is None else (holds.pull.gamma[h:] > 0).to(c.dtype)
+            pulls = holds.pull
+            identity[:, h:] = 0 if pulls is None else (pulls.gamma[:, h:] > 0).to(c.dtype)
     if keep is None:
         return Branch(slope, scale, omega, gamma, identity)
     assert identity is not None

@@ -201,7 +201,7 @@ def _pieces(problem: Problem, node: Node, parent: str, gate: ScalarGate) -> Piec
 
 @dataclass(frozen=True)
 class Holds:
-    """What pulls on and holds the columns, per coordinate and (where it differs) per sample.
+    """What pulls on and holds the columns: masks and weights `(1 or batch, columns)`.
 
     `w_in` over M's heads is the weight of a value's own edge, `w_out` over the gated columns that
     of the gate's edge. Leaves: weight ω and target q of ½ ω (m − q)², with y eliminated.
@@ -227,16 +227,23 @@ class Holds:
         """The chosen samples."""
 
         def pick(pull: Pull | None) -> Pull | None:
-            return None if pull is None else Pull(pull.gamma, pull.target[index])
+            return pull and Pull(rows_of(pull.gamma, index), pull.target[index])
 
         held = self.gate_held
         return replace(
             self,
             gate_pull=pick(self.gate_pull),
-            gate_held=None if held is None else Held(held.mask, held.value[index]),
+            gate_held=held and Held(rows_of(held.mask, index), held.value[index]),
             pull=pick(self.pull),
+            keep=None if self.keep is None else rows_of(self.keep, index),
+            leaf_weight=rows_of(self.leaf_weight, index),
             leaf_target=self.leaf_target[index],
         )
+
+
+def rows_of(table: Tensor, index: Tensor) -> Tensor:
+    """The chosen samples of a table `(1 or batch, n)`; a single row is that of all."""
+    return table if len(table) == 1 else table[index]
 
 
 @dataclass(frozen=True)
@@ -259,9 +266,7 @@ class _HoldReader:
         kept, _ = self._held(list(layout.slots.items()), layout.variables)
         leaf_pull = self._pull(below, layout.leaves)
         leaf_mask, leaf_value = self._held(below, layout.leaves)
-        weight = torch.as_tensor(self._weights(below, layout.leaves)) * problem.like.new_ones(
-            layout.leaves
-        )
+        weight = problem.like.new_ones(1, layout.leaves) * self._weights(below, layout.leaves)
         omega, target = torch.zeros_like(weight), leaf_value
         if leaf_pull is not None:
             omega = weight * leaf_pull.gamma / (weight + leaf_pull.gamma)
@@ -281,7 +286,7 @@ class _HoldReader:
         )
 
     def _weights(self, columns: list[tuple[str, slice]], width: int) -> Weight:
-        given = self.problem.edge_weights
+        given = self.problem.weights or {}
         if not any(n in given for n, _ in columns):
             return 1.0
         out = self.problem.like.new_ones(width)
@@ -295,20 +300,21 @@ class _HoldReader:
         found = [(rows, pull) for name, rows in columns if (pull := problem.soft_pull(name))]
         if not found:
             return None
-        gamma = problem.like.new_zeros(width)
+        gamma = problem.like.new_zeros(max(len(weight) for _, (weight, _) in found), width)
         moment = problem.like.new_zeros(problem.batch, width)
         for rows, (weight, weighted) in found:
-            gamma[rows], moment[:, rows] = weight, weighted
+            gamma[:, rows], moment[:, rows] = weight, weighted
         return Pull(gamma, moment / torch.where(gamma > 0, gamma, 1))
 
     def _held(self, columns: list[tuple[str, slice]], width: int) -> tuple[Tensor, Tensor]:
         problem = self.problem
-        mask = torch.zeros(width, dtype=torch.bool, device=problem.like.device)
+        held = {n: problem.held_mask(n) for n, _ in columns if n in problem.held}
+        count = max(map(len, held.values()), default=1)
+        mask = torch.zeros(count, width, dtype=torch.bool, device=problem.like.device)
         value = problem.like.new_zeros(problem.batch, width)
         for name, rows in columns:
-            held = problem.held.get(name)
-            if held is not None:
-                mask[rows] = held.flatten()
+            if name in held:
+                mask[:, rows] = held[name]
                 value[:, rows] = coordinates(problem.values[name])
         return mask, value
 
@@ -386,8 +392,8 @@ class Reduction:
             elif cell.head is None:
                 m = incoming[:, cell.rows]
                 rows = slice(cell.rows.start - layout.heads, cell.rows.stop - layout.heads)
-                w = problem.edge_weights.get(name, 1.0)
+                w = (problem.weights or {}).get(name, 1.0)
                 # y = m + (ω/w)(q − m): all of it where held, the weighted mean where pulled
-                y = m + holds.leaf_weight[rows] / w * (holds.leaf_target[:, rows] - m)
+                y = m + holds.leaf_weight[:, rows] / w * (holds.leaf_target[:, rows] - m)
                 point[name] = y.reshape(batch, *shape)
         return problem.clamp({n: point[n] for n in problem.sheaf.vertices})

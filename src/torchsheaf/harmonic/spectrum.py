@@ -100,6 +100,11 @@ def spectrum(
         at = problem.start("forward")
     else:
         problem.require_values("at", at)
+    if problem.free.differs:
+        raise ValueError(
+            "samples hold different coordinates here, so their Laplacians differ in size; take "
+            "those that hold the same ones, with problem.samples(index)"
+        )
     laplacian = problem.laplacian(at, pattern)
     like = problem._sample(at)
     if like.dtype not in (torch.float64, torch.float32):

@@ -162,8 +162,9 @@ class SynchronousNewton:
         self.passes += 1
         if self.now.frozen is not None:
             plain = system.fold(plain).masked_fill(self.now.frozen.stuck, 0)
-        if self.whole.holds.keep is not None:
-            plain = plain * self.whole.holds.keep
+        keep = self.now.reduction.holds.keep
+        if keep is not None:
+            plain = plain * keep
         return near & (plain.norm(dim=1) <= self.tol)
 
     def _stalled(self, here: Forces, gradient: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ MODELS: dict[str, KernelModel] = {
     "erf": KernelModel(wide=4.0, floor16=3e-7, floor32=3e-7),
     "sigmoid": KernelModel(wide=4.0, floor16=1.2e-38, floor32=1.2e-38),
     "silu": KernelModel(wide=6.0, floor16=2.0e-36, floor32=2.0e-36),
-    "gelu": KernelModel(wide=8.0, floor16=2.0e-6, floor32=2.0e-6),
+    "gelu": KernelModel(wide=8.0, floor16=2.0e-6, floor32=2.0e-6, gain=2.0),
     "mish": KernelModel(narrow=1.1, wide=32.0, floor16=2e-36, floor32=2e-36),
     "softplus": KernelModel(wide=8.0, floor16=1e-44, floor32=1e-44),
     "elu": KernelModel(wide=8.0, floor16=1e-7, floor32=1e-7),

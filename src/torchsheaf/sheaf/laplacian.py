@@ -18,13 +18,14 @@ from torchsheaf.sheaf.coboundary import Coboundary
 class Laplacian(LinearMap):
     """L = δᵀWδ, symmetric positive definite whenever the input is held (docs/theory.md, T1).
 
-    `weights` holds the inner product w_e of edges and the weight γ of soft pins (absent = 1).
+    `weights` holds the inner product w_e of edges and the weight γ of soft pins, one number or
+    `(1 or batch, coordinates)` (absent = 1).
     `unpinned` is the coboundary of the same state with only the input held: its triangular solves
     precondition `solve`.
     """
 
     coboundary: Coboundary
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Tensor]
     unpinned: Coboundary
 
     @property
