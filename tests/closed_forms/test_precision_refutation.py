@@ -111,8 +111,19 @@ class Saturating(nn.Module):
 def test_an_overflow_that_no_output_feels_proves_nothing(form: str) -> None:
     x = torch.full((2, 3), 12.0)  # 72000 becomes infinite, and its tanh is 1 all the same
     assert not refute(Saturating(), x, form, 1e-2).refuted
+    # 1/large² is 0 in that run, and nothing but the overflow makes it so.
+    tight = refute(Saturating(), x, form, 1e-12)
+    assert "witness" in kinds(tight)
+    assert "overflow" in kinds(tight)
+    # A run that is over for another reason says nothing of the overflow.
+    assert "overflow" not in kinds(refute(Third(), x, form, 1e-6))
     # Without an infinity there is a NaN instead.
     assert "overflow" in kinds(refute(Saturating(), x, "fp8_e4m3", 1e-2))
+
+
+class Third(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(6000.0 * x), x / 3 + 0.1
 
 
 class Untouched(nn.Module):
