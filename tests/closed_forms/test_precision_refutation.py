@@ -85,8 +85,11 @@ def test_every_proof_rechecks_and_no_forged_one_does() -> None:
             "overflow",
             "witness",
         )
-    forged = Proof("overflow", "fp16", 1.0, "", "", {"value": 65519.0, "reference_bound": 0.0})
-    assert not forged.recheck()
+    numbers = {"value": 65519.0, "reference_bound": 0.0, "error": 2.0, "output_bound": 0.0}
+    assert not Proof("overflow", "fp16", 1.0, "", "", numbers).recheck()
+    numbers["value"] = 65520.0
+    assert Proof("overflow", "fp16", 1.0, "", "", numbers).recheck()
+    assert not Proof("overflow", "fp16", 2.0, "", "", numbers).recheck()
 
 
 def test_what_is_possible_is_not_refuted() -> None:
@@ -96,3 +99,52 @@ def test_what_is_possible_is_not_refuted() -> None:
     for form in ("fp32", "fp64", "bf16", "fp16"):
         assert not refute(net, x, form, 0.05).refuted
     assert "not refuted" in str(refute(net, x, "fp16", 0.05))
+
+
+class Saturating(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        large = 6000.0 * x
+        return torch.tanh(large), torch.nn.functional.relu6(large), 1.0 / (large * large)
+
+
+@pytest.mark.parametrize("form", ["fp16", "fp8_e5m2"])
+def test_an_overflow_that_no_output_feels_proves_nothing(form: str) -> None:
+    x = torch.full((2, 3), 12.0)  # 72000 becomes infinite, and its tanh is 1 all the same
+    assert not refute(Saturating(), x, form, 1e-2).refuted
+    # 1/large² is 0 in that run, and nothing but the overflow makes it so.
+    tight = refute(Saturating(), x, form, 1e-12)
+    assert "witness" in kinds(tight)
+    assert "overflow" in kinds(tight)
+    # A run that is over for another reason says nothing of the overflow.
+    assert "overflow" not in kinds(refute(Third(), x, form, 1e-6))
+    # Without an infinity there is a NaN instead.
+    assert "overflow" in kinds(refute(Saturating(), x, "fp8_e4m3", 1e-2))
+
+
+class Third(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(6000.0 * x), x / 3 + 0.1
+
+
+class Untouched(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.flip(0), 0.0 * x
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp16", "fp8_e4m3", "tf32"])
+def test_an_input_that_is_returned_as_it_came_is_never_rounded(form: str) -> None:
+    x = torch.full((2, 3), 1.2345678)
+    assert not refute(Untouched(), x, form, 1e-4).refuted
+
+
+class Steep(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 6000.0 * x
+
+
+def test_a_run_that_does_not_round_its_inputs_has_no_cells() -> None:
+    # tf32 rounds the operands of matrix products only, and fp32 holds these inputs.
+    x = torch.full((2, 3), 1.0)
+    assert not refute(Steep(), x, "tf32", 1e-2).refuted
+    assert not refute(Steep(), x, "fp32", 1e-4).refuted
+    assert "cell" in kinds(refute(Steep(), x, "bf16", 1e-2))

@@ -331,3 +331,50 @@ def test_a_plan_runs_the_model_as_often_as_it_says(monkeypatch: pytest.MonkeyPat
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     plan(net, torch.ones(2, 4), 1.0, calibration=torch.zeros(2, 4))
     assert sorted(runs) == ["admission", "admission", "arguments", "tighten", "tighten"]
+
+
+class Turned(nn.Module):
+    """Its output lies in memory in another order than that of its axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x).transpose(1, 2)
+
+
+def test_outputs_may_lie_in_memory_in_any_order() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 6)
+    graph = trace_aten(Turned(), x)
+    # bf16 is tried and is over: then the worst output gets a row of its own.
+    few, full = (plan(graph, x, 1e-3, formats=("fp32", "bf16"), probes=n) for n in (4, "full"))
+    assert any(len(a.problem.rows) > 1 for a in few.rounds)
+    assert few.assignment == full.assignment == {"map": "fp32"}
+    assert few.predicted.rms == pytest.approx(full.predicted.rms, rel=0.5)
+
+
+class Stepping(nn.Module):
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(8 * x) / 8
+
+
+def test_what_jumps_as_its_operand_moves_is_flagged_and_nothing_else() -> None:
+    x = torch.linspace(-1.0, 1.0, 24).reshape(8, 3) + 0.01
+    steps: dict[str, Callable[[Tensor], Tensor]] = {
+        "floor": torch.floor,
+        "_to_copy": lambda h: h.long().float(),
+        "div": lambda h: torch.div(h, 0.7, rounding_mode="floor"),
+    }
+    for name, step in steps.items():
+        flagged = [f for f in plan(Stepping(step), x, 10.0).flags if "comparisons" in f]
+        assert len(flagged) == 1, name
+        assert f"1 comparisons or whole parts of floating values ({name}" in flagged[0]
+    counted = torch.arange(24).reshape(8, 3)
+    flags = plan(Stepping(lambda h: (h > 2).float() * 0.1), counted, 10.0).flags
+    assert not any("comparisons" in f for f in flags)

@@ -4,6 +4,9 @@ import functools
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from torchsheaf.network.aten import trace_aten
 from torchsheaf.precision import FORMATS, plan, zoo
@@ -84,3 +87,31 @@ def test_blame_depends_on_the_data_and_sums_to_the_total() -> None:
     assert by_kind["_softmax"] < 0.02
     assert by_kind["add"] > 0.2
     assert by_kind["native_layer_norm"] > 0.1
+
+
+class Gathered(nn.Module):
+    """Many numbers are added to one of a few places, or averaged over large windows."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("goals", torch.arange(432) * 7 % 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "pool":
+            return F.adaptive_avg_pool3d(x.reshape(24, 1, 12, 12, 12), 2)
+        return torch.zeros(4, 96).index_add(0, self.goals, x)
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+@pytest.mark.parametrize("kind", ["pool", "index"])
+def test_the_estimate_counts_the_roundings_of_partial_sums(kind: str, shift: float) -> None:
+    x = torch.randn(432, 96, generator=torch.Generator().manual_seed(0)) + shift
+    flow = read_dataflow(trace_aten(Gathered(kind), x))
+    table = analyse(flow, (x,), [FORMATS["bf16"], FORMATS["fp16"]], probes=8)
+    for form in ("bf16", "fp16"):
+        assignment = uniform(flow, form)
+        shifted = known_shift(flow, (x,), assignment, "rms")
+        ratio = predict(flow, table, assignment, "rms", shifted).rms
+        ratio /= measure(flow, (x,), assignment, "rms").rms
+        assert 0.4 <= ratio <= 2.5, form

@@ -140,17 +140,19 @@ def test_masked_scores_may_become_infinite(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "read",
+    ("read", "felt"),
     [
-        lambda s: torch.softmax(s, -1) + s.mean(),
-        lambda s: (torch.softmax(s, -1), s),
-        lambda s: torch.softmax(s.neg().neg(), -1),
-        lambda s: torch.softmax(s - 2 * added(-1e5)(s), -1),
-        lambda s: torch.softmax(s, -1) * (s == -math.inf).any(0),
+        (lambda s: torch.softmax(s, -1) + s.mean(), True),
+        (lambda s: (torch.softmax(s, -1), s), True),
+        (lambda s: torch.softmax(s.neg().neg(), -1), False),
+        (lambda s: torch.softmax(s - 2 * added(-1e5)(s), -1), True),
+        (lambda s: torch.softmax(s, -1) * (s == -math.inf).any(0), False),
     ],
     ids=["mean", "output", "negated", "subtracted", "compared"],
 )
-def test_scores_that_something_else_reads_are_not_masked(read: Callable[[Tensor], Any]) -> None:
+def test_scores_that_something_else_reads_are_not_masked(
+    read: Callable[[Tensor], Any], felt: bool
+) -> None:
     class Read(nn.Module):
         def forward(self, x: Tensor) -> Any:
             return read(added(-1e5)(x @ x.transpose(-2, -1)))
@@ -158,7 +160,8 @@ def test_scores_that_something_else_reads_are_not_masked(read: Callable[[Tensor]
     x = example()
     with pytest.raises(NoSection, match="fp16 ends at 65504"):
         plan(Read(), x, 1e9, formats=("fp16",))
-    assert any(p.kind == "overflow" for p in refute(Read(), x, "fp16", 1e-6).proofs)
+    # Not known beforehand to be harmless is one thing, an output over the budget another.
+    assert any(p.kind == "overflow" for p in refute(Read(), x, "fp16", 1e-6).proofs) == felt
 
 
 def test_scores_that_still_have_weight_are_not_masked() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.cochain import is_finite
+from torchsheaf.network.aten import AtenCall
 from torchsheaf.precision.bounds import reference_bound
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_exact, uniform
@@ -161,10 +162,11 @@ def flags(
     emulated = sorted({f.name for f in formats if f.is_emulated} & set(best.section.values()))
     if emulated:
         found.append(f"{', '.join(emulated)}: emulated here (rounding around float32 kernels)")
-    compared = [c.name for c in flow.graph.calls if c.packet in _COMPARISONS]
+    compared = [c.name for c in flow.graph.calls if _steps(flow, c)]
     if compared:
         found.append(
-            f"{len(compared)} comparisons of floating values ({', '.join(compared[:3])}): "
+            f"{len(compared)} comparisons or whole parts of floating values "
+            f"({', '.join(compared[:3])}): "
             "a rounding that flips one is not in the prediction"
         )
     return tuple(found)
@@ -188,6 +190,15 @@ def _shortfall(a: Attempt) -> float:
 
 
 _COMPARISONS = {"gt", "ge", "lt", "le", "argmax", "argmin", "topk", "sort", "sign"}
+_WHOLE = {"round", "floor", "ceil", "trunc"}
+
+
+def _steps(flow: Dataflow, c: AtenCall) -> bool:
+    """Whether the result of a call jumps as the floating values that it reads move."""
+    if not any(n in flow.source and not flow.is_constant(n) for n in c.operands):
+        return False
+    whole = c.packet in _WHOLE or (c.packet == "_to_copy" and not c.is_floating)
+    return whole or c.packet in _COMPARISONS or bool(c.kwargs.get("rounding_mode"))
 
 
 def with_reference(

@@ -2,7 +2,8 @@
 
 Every rule takes operand values x and bounds E (float64, elementwise) and returns (P, S): P bounds
 |f(x̂) − f(x)| for every x̂ with |x̂ − x| ≤ E; S is the sum of absolute terms that the kernel
-accumulates, on which its internal float32 rounding acts (0 where it does not accumulate).
+accumulates, on which its internal float32 rounding acts (0 where it does not accumulate). An
+infinite E stands for a number that may have overflowed, to ±∞ or NaN: then P is infinite too.
 """
 
 import math
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from torchsheaf.precision.norm_rules import instance_norm, layer_norm
 
 Bound = tuple[Any, Any]  # (value, bound); numbers have bound 0
 Rule = Callable[..., tuple[Tensor, Tensor]]
@@ -69,7 +72,7 @@ def monotone(f: Callable[..., Tensor], low: float = -math.inf, strict: bool = Fa
         left = (f(below.clamp_min(low), *args, **kwargs) - y).abs()
         right = (f(x[0] + x[1], *args, **kwargs) - y).abs()
         worst = torch.maximum(left, right)
-        worst = torch.where(outside & (x[1] > 0), math.inf, worst)
+        worst = torch.where((outside & (x[1] > 0)) | torch.isinf(x[1]), math.inf, worst)
         return torch.where(x[1] == 0, 0.0, torch.nan_to_num(worst, nan=math.inf)), _zero(y)
 
     return rule
@@ -89,14 +92,30 @@ def leaky(x: Bound, slope: float = 0.01) -> tuple[Tensor, Tensor]:
     return max(1.0, abs(slope)) * x[1], _zero(x[1])
 
 
+def softplus(x: Bound, beta: float = 1.0, threshold: float = 20.0) -> tuple[Tensor, Tensor]:
+    """log(1 + e^βx)/β up to βx = threshold, where it jumps to x."""
+    jump = math.log1p(math.exp(-threshold)) / abs(beta)
+    near = (beta * x[0] - threshold).abs() <= abs(beta) * x[1]
+    return x[1] + torch.where(near & (x[1] > 0), jump, 0.0), _zero(x[1])
+
+
+def clamping(x: Bound, *limits: Any) -> tuple[Tensor, Tensor]:
+    """A number, or the limit that it is beyond: as far as the one of them that moves most."""
+    bound = x[1]
+    for limit in limits:
+        bound = torch.maximum(bound, torch.as_tensor(_bound(limit), dtype=bound.dtype))
+    return bound, _zero(bound)
+
+
 def elu(x: Bound, alpha: float = 1.0, scale: float = 1.0, inner: float = 1.0) -> Any:
     """ELU."""
     return max(1.0, abs(alpha * inner)) * abs(scale) * x[1], _zero(x[1])
 
 
-def addition(a: Any, b: Any, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+def addition(a: Any, b: Any, alpha: Any = 1.0) -> tuple[Tensor, Tensor]:
     """a ± alpha·b."""
-    bound = _bound(a) + abs(alpha) * _bound(b)
+    bound = _bound(a) + abs(_value(alpha)) * _bound(b)
+    bound = bound + _bound(alpha) * (abs(_value(b)) + _bound(b))
     shape = torch.broadcast_shapes(*(p[0].shape for p in (a, b) if isinstance(p, tuple)))
     bound = torch.as_tensor(bound, dtype=torch.float64).expand(shape)
     return bound, _zero(bound)
@@ -111,20 +130,34 @@ def product(a: Any, b: Any) -> tuple[Tensor, Tensor]:
 
 
 def quotient(a: Any, b: Any, rounding_mode: str | None = None) -> tuple[Tensor, Tensor]:
-    """a/b; infinite where the divisor's interval reaches 0."""
+    """a/b; infinite where the divisor's interval reaches 0, and where the result is rounded to a
+    whole number.
+    """
     x, y = (torch.as_tensor(_value(p), dtype=torch.float64).abs() for p in (a, b))
     floor = y - _bound(b)
     bound = (_bound(a) * y + x * _bound(b)) / (y * floor)
-    bound = torch.where(torch.as_tensor(floor > 0), bound, math.inf)
+    certain = torch.as_tensor(floor > 0) & (rounding_mode is None)
+    bound = torch.where(certain, bound, math.inf)
     return torch.nan_to_num(bound, nan=math.inf), _zero(bound)
 
 
-def power(x: Bound, exponent: float) -> tuple[Tensor, Tensor]:
-    """x^p for a number p: binomial growth for whole p ≥ 1, the interval's ends for positive x."""
-    if float(exponent).is_integer() and exponent >= 1:
+def power(x: Any, exponent: Any) -> tuple[Tensor, Tensor]:
+    """x^p: binomial growth for a whole number p ≥ 1; otherwise the corners of the box for positive
+    x, as p·ln x is linear in either, and infinite where x may be 0 or less.
+    """
+    p = _value(exponent)
+    if not isinstance(exponent, tuple) and float(p).is_integer() and p >= 1:
         size = x[0].abs()
-        return _minus((size + x[1]) ** exponent, size**exponent), _zero(x[0])
-    return monotone(lambda t: t**exponent, 0.0, strict=exponent < 0)(x)
+        return _minus((size + x[1]) ** p, size**p), _zero(x[0])
+    if not isinstance(exponent, tuple):
+        return monotone(lambda t: t**p, 0.0, strict=p < 0)(x)
+    base, p = (torch.as_tensor(v, dtype=torch.float64) for v in (_value(x), p))
+    e, ep = (torch.as_tensor(_bound(v), dtype=torch.float64) for v in (x, exponent))
+    y = base**p
+    corners = [((base + s * e) ** (p + t * ep) - y).abs() for s in (1, -1) for t in (1, -1)]
+    worst = torch.nan_to_num(torch.stack(corners).amax(0), nan=math.inf)
+    worst = torch.where((base <= e) | torch.isinf(e) | torch.isinf(ep), math.inf, worst)
+    return torch.where((e == 0) & (ep == 0), 0.0, worst), _zero(y)
 
 
 def reciprocal(x: Bound) -> tuple[Tensor, Tensor]:
@@ -157,6 +190,7 @@ def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
     lowest = torch.where(down + rest_up > 0, down / (down + rest_up), 0.0)
     bound = torch.maximum(highest - y, y - lowest).clamp(0.0, 1.0) + 1e-15 * value.shape[dim]
     bound = torch.nan_to_num(bound, nan=1.0)
+    bound = torch.where(torch.isinf(e).any(dim, keepdim=True), math.inf, bound)
     reach = torch.nan_to_num((value - top).abs(), posinf=0.0) + torch.nan_to_num(e, posinf=1e3)
     # What underflows to 0 however the operands move has no exponent to round.
     return bound, torch.where(highest == 0, 0.0, (y + bound) * (reach + 4.0))
@@ -167,62 +201,6 @@ def log_softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]
     bound = x[1] + x[1].amax(dim, keepdim=True)
     reach = (x[0] - x[0].amax(dim, keepdim=True)).abs()
     return bound, torch.nan_to_num(reach, posinf=0.0) + bound + 4.0
-
-
-def layer_norm(
-    x: Bound, shape: list[int], weight: Any, bias: Any, eps: float
-) -> tuple[Tensor, Tensor]:
-    """(x − m)/σ·w + b with σ² = var + eps.
-
-    σ moves by at most ρ = rms(E) because √(mean c² + eps) is 1-Lipschitz in the rms of c, and the
-    normalised vector is at most √n in every coordinate whatever the variance does. So the bound
-    is finite where an interval for the variance would reach 0.
-    """
-    z, bound, reach = _normalise(x, list(range(-len(shape), 0)), eps)
-    one = torch.ones_like(z)
-    w, ew = (_value(weight), _bound(weight)) if weight is not None else (one, 0.0)
-    return _scaled(z, bound, reach, w, ew, _bound(bias) if bias is not None else 0.0)
-
-
-def instance_norm(
-    x: Bound, weight: Any, bias: Any, training: bool, momentum: float, eps: float
-) -> tuple[Tensor, Tensor]:
-    """(x − m)/σ·w + b over the batch and the positions of every channel (axis 1)."""
-    value = x[0]
-    z, bound, reach = _normalise(x, [d for d in range(value.ndim) if d != 1], eps)
-    shape = [1, -1] + [1] * (value.ndim - 2)
-    one = torch.ones(value.shape[1], dtype=value.dtype, device=value.device)
-    w, ew = weight if weight is not None else (one, 0.0 * one)
-    eb = bias[1] if bias is not None else 0.0 * one
-    return _scaled(z, bound, reach, w.view(shape), ew.view(shape), eb.view(shape))
-
-
-def _normalise(x: Bound, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(x − m)/σ over `dims`, the bound of its error, and the absolute terms behind it over σ."""
-    value, e = x
-    n = math.prod(value.shape[d] for d in dims)
-    mean = value.mean(dims, keepdim=True)
-    centred = value - mean
-    sigma = (centred.square().mean(dims, keepdim=True) + eps).sqrt()
-    rho = e.square().mean(dims, keepdim=True).sqrt()
-    moved = e + e.mean(dims, keepdim=True)
-    z = centred / sigma
-    least = (sigma - rho).clamp_min(math.sqrt(eps))
-    far = torch.clamp((centred.abs() + moved) / least, max=math.sqrt(n))
-    bound = torch.minimum((far * rho + moved) / sigma, math.sqrt(n) + z.abs())
-    bound = torch.nan_to_num(bound, nan=math.inf)
-    bound = torch.minimum(bound, math.sqrt(n) + z.abs())
-    reach = (value.abs() + mean.abs() + torch.nan_to_num(e, posinf=0.0)) / least
-    return z, bound, reach
-
-
-def _scaled(
-    z: Tensor, bound: Tensor, reach: Tensor, w: Tensor, ew: Any, eb: Any
-) -> tuple[Tensor, Tensor]:
-    """z·w + b with their bounds."""
-    total = bound * (w.abs() + ew) + z.abs() * ew + eb
-    inside = reach + z.abs() + bound
-    return total, inside * (w.abs() + ew)
 
 
 def batch_norm(
@@ -370,7 +348,7 @@ RULES: dict[str, Rule] = {
     "sigmoid": monotone(torch.sigmoid),
     "erf": monotone(torch.erf),
     "atan": monotone(torch.atan),
-    "softplus": lipschitz(1.0),
+    "softplus": softplus,
     "sin": lipschitz(1.0),
     "cos": lipschitz(1.0),
     "gelu": lipschitz(1.13),
@@ -379,7 +357,7 @@ RULES: dict[str, Rule] = {
     "elu": elu,
     "leaky_relu": leaky,
     "hardtanh": lipschitz(1.0),
-    "clamp": lipschitz(1.0),
+    "clamp": clamping,
     "hardswish": lipschitz(1.5),
     "hardsigmoid": lipschitz(0.17),
     "_to_copy": lipschitz(1.0),

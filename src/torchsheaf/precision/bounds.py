@@ -3,7 +3,7 @@
 The rigorous bound (U1) is a theorem about every execution whose kernels obey the models in
 `operators`: it follows |x̂ − x| ≤ E through the graph, around the float64 values, without dropping
 second-order terms. The first-order worst case (U2) is Σ |J|·e, the adjoint's magnitude times the
-largest local error: sound up to products of errors.
+largest local error: sound up to products of errors, and to masks and indices that flip.
 """
 
 import functools
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.network.aten import AtenCall, substitute
+from torchsheaf.network.aten import AtenCall, Ref, substitute
 from torchsheaf.precision.bound_rules import RULES, rule_of
 from torchsheaf.precision.dataflow import Dataflow, Edge
 from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords, run_exact
+from torchsheaf.precision.flips import Flips, rounded_number
 from torchsheaf.precision.formats import FORMATS, Format, format_of
-from torchsheaf.precision.masking import masked_scores, new_infinities
+from torchsheaf.precision.masking import ALL_READERS, masked_scores, new_infinities
 from torchsheaf.precision.measure import by_sample, floating_outputs
 from torchsheaf.precision.operators import MODELS, terms_of
 from torchsheaf.precision.predict import held_format
@@ -28,17 +29,18 @@ from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 
 # The float64 values themselves are rounded: bounds are widened by this, relative.
 WIDEN = 1.0 + 1e-10
-# No finite number is moved so far by a rounding that stays finite: the rounded one is infinite.
-_LOST = 1e300
 # They put the numbers of a row in order, so that a bound does not stay with its number.
 _ORDERING = {"sort", "topk", "min", "max"}
+# A number among their arguments is an operand like any other: float32 arithmetic rounds it.
+_WITH_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow"}
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorBound:
     """Bounds per output tensor, and the local error of every operation, cast and weight.
 
-    unbounded: labels of operations without a rule, through which the bound is infinite.
+    unbounded: labels of operations through which the bound is infinite: without a rule, or reading
+    an index, a mask or another result of a comparison that a rounding may change.
     """
 
     outputs: tuple[Tensor, ...]
@@ -57,7 +59,8 @@ def rigorous_bound(flow: Dataflow, inputs: Sequence[Any], assignment: Assignment
     """Elementwise bound on |executed − exact| at the outputs (U1), for these inputs.
 
     Holds for every execution whose kernels obey the models of `operators` (checked on a machine by
-    `torchsheaf precision conformance`). Cost: some five forward passes in float64.
+    `torchsheaf precision conformance`). Infinite where a value may leave its format, or depends on
+    a comparison that may turn out otherwise. Cost: some five forward passes in float64.
     """
     return BoundWalk(flow, inputs, assignment, isolate=False).run()
 
@@ -121,6 +124,12 @@ class BoundWalk:
         self.casts: dict[Edge, Tensor] = {}
         self.weights: dict[Edge, Tensor] = {}
         self.unbounded: list[str] = []
+        self.flips = Flips(
+            self.values, self.bounds,
+            lambda n: held_format(flow, assignment, flow.source[n])
+            if flow.source[n] not in flow.graph.constants
+            else format_of(flow.graph.constants[flow.source[n]].dtype),
+        )  # fmt: skip
         self.edges = {(e.operand, e.consumer): e for e in flow.edges}
 
     def run(self) -> ErrorBound:
@@ -142,17 +151,31 @@ class BoundWalk:
         )
         self.values[c.name] = value
         if kind == "structural":
-            self.bounds[c.name] = self.exact(c, {n: self.bounds.get(n) for n in c.operands})
+            form = self.flips.held(c.name)
+            bound = self.exact(c, {n: self.bounds.get(n) for n in c.operands}, form)
+            self.keep(c, bound)
         elif kind == "select":
             moved = {n: self.operand(n, c) for n in c.operands}
-            bound = self.exact(c, {n: m[1] if m else None for n, m in moved.items()})
-            self.bounds[c.name] = torch.zeros_like(bound) if self.isolate else bound
+            form = FORMATS[self.assignment[c.name]]
+            bound = self.exact(c, {n: m[1] if m else None for n, m in moved.items()}, form)
+            self.keep(c, torch.zeros_like(bound) if self.isolate else bound)
             self.local[c.name] = torch.zeros_like(bound)
         elif kind == "rounding":
             self.round(c, value)
+        else:
+            self.flips.note(c)
 
-    def exact(self, c: AtenCall, bounds: Mapping[str, Any]) -> Any:
-        """Exact calls permute, copy or select numbers, and their bounds with them."""
+    def keep(self, c: AtenCall, bound: Any) -> None:
+        """The bound of a floating result, wider where it reads what a rounding may change."""
+        self.bounds[c.name], lost = self.flips.widen(c, bound)
+        if lost:
+            self.unbounded.append(self.flow.labels.get(c.name, c.name))
+
+    def exact(self, c: AtenCall, bounds: Mapping[str, Any], form: Format) -> Any:
+        """Exact calls permute, copy or select numbers, and their bounds with them.
+
+        A number that is written between them is rounded to the format in which they lie.
+        """
         if c.packet in ("relu", "neg", "abs"):
             return bounds[c.operands[0]]
         if c.packet in ("maximum", "minimum"):
@@ -163,10 +186,8 @@ class BoundWalk:
             return self.values[n] if b is None else b
 
         args, kwargs = list(c.args), dict(c.kwargs)
-        if c.packet == "masked_fill" and not isinstance(args[2], Tensor):
-            args[2] = 0.0
-        if c.packet == "constant_pad_nd" and len(args) > 2:
-            args[2] = 0.0
+        if c.packet in ("masked_fill", "constant_pad_nd"):
+            args[2:3] = [a if isinstance(a, Ref) else rounded_number(a, form) for a in args[2:3]]
         if c.packet in ("amin",):
             return torch.ops.aten.amax.default(*substitute(tuple(args), value))
         if c.packet in _ORDERING:
@@ -202,13 +223,14 @@ class BoundWalk:
         own = torch.zeros_like(value)
         if not form.holds(held):
             if edge.source in self.flow.graph.inputs:
-                own = torch.nan_to_num((form.round(value).double() - value).abs())
-                own = self.harmless(n, c, own)
+                own = _moved(form.round(value).double(), value)
             else:
                 size = torch.nan_to_num(value.abs(), posinf=0.0)
                 wide = size if self.isolate else size + bound
                 own = form.unit * wide + form.spacing / 2
+                own = torch.where(wide >= form.overflow, math.inf, own)
                 own = torch.where(torch.isinf(value), 0.0, own)
+            own = self.harmless(n, c, own)
         self.casts[edge] = own
         return value, torch.zeros_like(bound) if self.isolate else bound + own
 
@@ -216,13 +238,13 @@ class BoundWalk:
         tensor = self.flow.graph.constants[edge.source]
         own = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
         if not form.holds(format_of(tensor.dtype)):
-            own = (form.round(tensor).double() - tensor.double()).abs().nan_to_num()
+            own = _moved(form.round(tensor).double(), tensor.double())
         self.weights[edge] = own
         return own
 
     def harmless(self, n: str, c: AtenCall, own: Tensor) -> Tensor:
         """Without the error of masked scores that became −∞: theirs reaches no output."""
-        past = own > _LOST
+        past = torch.isinf(own)
         masked = self.masked.get((n, c.name)) if past.any() else None
         return own if masked is None else torch.where(past & masked, 0.0, own)
 
@@ -261,13 +283,31 @@ class BoundWalk:
             spread, inside = torch.full_like(first, math.inf), torch.zeros_like(first)
         else:
             kwargs = {} if c.packet == "_to_copy" else _rule_kwargs(c, moved)
+            if c.packet in _WITH_NUMBERS and form.bits <= 24:
+                args = tuple(map(_as_rounded, args))
+                kwargs = {k: _as_rounded(v) for k, v in kwargs.items()}
             spread, inside = rule(*args, **kwargs)
         own = self.own(c, form, first, spread, inside)
         spread, own = self.at_infinity(c, first, spread, own)
+        own = self.overflowed(c, form, first, spread, own)
         self.local[c.name] = own
         total = torch.zeros_like(own) if self.isolate else spread + own
         total = torch.nan_to_num(total, nan=math.inf, posinf=math.inf)
-        self.bounds[c.name] = (total, *value[1:]) if isinstance(value, tuple | list) else total
+        self.keep(c, (total, *value[1:]) if isinstance(value, tuple | list) else total)
+
+    def overflowed(
+        self, c: AtenCall, form: Format, y: Tensor, spread: Tensor, own: Tensor
+    ) -> Tensor:
+        """The kernel's own error, infinite where the result may lie past the range of its format.
+
+        A masked score may: it becomes −∞, and nobody sees it.
+        """
+        most = (torch.nan_to_num(y.abs(), posinf=0.0) + spread + own) * MODELS[c.packet].gain
+        past = (most >= form.result.overflow) & torch.isfinite(y) & torch.isfinite(own)
+        if not past.any():
+            return own
+        masked = self.masked.get((c.name, ALL_READERS)) if form.result.has_infinity else None
+        return torch.where(past if masked is None else past & ~masked, math.inf, own)
 
     def at_infinity(
         self, c: AtenCall, y: Tensor, spread: Tensor, own: Tensor
@@ -290,12 +330,26 @@ class BoundWalk:
         return model.local(form, n, size, inside)
 
 
+def _moved(rounded: Tensor, value: Tensor) -> Tensor:
+    """How far a rounding moved known numbers; infinite where they overflowed."""
+    moved = torch.where(rounded == value, 0.0, (rounded - value).abs())
+    return torch.nan_to_num(moved, nan=math.inf, posinf=math.inf)
+
+
+def _as_rounded(number: Any) -> Any:
+    """A number in the code with the error of its float32; as it is where there is none."""
+    if type(number) not in (int, float):
+        return number
+    moved = rounded_number(number, FORMATS["fp32"])
+    return tuple(torch.tensor([number, moved], dtype=torch.float64)) if moved else number
+
+
 def _kwargs_of(kwargs: dict[str, Any], value: Any) -> dict[str, Any]:
     return {k: v for k, v in substitute(kwargs, value).items() if k != "dtype"}
 
 
 def _rule_kwargs(c: AtenCall, value: Any) -> dict[str, Any]:
-    kept = {k: v for k, v in c.kwargs.items() if k in ("alpha",)}
+    kept = {k: v for k, v in c.kwargs.items() if k in ("alpha", "rounding_mode")}
     if c.packet in ("mean", "sum"):
         kept = {k: v for k, v in c.kwargs.items() if k != "dtype"}
     return dict(substitute(kept, value))

@@ -34,11 +34,12 @@ def uniform(flow: Dataflow, form: str) -> dict[str, str]:
 
 def run_exact(
     flow: Dataflow, inputs: Sequence[Any], dtype: torch.dtype | None = torch.float64,
-    keep: bool = False,
+    keep: bool = False, change: Callable[[str, Any], Any] | None = None,
 ) -> Execution:  # fmt: skip
     """Run every call in one dtype on the given weights and inputs: the reference in float64.
 
-    dtype: None runs the calls as the model makes them.
+    dtype: None runs the calls as the model makes them. change: what becomes of the result of a
+    call, given its name and the result.
     """
     cast = Caster(dtype)
     values: dict[str, Any] = dict(zip(flow.graph.inputs, map(cast, inputs), strict=True))
@@ -51,6 +52,8 @@ def run_exact(
             values[c.name] = c.call(
                 *substitute(c.args, values.__getitem__), **keywords(c, values.__getitem__, dtype)
             )
+        if change is not None:
+            values[c.name] = change(c.name, values[c.name])
         if not keep:
             _release(c, left, values)
     return Execution(tuple(values[n] for n in flow.graph.outputs), values if keep else {})

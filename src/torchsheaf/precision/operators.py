@@ -1,7 +1,7 @@
 """What each kernel does to an error: its kind, its arithmetic work and its rounding model."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class KernelModel:
     enumerating all inputs; floor_units: a part of δ in units of u, where an intermediate sum is
     kept in the format. Reductions take `wide` per accumulated term instead. gain: an intermediate
     of the kernel is that much larger than its operands, and overflows that much earlier. stepwise:
-    every partial sum may be rounded to the format, not only the last.
+    every partial sum may be rounded to the format, not only the last. drifts: on CPUs every one is,
+    so that the estimate counts them all.
     """
 
     narrow: float = 1.01
@@ -47,6 +48,7 @@ class KernelModel:
     gain: float = 1.0
     accumulates: bool = False
     stepwise: bool = False
+    drifts: bool = False
 
     def relative(self, form: Format, terms: int = 1) -> float:
         """c for this format; `terms` is the length of the sum that the kernel accumulates.
@@ -85,6 +87,7 @@ class KernelModel:
 _EXACT_ROUNDING = KernelModel()
 _ACCUMULATES = KernelModel(accumulates=True, wide=4.0)
 _STEPWISE = KernelModel(narrow=2.02, wide=4.0, accumulates=True, stepwise=True)
+_DRIFTS = replace(_STEPWISE, drifts=True)
 # Every number below was found by `torchsheaf precision conformance`: all 65,536 inputs per format.
 MODELS: dict[str, KernelModel] = {
     **dict.fromkeys(["add", "sub", "mul", "div"], _EXACT_ROUNDING),
@@ -121,12 +124,14 @@ MODELS: dict[str, KernelModel] = {
     **dict.fromkeys(["var", "var_mean"], _ACCUMULATES),
     **dict.fromkeys(["avg_pool3d", "upsample_bilinear2d"], _ACCUMULATES),
     **dict.fromkeys(["avg_pool2d", "avg_pool1d", "_adaptive_avg_pool2d"], _ACCUMULATES),
-    **dict.fromkeys(["_adaptive_avg_pool3d", "_embedding_bag", "_trilinear"], _STEPWISE),
+    **dict.fromkeys(["_embedding_bag", "_trilinear"], _STEPWISE),
+    "_adaptive_avg_pool3d": _DRIFTS,
     **dict.fromkeys(["_adaptive_avg_pool2d_backward", "linalg_vector_norm"], _ACCUMULATES),
     **dict.fromkeys(sorted(CONTRACTION), _ACCUMULATES),
     **dict.fromkeys(sorted(SELECT), KernelModel(narrow=0.0, wide=0.0)),
     # The others only move numbers; this one adds where it is told to accumulate.
-    **dict.fromkeys(["scatter_add", "index_put"], _STEPWISE),
+    "scatter_add": _STEPWISE,
+    "index_put": _DRIFTS,
 }
 
 
@@ -179,6 +184,14 @@ def terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
     if MODELS.get(c.packet, _EXACT_ROUNDING).accumulates and names:
         return max(1, round(math.prod(shapes[names[0]]) / max(1, math.prod(c.shape or (1,)))))
     return 1
+
+
+def usual_terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
+    """`terms_of`, but where an index says what goes where, the mean over the places."""
+    if c.packet in {"scatter_add", "index_put"}:
+        given = math.prod(shapes[c.operands[-1]])
+        return max(1, round(given / max(1, math.prod(c.shape or (1,)))))
+    return terms_of(c, shapes)
 
 
 def flops_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> tuple[float, float]:

@@ -1,10 +1,11 @@
 """When "this format is impossible here" may be said: four kinds of proof, each re-checkable.
 
-overflow: a value that the computation holds lies past the format's largest number. grid: the exact
-output lies further than the budget from every number of the format, so no algorithm whose output
-is stored in it meets the budget. cell: two inputs round to the same numbers and their exact
-outputs differ by more than twice the budget, so no algorithm that sees rounded inputs meets it.
-witness: the uniform run itself is over. Curvature, and topology, prove nothing here.
+overflow: a value that the computation holds lies past the format's largest number, and ∞ in its
+place, carried on exactly, puts the output over the budget. grid: the exact output lies further than
+the budget from every number of the format, so no algorithm whose output is stored in it meets it.
+cell: two inputs round to the same numbers and their exact outputs differ by more than twice the
+budget, so no algorithm that sees rounded inputs meets it. witness: the uniform run itself is over.
+Curvature, and topology, prove nothing here.
 """
 
 import math
@@ -20,12 +21,15 @@ from torchsheaf.arguments import whole_number
 from torchsheaf.network.aten import AtenGraph, ExportedProgram
 from torchsheaf.precision.admission import refuse_no_output, refuse_nonfinite, refuse_undefined
 from torchsheaf.precision.arguments import error_budget, read_model, runnable
-from torchsheaf.precision.bounds import BoundWalk
+from torchsheaf.precision.bounds import BoundWalk, reference_bound
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
-from torchsheaf.precision.formats import FORMATS, Format, find_format
+from torchsheaf.precision.formats import FORMATS, Format, find_format, format_of
 from torchsheaf.precision.masking import ALL_READERS, masked_scores
 from torchsheaf.precision.measure import floating_outputs
+
+Miss = tuple[float, float, float]
+"""An error, what came and what is exact."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Proof:
         form, n = FORMATS[self.format], {k: _fraction(v) for k, v in self.numbers.items()}
         if self.kind == "overflow":
             threshold = Fraction(form.largest) + Fraction(2) ** (form.emax - form.bits)
-            return n["value"] - n["reference_bound"] >= threshold
+            past = n["value"] - n["reference_bound"] >= threshold
+            return past and n["error"] - n["output_bound"] > Fraction(self.budget)
         if self.kind == "grid":
             gap = grid_distance(n["output"], form) - n["reference_bound"]
             return gap > Fraction(self.budget)
@@ -59,7 +64,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class Refutation:
-    """Proofs that a uniform format misses the budget on these inputs; empty means not refuted."""
+    """Proofs that a uniform format misses the budget on these inputs (for cells, on inputs that
+    round to the same numbers); empty means not refuted.
+    """
 
     format: str
     budget: float
@@ -106,13 +113,15 @@ def refute(
     inputs: a tensor (batch, *shape) or a tuple of the model's inputs. A proof is an inequality
     between exact numbers: error − reference_bound > budget (witness), the same for the distance of
     an output from the format's grid (grid) and for half the distance of two outputs whose inputs
-    round alike (cell), or |value| − reference_bound ≥ the format's overflow threshold (overflow;
-    scores that only softmaxes read, with weight 0, do not count).
+    round alike (cell), or |value| − reference_bound ≥ the format's overflow threshold (overflow: if
+    the run that is exact but for that range is over the budget, and the run itself is not within).
+    Outputs that are inputs as they came are never rounded, and prove nothing.
 
     Raises `ValueError` for a bad argument (`TypeError` for a model or inputs of another kind) and
     `UnsupportedModel` for a model that cannot be traced or has a kernel without a model.
-    Cost: one export; one run as it is and one in the format; two float64 runs and the bound of the
-    reference (some five); `sweeps` reverse sweeps and two more float64 runs for each.
+    Cost: one export; one run as it is and one in the format; three float64 runs and the bound of
+    the reference (some five); `sweeps` reverse sweeps and two more float64 runs for each; where a
+    cell is found, two bounds more.
 
     >>> x = torch.full((1, 1), 12.0)
     >>> refute(torch.nn.Tanh(), x, "fp16", budget=1e-3).refuted
@@ -132,11 +141,13 @@ def refute(
     walk = BoundWalk(flow, inputs, dict.fromkeys(flow.choices, "fp64"), isolate=False)
     bounds = walk.run()
     refuse_undefined(flow, walk.values)
+    exact = _exact(flow, inputs)
+    ran = _uniform_error(flow, inputs, exact, form)
     found = [
-        _overflow(flow, walk, form, budget),
+        _overflow(flow, inputs, exact, walk, bounds.largest, form, budget, ran),
         _grid(flow, walk, bounds.outputs, form, budget),
-        _cell(flow, inputs, bounds.largest, form, budget, sweeps),
-        _witness(flow, inputs, bounds.largest, form, budget),
+        _cell(flow, inputs, form, budget, sweeps),
+        _witness(bounds.largest, form, budget, ran),
     ]
     proofs = tuple(p for p in found if p is not None and p.recheck())
     return Refutation(form.name, budget, proofs)
@@ -146,7 +157,10 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple | list) else value
 
 
-def _overflow(flow: Dataflow, walk: BoundWalk, form: Format, budget: float) -> Proof | None:
+def _overflow(
+    flow: Dataflow, inputs: tuple[Any, ...], exact: Sequence[Tensor], walk: BoundWalk,
+    slack: float, form: Format, budget: float, ran: Miss | None,
+) -> Proof | None:  # fmt: skip
     best: tuple[float, float, str] | None = None
     masks = masked_scores(flow, walk.values)
     for c in flow.choices:
@@ -159,19 +173,42 @@ def _overflow(flow: Dataflow, walk: BoundWalk, form: Format, budget: float) -> P
         if i >= 0 and float(low[i]) >= form.result.overflow and (not best or low[i] > best[0]):
             size = abs(float(value.reshape(-1)[i]))
             best = (float(low[i]), size, c)
-    if best is None:
-        return None
+    if best is None or (ran is not None and ran[0] <= budget):
+        return None  # a run within the budget shows that it does not matter
     floor, top, c = best
-    label = flow.labels[c]
+    label, missed = flow.labels[c], _largest_error(_limited(flow, inputs, form), exact)
+    if missed is None or missed[0] - slack <= budget:
+        return None
     return Proof(
         "overflow",
         form.name,
         budget,
-        f"every run that holds the result of {label} in {form.name}",
+        f"every run that is exact but for the range of {form.name}",
         f"overflow: the exact result of {label} reaches {top:.6g}; {form.name} ends at "
-        f"{form.largest:.6g} and rounds {form.overflow:.6g} and more past it",
-        {"value": top, "reference_bound": top - floor},
+        f"{form.largest:.6g} and rounds {form.overflow:.6g} and more past it; that alone moves an "
+        f"output by {missed[0]:.6g}",
+        {
+            "value": top,
+            "reference_bound": top - floor,
+            "error": missed[0],
+            "output_bound": slack,
+        },
     )
+
+
+def _limited(flow: Dataflow, inputs: tuple[Any, ...], form: Format) -> list[Tensor]:
+    """Outputs of the float64 run in which every result past the format's range overflows."""
+    held, choices = form.result, set(flow.choices)
+
+    def change(name: str, value: Any) -> Any:
+        if name not in choices:
+            return value
+        if isinstance(value, tuple | list):
+            return (change(name, value[0]), *value[1:])
+        lost = value.sign() * (math.inf if held.has_infinity else math.nan)
+        return torch.where(value.abs() >= held.overflow, lost, value)
+
+    return floating_outputs(run_exact(flow, inputs, change=change))
 
 
 def _grid(
@@ -180,7 +217,7 @@ def _grid(
     names = [n for n in flow.graph.outputs if n in walk.bounds]
     best: tuple[float, float, float] | None = None
     for n, bound in zip(names, bounds, strict=True):
-        if not bound.numel():
+        if not bound.numel() or flow.source[n] not in flow.choices:
             continue
         y, e = walk.values[n].reshape(-1), bound.reshape(-1)
         rounded = form.result.round(y).double()
@@ -202,31 +239,52 @@ def _grid(
     )
 
 
+def _rounded_inputs(flow: Dataflow, form: Format) -> list[int]:
+    """Positions of the inputs that the uniform run reads in this format only, and rounds."""
+    chosen, found = uniform(flow, form.name), []
+    compared = {
+        flow.source.get(n)
+        for c in flow.graph.calls
+        if flow.kinds[c.name] == "discrete"
+        for n in c.operands
+    }
+    for i, name in enumerate(flow.graph.inputs):
+        if name not in flow.source or form.holds(format_of(flow.graph.input_meta[name][1])):
+            continue
+        readers = {e.consumer for e in flow.edges if e.source == name}
+        if name not in compared and all(chosen.get(r) == form.name for r in readers):
+            found.append(i)
+    return found
+
+
 def _cell(
-    flow: Dataflow, inputs: tuple[Any, ...], bound: float, form: Format, budget: float, sweeps: int
+    flow: Dataflow, inputs: tuple[Any, ...], form: Format, budget: float, sweeps: int
 ) -> Proof | None:
-    floating = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    floating = _rounded_inputs(flow, form)
     if not floating:
         return None
     base = {i: form.round(inputs[i]).double() for i in floating}
     best: tuple[float, float, float] | None = None
+    where: list[list[Any]] = []
     for signs in _directions(flow, inputs, floating, sweeps):
-        ends = []
+        ends, places = [], []
         for side in (1.0, -1.0):
             moved = list(inputs)
             for i in floating:
                 # A hair inside the cell, so that both ends round to the same number.
                 width = form.ulp(base[i]) * 0.249
-                moved[i] = base[i] + side * width * signs[i]
+                moved[i] = (base[i] + side * width * signs[i]).to(inputs[i].dtype).double()
                 if not torch.equal(form.round(moved[i]).double(), base[i]):
                     moved[i] = base[i]
+            places.append(moved)
             ends.append(torch.cat([o.reshape(-1) for o in _exact(flow, moved)]))
         gap = torch.nan_to_num((ends[0] - ends[1]).abs(), nan=0.0, posinf=0.0)
         k = int(gap.argmax())
         if best is None or float(gap[k]) > best[0]:
-            best = (float(gap[k]), float(ends[0][k]), float(ends[1][k]))
-    if best is None or best[0] / 2 - bound <= budget:
+            best, where = (float(gap[k]), float(ends[0][k]), float(ends[1][k])), places
+    if best is None or best[0] / 2 <= budget:
         return None
+    bound = max(reference_bound(flow, place) for place in where)
     apart, one, two = best
     return Proof(
         "cell",
@@ -270,32 +328,36 @@ def _directions(
     return found
 
 
-def _witness(
-    flow: Dataflow, inputs: tuple[Any, ...], bound: float, form: Format, budget: float
-) -> Proof | None:
+def _uniform_error(
+    flow: Dataflow, inputs: tuple[Any, ...], exact: Sequence[Tensor], form: Format
+) -> Miss | None:
+    """The largest error of the uniform run; None where it has no kernels here."""
     try:
         run = run_assigned(flow, inputs, uniform(flow, form.name))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError):
         return None
-    exact = _exact(flow, inputs)
-    best: tuple[float, float, float] | None = None
-    for a, e in zip(floating_outputs(run), exact, strict=True):
+    return _largest_error(floating_outputs(run), exact)
+
+
+def _largest_error(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> Miss | None:
+    best: Miss | None = None
+    for a, e in zip(actual, exact, strict=True):
         if not e.numel():
             continue
-        error = (a.double() - e).abs()
-        error = (
-            torch.where(a.double() == e, 0.0, error)
-            .nan_to_num(nan=math.inf, posinf=math.inf)
-            .reshape(-1)
-        )
+        error = torch.where(a.double() == e, 0.0, (a.double() - e).abs())
+        error = error.nan_to_num(nan=math.inf, posinf=math.inf).reshape(-1)
         i = int(error.argmax())
         if best is None or float(error[i]) > best[0]:
             best = (float(error[i]), float(a.reshape(-1)[i]), float(e.reshape(-1)[i]))
-    if best is None or best[0] - bound <= budget:
+    return best
+
+
+def _witness(bound: float, form: Format, budget: float, ran: Miss | None) -> Proof | None:
+    if ran is None or ran[0] - bound <= budget:
         return None
-    worst, got, true = best
+    worst, got, true = ran
     return Proof(
         "witness",
         form.name,

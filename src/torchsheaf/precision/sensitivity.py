@@ -20,7 +20,7 @@ from torchsheaf.precision.differentiable import DIFFERENTIABLE
 from torchsheaf.precision.execute import keywords
 from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.masking import new_infinities
-from torchsheaf.precision.operators import MODELS, terms_of
+from torchsheaf.precision.operators import MODELS, usual_terms_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class _Recorder:
             self.tape.results[c.name] = [p for p in floating if p.requires_grad][:1] + [
                 p for p in floating[1:] if p.requires_grad and c.packet == "var_mean"
             ]
-            self.tape.terms[c.name] = terms_of(c, dict(self.flow.shapes))
+            self.tape.terms[c.name] = usual_terms_of(c, dict(self.flow.shapes))
             born = new_infinities(c, value, floating[0].detach(), self.dtype)
             if kind == "rounding" and born is not None:
                 self.tape.overflows[c.name] = born
@@ -165,9 +165,14 @@ def unit_vectors(tape: Tape) -> Iterator[list[Tensor]]:
     """Every output element in turn: the full adjoint, one sweep per element."""
     for i, o in enumerate(tape.outputs):
         for k in range(o.numel()):
-            seeds = [torch.zeros_like(t) for t in tape.outputs]
+            seeds = _nothing(tape)
             seeds[i].view(-1)[k] = 1.0
             yield seeds
+
+
+def _nothing(tape: Tape) -> list[Tensor]:
+    """Zeros of the outputs' shapes; contiguous, however the outputs lie in memory."""
+    return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in tape.outputs]
 
 
 def adjoint(tape: Tape, seeds: list[Tensor]) -> list[Tensor | None]:
@@ -195,6 +200,9 @@ def variance_scale(call: AtenCall | None, form: Format, terms: int) -> float:
     scale = 4.0 ** (1 - form.bits) / 12
     if call is not None:
         model = MODELS[call.packet]
+        if model.drifts and form.bits < 24 and not form.is_emulated:
+            # n roundings of partial sums s_k: Σ s_k² = n/2·s_n² for a random walk, n/3 for a drift.
+            return scale * (1.0 + terms / 2.0)
         scale *= model.narrow**2 if form.bits < 24 else 1.0
         if model.accumulates and form.bits >= 24:
             # A random walk of roundings over some 32 partial sums; the 4 is fitted to the zoo.
@@ -242,7 +250,7 @@ def analyse_output(
 ) -> Sensitivity:  # fmt: skip
     """The exact table of one output element (flat index over all outputs): one reverse sweep."""
     tape = record(flow, inputs, dtype)
-    seeds = [torch.zeros_like(t) for t in tape.outputs]
+    seeds = _nothing(tape)
     for seed in seeds:
         if index < seed.numel():
             seed.view(-1)[index] = 1.0

@@ -1,0 +1,93 @@
+"""Bounds at corners: overflow, masks that flip, numbers in the code, jumps, powers."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchsheaf.network.aten import trace_aten
+from torchsheaf.precision import plan
+from torchsheaf.precision.bounds import measured_error, rigorous_bound
+from torchsheaf.precision.dataflow import read_dataflow
+from torchsheaf.precision.execute import run_assigned, run_exact, uniform
+
+Step = Callable[[Tensor], Tensor]
+
+
+class Function(nn.Module):
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x * 1.0)
+
+
+def spread(size: float = 1.0) -> Tensor:
+    return size * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+
+
+def near(number: float) -> Tensor:
+    return torch.full((2, 4), number)
+
+
+POWERS = torch.tensor([0.1, 0.7, 1.3, -2.2])
+SHUFFLED = torch.tensor([[0.50001, 0.50002, 0.5, 0.49999]])
+CASES: dict[str, tuple[Step, Tensor]] = {
+    "past the range": (lambda x: x * 1000 * 0.01, near(72.0)),
+    "past the range, then bounded": (lambda x: torch.softmax(x * 1000, -1), spread(72.0)),
+    "past the range in a norm": (lambda x: F.layer_norm(x * 1000, (4,)), spread(72.0)),
+    "cast past the range": (lambda x: F.relu(x), near(7e4)),
+    "a number cancels": (lambda x: x + 0.1, near(-0.1)),
+    "a number cancels on the left": (lambda x: 0.3 - x, near(0.3)),
+    "a factor": (lambda x: x * 0.1, spread()),
+    "a divisor": (lambda x: x / 0.7, spread()),
+    "padding": (lambda x: F.pad(x, (1, 1), value=0.1), spread()),
+    "filling": (lambda x: x.masked_fill(torch.arange(4) > 1, 0.1), spread()),
+    "a mask flips": (lambda x: torch.where(x > 0.5, 1.0, -1.0) * x, near(0.50001)),
+    "a mask as a number": (lambda x: (x > 0.5).float(), near(0.50001)),
+    "an index": (lambda x: torch.arange(4.0)[x.argmax(1)], SHUFFLED),
+    "an order": (lambda x: torch.arange(4.0)[x.sort(1).indices], SHUFFLED),
+    "a jump": (lambda x: F.softplus(x, 1.0, 1.0), near(1.0001)),
+    "a threshold": (lambda x: F.threshold(x, 0.1, 20.0), near(0.1001)),
+    "whole quotients": (lambda x: torch.div(x, 0.7, rounding_mode="floor"), spread()),
+    "limits": (lambda x: torch.clamp(x, POWERS, POWERS + 0.3), spread()),
+    "powers of a number": (lambda x: 2.0**x, spread()),
+    "powers": (lambda x: (x.abs() + 0.1) ** POWERS, spread()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_run_is_further_off_than_its_rigorous_bound(name: str) -> None:
+    step, x = CASES[name]
+    flow = read_dataflow(trace_aten(Function(step), (x,)))
+    for form in ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2"):
+        assignment = uniform(flow, form)
+        error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+        bound = torch.cat([o.reshape(-1) for o in rigorous_bound(flow, (x,), assignment).outputs])
+        assert bool((bound >= error.nan_to_num(nan=math.inf)).all()), form
+
+
+def test_a_mask_that_may_flip_costs_the_distance_of_what_it_chooses_between() -> None:
+    x = near(0.50001)
+    flow = read_dataflow(trace_aten(Function(lambda x: torch.where(x > 0.5, 3.0, 2.0)), (x,)))
+    bound = rigorous_bound(flow, (x,), uniform(flow, "bf16"))
+    assert bound.unbounded == ()
+    assert bound.largest == pytest.approx(1.0)
+    assert rigorous_bound(flow, (x + 0.5,), uniform(flow, "bf16")).largest == 0.0
+
+
+def test_what_an_uncertain_index_reads_is_named() -> None:
+    flow = read_dataflow(trace_aten(Function(CASES["an index"][0]), (SHUFFLED,)))
+    bound = rigorous_bound(flow, (SHUFFLED,), uniform(flow, "bf16"))
+    assert math.isinf(bound.largest)
+    assert bound.unbounded == ("index",)
+
+
+@pytest.mark.parametrize("name", ["powers of a number", "powers", "limits"])
+def test_operations_of_two_tensors_can_be_planned(name: str) -> None:
+    step, x = CASES[name]
+    assert plan(Function(step), x[:8].clamp(-1, 1), budget=0.1).measured.value <= 0.1
