@@ -212,8 +212,8 @@ def test_partial_input_holds(sheaf: Sheaf) -> None:
         hold(two, values, where=[0])
     with pytest.raises(ValueError, match="no input named 'z'; write one of"):
         hold(two, values, where={"z": [0]})
-    for mask in (torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)):
-        with pytest.raises(ValueError, match=r"the mask has shape \(2, 3\); the stalk's is \(3,\)"):
+    for mask in (torch.zeros(4, 3, dtype=torch.bool), torch.ones(4, 3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"the mask has shape \(4, 3\); the stalk's is \(3,\)"):
             hold(sheaf, randn(1, 2, 3), where=mask)
     missing = torch.tensor([[1.0, math.nan, 2.0]], dtype=torch.float64)
     with pytest.raises(ValueError, match="NaN or infinity where it is held"):
