@@ -396,3 +396,24 @@ def test_inputs_by_argument_name() -> None:
     for wrong in ({"image": image, "txt": text}, {"text": text}):
         with pytest.raises(ValueError, match="takes image, text, scale"):
             encode(model, wrong)
+
+
+class Scaled(nn.Module):
+    """A vector of weights beside a value (batch, width), and a view that names the batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(2, 2)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x)) * self.scale
+        return self.last(y.view(x.shape[0], 2, 2)).flatten(1)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4])
+def test_a_batch_as_large_as_another_axis_is_not_taken_for_it(batch: int) -> None:
+    model = fill(Scaled(), 3)
+    sheaf = encode(model, randn(1, batch, 4))
+    x = randn(2, 7, 4)
+    assert torch.equal(sheaf.forward(x)[sheaf.output()], model(x).detach())

@@ -126,5 +126,8 @@ def _name(node: FxNode) -> str:
 
 
 def _shape(node: FxNode) -> tuple[object, ...] | None:
+    """As expressions: comparing the traced batch size itself with a number would fix it there."""
     value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+    if not isinstance(value, Tensor):
+        return None
+    return tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
