@@ -319,3 +319,34 @@ def test_the_passes_of_a_second_try_are_counted_with_the_first(monkeypatch):
     assert 0 < between <= extension.FALL_BACK
     assert found.passes == 5 + between + 5
     assert float(found.stationarity.max()) <= 1e-8  # by block descent
+
+
+class Bounded(nn.Module):
+    """A clamp between two linear maps."""
+
+    def __init__(self, low: float | None, high: float | None) -> None:
+        super().__init__()
+        self.first, self.last, self.bounds = nn.Linear(3, 5), nn.Linear(5, 2), (low, high)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.clamp(self.first(x), *self.bounds))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "same"),
+    [
+        ((0.0, math.inf), (0.0, None)),
+        ((-math.inf, 1.0), (None, 1.0)),
+        ((-math.inf, math.inf), (-1e30, None)),  # no bound at all
+        ((0.5, -0.5), (-0.5, -0.5)),  # crossed bounds leave the upper one
+    ],
+)
+def test_a_bound_at_infinity_is_none(bounds, same):
+    x, y = randn(1, 12, 3), randn(2, 12, 2)
+    rest, on_the_way = [], []
+    for pair in (bounds, same):
+        problem = ts.hold(ts.encode(fill(Bounded(*pair), 3), x), x).pin(ts.Pin("output", y))
+        rest.append(ts.harmonic_extension(problem, start="forward").energy)
+        on_the_way.append(ts.heat_flow(problem, start="forward", until=1.0).energy[-1])
+    torch.testing.assert_close(*rest, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(*on_the_way, atol=1e-8, rtol=1e-8)

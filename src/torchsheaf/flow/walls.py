@@ -148,6 +148,8 @@ def _find(
     operands = network.gate_operands(node, numbers)
     for op in node.gates:
         gate, z = operands[op.name]
+        if isinstance(gate, ScalarGate) and not gate.breakpoints:
+            continue  # one piece: a bound at infinity is no wall
         source, plain = op.operands[0], isinstance(gate, ScalarGate)
         while plain and source in operations:
             plain = operations[source].rule.kind is Kind.RESHAPE

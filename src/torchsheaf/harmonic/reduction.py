@@ -187,7 +187,7 @@ def _eliminable(problem: Problem) -> dict[str, Pieces]:
             continue
         probe = problem.like.new_zeros(problem.batch, *node.shape)
         ((gate, _),) = network.gate_operands(gate_node, {name: probe}).values()
-        if isinstance(gate, ScalarGate):
+        if isinstance(gate, ScalarGate) and gate.breakpoints:
             found[name] = _pieces(problem, gate_node, name, gate)
     return found
 

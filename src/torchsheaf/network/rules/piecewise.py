@@ -1,5 +1,6 @@
 """Gates: continuous piecewise linear operations with a pattern that can be frozen."""
 
+import math
 from typing import Any
 
 import torch.nn.functional as F
@@ -29,19 +30,23 @@ def _leaky(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
 def _hardtanh(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
     low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
     high = args[2] if len(args) > 2 else kwargs.get("max_val", 1.0)
-    return ScalarGate((float(low), float(high)), (0.0, 1.0, 0.0))
+    return _between(low, high)
 
 
 def _clamp(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
     low = args[1] if len(args) > 1 else kwargs.get("min")
     high = args[2] if len(args) > 2 else kwargs.get("max")
-    points: list[float] = []
-    slopes: list[float] = [1.0]
-    if low is not None:
-        points, slopes = [float(low)], [0.0, 1.0]
-    if high is not None:
-        points, slopes = [*points, float(high)], [*slopes, 0.0]
-    return ScalarGate(tuple(points), tuple(slopes))
+    return _between(low, high)
+
+
+def _between(low: float | None, high: float | None) -> Gate:
+    """1 between two bounds and 0 outside; an infinite bound is none, crossed ones leave `high`."""
+    below, above = (-math.inf if low is None else low), (math.inf if high is None else high)
+    if below >= above:
+        return ScalarGate((float(above),), (0.0, 0.0))
+    points = tuple(float(t) for t in (below, above) if math.isfinite(t))
+    slopes = (0.0,) * math.isfinite(below) + (1.0,) + (0.0,) * math.isfinite(above)
+    return ScalarGate(points, slopes)
 
 
 def _threshold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
