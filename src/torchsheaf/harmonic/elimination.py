@@ -8,6 +8,10 @@ from torch import Tensor
 from torchsheaf.boundary import Weight
 
 
+FAR = 100.0
+"""A single breakpoint beyond this is not moved to 0."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """σ(z) = slope·z + offset on [low, high]."""
@@ -100,7 +104,8 @@ def eliminate(
     Cost: a few elementwise passes. Source: docs/notes/solver.md §1; the three ReLU states are T4.
     """
     goal, weight = (m, w_in) if pull is None else _merge(m, w_in, pull)
-    of = _of_two if len(pieces.pieces) == 2 else _of_many
+    near = abs(pieces.pieces[-1].low) <= FAR  # a shift by the breakpoint rounds by eps of it
+    of = _of_two if len(pieces.pieces) == 2 and near else _of_many
     found = of(pieces.pieces, goal, a, weight, w_out)
     if held is None:
         return found
