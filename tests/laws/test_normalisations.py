@@ -52,10 +52,21 @@ def unit_length(h: Tensor) -> Tensor:
     return h / h.norm(dim=-1, keepdim=True)
 
 
+def soft_sign(h: Tensor) -> Tensor:
+    return h / (1 + h.abs())
+
+
+def share_of_squares(h: Tensor) -> Tensor:
+    return h / (h.square().sum(-1, keepdim=True) + 0.5)
+
+
 WRITTEN: dict[str, Function] = {
     f.__name__: f
-    for f in (rms, rms_with_casts, layer, centred_first, in_place, deviation, unit_length)
-}
+    for f in (
+        rms, rms_with_casts, layer, centred_first, in_place, deviation, unit_length, soft_sign,
+        share_of_squares,
+    )
+}  # fmt: skip
 
 
 def between_layers(function: Function) -> tuple[nn.Sequential, Tensor]:
@@ -124,6 +135,10 @@ def largest_entry(h: Tensor) -> Tensor:
     return h / torch.linalg.vector_norm(h, float("inf"), -1, keepdim=True)
 
 
+def sum_of_sizes(h: Tensor) -> Tensor:
+    return h / (h.abs().sum(-1, keepdim=True) + 1)
+
+
 def root_of_a_plain_mean(h: Tensor) -> Tensor:
     return h * torch.sqrt(h.mean(-1, keepdim=True) + 50)
 
@@ -135,6 +150,7 @@ def root_of_a_plain_mean(h: Tensor) -> Tensor:
         (scale_of_something_else, {"1.pow", "1.mean"}),
         (no_root, {"1.pow", "1.mean"}),
         (largest_entry, {"1.linalg_vector_norm"}),
+        (sum_of_sizes, {"1.abs", "1.sum"}),
         (root_of_a_plain_mean, {"1.mean", "1.sqrt"}),
     ],
 )

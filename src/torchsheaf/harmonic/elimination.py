@@ -7,7 +7,6 @@ from torch import Tensor
 
 from torchsheaf.boundary import Weight
 
-
 FAR = 100.0
 """A single breakpoint beyond this is not moved to 0."""
 

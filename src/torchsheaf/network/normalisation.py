@@ -1,4 +1,4 @@
-"""Normalisations that a model writes out, such as x · rsqrt(mean(x²) + ε)."""
+"""Normalisations that a model writes out, such as x · rsqrt(mean(x²) + ε), and quotients."""
 
 from collections.abc import Mapping
 from operator import getitem
@@ -18,10 +18,11 @@ _SUMS = {"aten.mean.dim", "aten.sum.dim_IntList"}
 _VARIANCES = {"aten.var.dim", "aten.var.correction"}
 _DEVIATIONS = {"aten.std.dim", "aten.std.correction"}
 _NORMS = {"aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim"}
+_ABS = "aten.abs.default"
 _BETWEEN = _ROOTS | _SUMS | _VARIANCES | _DEVIATIONS | _NORMS | {
     "aten.square.default", "aten.pow.Tensor_Scalar", "aten.mul.Tensor", "aten.mul.Scalar",
     "aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.div.Tensor", "aten.div.Scalar",
-    "aten.reciprocal.default",
+    "aten.reciprocal.default", _ABS,
 }  # fmt: skip
 
 
@@ -32,7 +33,8 @@ def normalisations(graph: Graph) -> Mapping[FxNode, frozenset[FxNode]]:
     of squares, where everything in between is made from x alone and used by nothing else. As one
     map of x it is smooth wherever that root is positive; as vertices of their own its steps could
     leave the domain of the root, and a scale that is free would multiply a whole layer at the price
-    of one number.
+    of one number. A quotient of x by anything made from x alone in this way, such as x/(1 + |x|) or
+    x/Σx, is one map too: a divisor of its own could pass through 0, where the energy has a pole.
     """
     found: dict[FxNode, frozenset[FxNode]] = {}
     for end in graph.nodes:
@@ -50,14 +52,15 @@ def _steps(end: FxNode, place: int) -> frozenset[FxNode] | None:
     scale, scaled = end.args[place], end.args[1 - place]
     assert isinstance(scale, FxNode)
     assert isinstance(scaled, FxNode)
-    if _shape(scale) == _shape(scaled):  # a scale belongs to many entries
+    alike, divides = _shape(scale) == _shape(scaled), _name(end) == "aten.div.Tensor"
+    if alike and not divides:  # a scale belongs to many entries
         return None
     origins = [scaled]
     if _name(scaled) == "aten.sub.Tensor" and isinstance(scaled.args[0], FxNode):
         origins.insert(0, scaled.args[0])
     for x in origins:
         steps = _between(end, x)
-        if steps and _is_scale(scale, steps):
+        if steps and (_is_scale(scale, steps) or (divides and _is_divisor(steps, alike))):
             return steps
     return None
 
@@ -89,6 +92,17 @@ def _may_be_inside(node: FxNode) -> bool:
     )
 
 
+def _is_divisor(steps: frozenset[FxNode], alike: bool) -> bool:
+    """Whether a quotient of x and these steps has no kink that is not one of its own at x = 0.
+
+    |x| is smooth enough behind x, entry by entry: the slope of x/(1 + |x|) does not jump.
+    """
+    names = {_name(n) for n in steps}
+    if any(_name(n) in _NORMS and (*n.args, 2)[1] != 2 for n in steps):
+        return False
+    return _ABS not in names or (alike and not names & (_SUMS | _VARIANCES | _DEVIATIONS | _NORMS))
+
+
 def _is_scale(scale: FxNode, steps: frozenset[FxNode]) -> bool:
     """Whether the scale is one of the steps: a root of a mean of squares, made from them."""
     chain, waiting = set[FxNode](), [scale]
@@ -100,6 +114,8 @@ def _is_scale(scale: FxNode, steps: frozenset[FxNode]) -> bool:
     if any(_name(n) in _NORMS and (*n.args, 2)[1] != 2 for n in chain):
         return False  # of another order: with kinks
     names = {_name(n) for n in chain}
+    if _ABS in names:
+        return False
     if names & (_NORMS | _DEVIATIONS):
         return True
     squares = any(_name(n) in _SUMS and _is_square(n.all_input_nodes[0]) for n in chain)
