@@ -139,6 +139,10 @@ def sum_of_sizes(h: Tensor) -> Tensor:
     return h / (h.abs().sum(-1, keepdim=True) + 1)
 
 
+def size_of_another_entry(h: Tensor) -> Tensor:
+    return h / (1 + h.flip(-1).abs())
+
+
 def root_of_a_plain_mean(h: Tensor) -> Tensor:
     return h * torch.sqrt(h.mean(-1, keepdim=True) + 50)
 
@@ -151,6 +155,7 @@ def root_of_a_plain_mean(h: Tensor) -> Tensor:
         (no_root, {"1.pow", "1.mean"}),
         (largest_entry, {"1.linalg_vector_norm"}),
         (sum_of_sizes, {"1.abs", "1.sum"}),
+        (size_of_another_entry, {"1.abs"}),
         (root_of_a_plain_mean, {"1.mean", "1.sqrt"}),
     ],
 )

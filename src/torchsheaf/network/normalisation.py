@@ -24,6 +24,7 @@ _BETWEEN = _ROOTS | _SUMS | _VARIANCES | _DEVIATIONS | _NORMS | {
     "aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.div.Tensor", "aten.div.Scalar",
     "aten.reciprocal.default", _ABS,
 }  # fmt: skip
+_ENTRYWISE = _BETWEEN - _SUMS - _VARIANCES - _DEVIATIONS - _NORMS
 
 
 def normalisations(graph: Graph) -> Mapping[FxNode, frozenset[FxNode]]:
@@ -52,15 +53,15 @@ def _steps(end: FxNode, place: int) -> frozenset[FxNode] | None:
     scale, scaled = end.args[place], end.args[1 - place]
     assert isinstance(scale, FxNode)
     assert isinstance(scaled, FxNode)
-    alike, divides = _shape(scale) == _shape(scaled), _name(end) == "aten.div.Tensor"
-    if alike and not divides:  # a scale belongs to many entries
+    divides = _name(end) == "aten.div.Tensor"
+    if not divides and _shape(scale) == _shape(scaled):  # a scale belongs to many entries
         return None
     origins = [scaled]
     if _name(scaled) == "aten.sub.Tensor" and isinstance(scaled.args[0], FxNode):
         origins.insert(0, scaled.args[0])
     for x in origins:
         steps = _between(end, x)
-        if steps and (_is_scale(scale, steps) or (divides and _is_divisor(steps, alike))):
+        if steps and (_is_scale(scale, steps) or (divides and _is_divisor(steps))):
             return steps
     return None
 
@@ -92,7 +93,7 @@ def _may_be_inside(node: FxNode) -> bool:
     )
 
 
-def _is_divisor(steps: frozenset[FxNode], alike: bool) -> bool:
+def _is_divisor(steps: frozenset[FxNode]) -> bool:
     """Whether a quotient of x and these steps has no kink that is not one of its own at x = 0.
 
     |x| is smooth enough behind x, entry by entry: the slope of x/(1 + |x|) does not jump.
@@ -100,7 +101,7 @@ def _is_divisor(steps: frozenset[FxNode], alike: bool) -> bool:
     names = {_name(n) for n in steps}
     if any(_name(n) in _NORMS and (*n.args, 2)[1] != 2 for n in steps):
         return False
-    return _ABS not in names or (alike and not names & (_SUMS | _VARIANCES | _DEVIATIONS | _NORMS))
+    return _ABS not in names or names <= _ENTRYWISE
 
 
 def _is_scale(scale: FxNode, steps: frozenset[FxNode]) -> bool:
