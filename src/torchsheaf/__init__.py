@@ -97,19 +97,24 @@ HOMES = {
     "SheafTrainer": "torchsheaf.train",
     "fit": "torchsheaf.train",
 }
-__all__ = list(HOMES)  # what `from torchsheaf import *` takes
 
 
-def __getattr__(name: str) -> Any:
+def _imported(name: str) -> Any:
     """A public name, or a part such as `torchsheaf.precision`, imported now."""
     if name in HOMES:
         found = getattr(importlib.import_module(HOMES[name]), name)
         globals()[name] = found
         return found
     whole = f"{__name__}.{name}"
-    if not name.startswith("_") and importlib.util.find_spec(whole) is not None:
+    plain = not name.startswith("_") and "." not in name
+    if plain and importlib.util.find_spec(whole) is not None:
         return importlib.import_module(whole)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:  # to a type checker a name that is not above is a mistake
+    __all__ = list(HOMES)  # what `from torchsheaf import *` takes
+    __getattr__ = _imported
 
 
 def __dir__() -> list[str]:

@@ -173,6 +173,17 @@ def test_every_public_name_is_imported_when_asked_for() -> None:
     assert read == torchsheaf.HOMES
     assert all(getattr(torchsheaf, name).__name__ == name for name in torchsheaf.__all__)
     assert set(torchsheaf.__all__) == set(read) < set(dir(torchsheaf))
+    # To type checkers __getattr__ would give every name, and an __all__ that is computed none.
+    seen = {getattr(t, "id", "") for n in tree.body for t in getattr(n, "targets", ())}
+    seen |= {getattr(n, "name", "") for n in tree.body}
+    assert "HOMES" in seen
+    assert not seen & {"__getattr__", "__all__"}
+
+
+@pytest.mark.parametrize("name", ["precison", "boundary.pin", "", "_hidden"])
+def test_what_is_no_public_name_is_said_as_of_any_module(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
+        getattr(torchsheaf, name)
 
 
 def test_the_report_stays_a_function_whatever_is_imported_before() -> None:

@@ -26,6 +26,13 @@ class Function(nn.Module):
         return self.step(x * 1.0)
 
 
+class Alone(Function):
+    """On the inputs as they come: what they hold exactly has no error that others could hide in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x)
+
+
 def spread(size: float = 1.0) -> Tensor:
     return size * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
 
@@ -69,6 +76,35 @@ def test_no_run_is_further_off_than_its_rigorous_bound(name: str) -> None:
         error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
         bound = torch.cat([o.reshape(-1) for o in rigorous_bound(flow, (x,), assignment).outputs])
         assert bool((bound >= error.nan_to_num(nan=math.inf)).all()), form
+
+
+NUMBERS: dict[str, Step] = {
+    "a sum": lambda x: x + 0.3,
+    "a difference": lambda x: x - 0.3,
+    "a difference from a number": lambda x: 0.3 - x,
+    "a multiple that is added": lambda x: torch.add(torch.zeros_like(x), x, alpha=0.3),
+    "a multiple that is taken away": lambda x: torch.rsub(x, 0.1, alpha=0.3),
+    "a product": lambda x: x * 0.3,
+    "a quotient": lambda x: x / 0.3,
+    "an exponent": lambda x: x.abs() ** 0.3,
+    "a base": lambda x: 0.3**x,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_in_the_code_are_rounded_as_kernels_round_them(name: str) -> None:
+    """In 16 bits, CPU kernels keep those of sums and powers in 16 bits, factors in float32.
+
+    Few numbers take another path through a kernel than many: it rounds the products too.
+    """
+    for x in (torch.arange(-128, 128).reshape(-1, 4) / 4, torch.arange(1.0, 17).reshape(4, 4)):
+        flow = read_dataflow(trace_aten(Alone(NUMBERS[name]), (x,)))  # x is exact in every format
+        for form in ("fp32", "bf16", "fp16"):
+            assignment = uniform(flow, form)
+            error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+            (bound,) = rigorous_bound(flow, (x,), assignment).outputs
+            assert bool((bound.reshape(-1) >= error).all()), form
+            assert bool(bound.isfinite().all()) or form == "fp16"  # 0.3 ** -32 is past its range
 
 
 def test_a_mask_that_may_flip_costs_the_distance_of_what_it_chooses_between() -> None:

@@ -207,6 +207,21 @@ def test_flow_of_each_sample(method: str, missing: bool) -> None:
     assert bool((whole.final[sheaf.inputs[0]] == held).all())
 
 
+def test_discord_of_a_pin_is_that_of_what_it_pulls() -> None:
+    """‖c − p‖² over the chosen coordinates of each sample; 0 where a sample is not pulled."""
+    net, x, y = relu_mlp([4, 6, 2], 8), randn(94, BATCH, 4), randn(95, BATCH, 2)
+    sheaf, chosen = ts.encode(net, x), masks(96, 2)
+    chosen[0] = False
+    held, off = ts.hold(sheaf, x), torch.where(chosen, net(x).detach() - y, 0)
+    weight = torch.where(chosen, randn(97, BATCH, 2).exp(), 0)
+    for pin in (ts.Pin("output", y, chosen, 2.0), ts.Pin("output", y, weight=weight)):
+        problem = held.pin(pin)
+        table = ts.discord(problem, problem.start("forward"))
+        (name,) = problem.taps
+        near = {"atol": 1e-12, "rtol": 1e-12}
+        torch.testing.assert_close(table.column(name), off.square().sum(1), **near)
+
+
 def test_patching_follows_the_pins_of_each_sample() -> None:
     net, x = relu_mlp([4, 6, 2], 8), randn(90, BATCH, 4)
     sheaf = ts.encode(net, x)

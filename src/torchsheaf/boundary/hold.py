@@ -68,7 +68,7 @@ def hold(
         if name not in sheaf.edges:
             raise ValueError(f"no edge named {name!r}; write one of: {', '.join(sheaf.edges)}")
         read[name] = positive_number(f"weight of edge {name!r}", w, "a positive finite number")
-    return Problem(sheaf, held, values, weights=read or None, given=given)
+    return Problem(sheaf, held, values, weights=read, given=given)
 
 
 def _mask(sheaf: Sheaf, name: str, where: Coordinates, batch: int) -> Tensor:

@@ -80,7 +80,10 @@ class Pin:
             _require_weights(what, self.weight)
             return
         weight = number(
-            what, self.weight, lambda w: w > 0, "a positive number, or math.inf for a hard pin"
+            what,
+            self.weight,
+            lambda w: w > 0,
+            "a positive number, math.inf for a hard pin, or a tensor",
         )
         object.__setattr__(self, "weight", weight)
 

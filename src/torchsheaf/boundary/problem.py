@@ -40,7 +40,7 @@ class Problem:
     held: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
     soft: tuple[SoftPin, ...] = ()
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
     pins: tuple[Pin, ...] = ()
     places: tuple[Place, ...] = ()
     given: Mapping[str, Tensor] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Problem:
     @cached_property
     def edge_weights(self) -> dict[str, Weight]:
         """w_e and γ where they are not 1."""
-        given: dict[str, Weight] = dict(self.weights or {})
+        given: dict[str, Weight] = dict(self.weights)
         given |= {n: p.weight for n, p in self.taps.items()}
         return {n: w for n, w in given.items() if isinstance(w, Tensor) or w != 1}
 

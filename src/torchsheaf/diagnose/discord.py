@@ -134,7 +134,8 @@ def discord(result: Extension | Problem, at: Cochain | None = None) -> Discord:
     """Disagreement ‖r_e‖² of every edge, per sample.
 
     `result` is an extension, or a problem together with a cochain `at` to read it off. Soft pins
-    have a row of their own, kind "pin", with ‖c − p‖². At the forward pass every inner edge is 0.
+    have a row of their own, kind "pin", with ‖c − p‖² over the coordinates that they pull in that
+    sample. At the forward pass every inner edge is 0.
 
     Raises TypeError for anything else, ValueError for weights that are not finite.
     Cost: nothing for an extension, else one forward pass.
@@ -165,8 +166,11 @@ def discord(result: Extension | Problem, at: Cochain | None = None) -> Discord:
     else:
         raise TypeError("discord of a problem needs the cochain to read: discord(problem, cochain)")
     edges = discord_edges(problem)
-    values = torch.stack([coordinates(residual[e.name]).square().sum(1) for e in edges], 1)
-    return Discord(edges, values)
+    squares = {e.name: coordinates(residual[e.name]).square() for e in edges}
+    for name, pin in problem.taps.items():
+        if isinstance(pin.weight, Tensor):  # 0 is no pull
+            squares[name] = torch.where(pin.weight > 0, squares[name], 0)
+    return Discord(edges, torch.stack([square.sum(1) for square in squares.values()], 1))
 
 
 def discord_edges(problem: Problem) -> tuple[DiscordEdge, ...]:

@@ -99,7 +99,7 @@ def _one(
 ) -> LabelEnergy:  # fmt: skip
     pulled = coboundary.domain.zeros(problem.batch, output)
     swept = coboundary.solve_adjoint(Cochain({**pulled, name: u}))
-    weights = problem.weights or {}
+    weights = problem.weights
     edges = discord_edges(problem)
     parts = [coordinates(swept[e.name]).square().sum(1) / weights.get(e.name, 1.0) for e in edges]
     stacked = torch.stack(parts, 1)

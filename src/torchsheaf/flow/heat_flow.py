@@ -48,9 +48,9 @@ def heat_flow(
     times, or how many.
     `method`: "exact" (piecewise linear gates; exact inside regions, exact crossings, slides),
     "euler" (the paper's scheme; `dt` below 2/(αλ_max)), "ode" (smooth edges, max-pools), "auto"
-    (exact where it can, else ode), or a `FlowMethod`. `record`: "energy", "states", names of
-    vertices, or {vertex: coordinates}. `output_force="identity"` drops the Jacobian of a smooth
-    output.
+    (exact where it can, else ode; Euler where a map jumps, of which the others take none), or a
+    `FlowMethod`. `record`: "energy", "states", names of vertices, or {vertex: coordinates}.
+    `output_force="identity"` drops the Jacobian of a smooth output.
     `progress`: a bar; None shows one on a terminal when the run is long.
 
     Raises ValueError for arguments, and `ConvergenceError` (unless `throw=False`) when the step

@@ -140,7 +140,7 @@ class _Path:
         maps = ExtendedSheaf.of(problem.sheaf)
         names = list(problem.sheaf.edges)
         pre, post = tuple(names[0::2]), tuple(names[1::2])
-        weights = {n: (problem.weights or {}).get(n, 1.0) for n in names}
+        weights = {n: problem.weights.get(n, 1.0) for n in names}
         pulls = {n: _pull(problem, n) for n in names}
         factors: list[Tensor] = []
         for i, a in enumerate(post):

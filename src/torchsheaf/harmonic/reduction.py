@@ -286,7 +286,7 @@ class _HoldReader:
         )
 
     def _weights(self, columns: list[tuple[str, slice]], width: int) -> Weight:
-        given = self.problem.weights or {}
+        given = self.problem.weights
         if not any(n in given for n, _ in columns):
             return 1.0
         out = self.problem.like.new_ones(width)
@@ -392,7 +392,7 @@ class Reduction:
             elif cell.head is None:
                 m = incoming[:, cell.rows]
                 rows = slice(cell.rows.start - layout.heads, cell.rows.stop - layout.heads)
-                w = (problem.weights or {}).get(name, 1.0)
+                w = problem.weights.get(name, 1.0)
                 # y = m + (ω/w)(q − m): all of it where held, the weighted mean where pulled
                 y = m + holds.leaf_weight[:, rows] / w * (holds.leaf_target[:, rows] - m)
                 point[name] = y.reshape(batch, *shape)

@@ -142,8 +142,8 @@ def quotient(a: Any, b: Any, rounding_mode: str | None = None) -> tuple[Tensor, 
 
 
 def power(x: Any, exponent: Any) -> tuple[Tensor, Tensor]:
-    """x^p: binomial growth for a whole number p ≥ 1; otherwise the corners of the box for positive
-    x, as p·ln x is linear in either, and infinite where x may be 0 or less.
+    """x^p: binomial growth for a whole number p ≥ 1; otherwise the corners of the box where no
+    x̂ is below 0, as p·ln x is linear in either; infinite elsewhere, and at 0 unless all p̂ > 0.
     """
     p = _value(exponent)
     if not isinstance(exponent, tuple) and float(p).is_integer() and p >= 1:
@@ -156,7 +156,8 @@ def power(x: Any, exponent: Any) -> tuple[Tensor, Tensor]:
     y = base**p
     corners = [((base + s * e) ** (p + t * ep) - y).abs() for s in (1, -1) for t in (1, -1)]
     worst = torch.nan_to_num(torch.stack(corners).amax(0), nan=math.inf)
-    worst = torch.where((base <= e) | torch.isinf(e) | torch.isinf(ep), math.inf, worst)
+    outside = (base < e) | ((base == e) & (p <= ep)) | torch.isinf(e) | torch.isinf(ep)
+    worst = torch.where(outside, math.inf, worst)
     return torch.where((e == 0) & (ep == 0), 0.0, worst), _zero(y)
 
 

@@ -31,8 +31,10 @@ from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 WIDEN = 1.0 + 1e-10
 # They put the numbers of a row in order, so that a bound does not stay with its number.
 _ORDERING = {"sort", "topk", "min", "max"}
-# A number among their arguments is an operand like any other: float32 arithmetic rounds it.
+# A number among their arguments is an operand like any other: the kernel rounds it to float32 …
 _WITH_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow"}
+# … or, these on CPUs, to the type of the other operand.
+_IN_ITS_TYPE = {"add", "sub", "rsub", "pow"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,8 +286,9 @@ class BoundWalk:
         else:
             kwargs = {} if c.packet == "_to_copy" else _rule_kwargs(c, moved)
             if c.packet in _WITH_NUMBERS and form.bits <= 24:
-                args = tuple(map(_as_rounded, args))
-                kwargs = {k: _as_rounded(v) for k, v in kwargs.items()}
+                held = "fp32" if form.is_emulated or c.packet not in _IN_ITS_TYPE else form.name
+                args = tuple(_as_rounded(a, FORMATS[held]) for a in args)
+                kwargs = {k: _as_factor(v, FORMATS[held]) for k, v in kwargs.items()}
             spread, inside = rule(*args, **kwargs)
         own = self.own(c, form, first, spread, inside)
         spread, own = self.at_infinity(c, first, spread, own)
@@ -336,12 +339,21 @@ def _moved(rounded: Tensor, value: Tensor) -> Tensor:
     return torch.nan_to_num(moved, nan=math.inf, posinf=math.inf)
 
 
-def _as_rounded(number: Any) -> Any:
-    """A number in the code with the error of its float32; as it is where there is none."""
+def _as_rounded(number: Any, form: Format) -> Any:
+    """A number in the code with the error of its rounding; as it is where there is none."""
     if type(number) not in (int, float):
         return number
-    moved = rounded_number(number, FORMATS["fp32"])
+    moved = rounded_number(number, form)
     return tuple(torch.tensor([number, moved], dtype=torch.float64)) if moved else number
+
+
+def _as_factor(alpha: Any, form: Format) -> Any:
+    """A factor of a term of a sum; the kernel rounds that product too."""
+    if type(alpha) not in (int, float) or abs(alpha) == 1:
+        return alpha
+    moved = rounded_number(alpha, form)
+    moved += form.unit * (abs(alpha) + moved)
+    return tuple(torch.tensor([alpha, moved], dtype=torch.float64))
 
 
 def _kwargs_of(kwargs: dict[str, Any], value: Any) -> dict[str, Any]:

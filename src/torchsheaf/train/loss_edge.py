@@ -40,7 +40,7 @@ class OutputModel:
         Exact in the nudged limit (docs/theory.md, T5); elsewhere `after` corrects it.
         """
         z = coordinates(state[output])
-        coboundary, weights = problem.coboundary(state), problem.weights or {}
+        coboundary, weights = problem.coboundary(state), problem.weights
         nothing = coboundary.domain.zeros(z.shape[0], z)
         rows: list[Cochain] = []
         for unit in torch.eye(z.shape[1], dtype=z.dtype, device=z.device):
