@@ -218,10 +218,12 @@ def test_spectra_at_a_cochain_in_batches(problem: Problem) -> None:
         torch.testing.assert_close(found.gap, values[:, 0])
         torch.testing.assert_close(found.top, values[:, -1])
     passes = [
-        spectra(problem.samples(i), at=at.samples(i), tol=1e-9).smallest.passes
-        for i in torch.arange(7).split(3)
+        spectra(problem.samples(torch.tensor([i])), tol=1e-9).smallest.passes for i in range(7)
     ]
-    assert parts.smallest.passes == max(passes)
+    order = torch.tensor(passes).argsort()
+    assert passes[order[0]] < passes[order[-1]]
+    alone = spectra(problem.samples(order), tol=1e-9, numbers=60 * 16)
+    assert alone.smallest.passes == max(passes)
 
 
 def test_findings_of_signals_and_discord_by_hand(problem: Problem, net: nn.Sequential) -> None:
@@ -236,6 +238,18 @@ def test_findings_of_signals_and_discord_by_hand(problem: Problem, net: nn.Seque
     assert found["exploding discord from 2 back to 0"].value == pytest.approx(ratio)
     assert found["vanishing discord from 2 back to 0"].value == pytest.approx(1 / ratio)
     assert unstable_rate(0.1, 4.0, alpha=3.0).bound == pytest.approx(1 / 6)
+
+
+def test_right_answers_of_a_saturated_output_are_not_stuck() -> None:
+    net = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid()).double()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.zero_()
+    x = torch.tensor([[20.0], [-20.0], [18.0], [0.1]]).double()
+    held = hold(encode(net, x), x)
+    for y, share in (([1, 0, 1, 0], 0.0), ([1, 1, 0, 0], 0.5)):
+        found = {f.name: f for f in pathologies(held, torch.tensor(y))}
+        assert found["samples stuck behind 1"].value == share
 
 
 def test_units_are_dead_where_every_sample_and_every_position_is_flat() -> None:

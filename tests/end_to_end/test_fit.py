@@ -424,6 +424,18 @@ def test_validation_goes_through_the_set_in_batches(monkeypatch: pytest.MonkeyPa
     assert whole["loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
 
 
+def test_accuracy_on_logits_is_a_share_of_labels() -> None:
+    """Log-odds above 0 say 1; with several labels each counts alike."""
+    net = nn.Linear(2, 3).double()
+    x, y = randn(1, 40, 2), (randn(2, 40, 3) > 0).double()
+    found = evaluate(SheafTrainer(net, loss="bce", rule="first-order"), x, y)
+    odds = net(x).detach()
+    assert bool(((odds > 0) & (odds < 0.5)).any())
+    assert found["accuracy"] == pytest.approx(((odds.sigmoid() > 0.5) == (y > 0.5)).double().mean())
+    total = nn.functional.binary_cross_entropy_with_logits(odds, y, reduction="sum")
+    assert found["loss"] == pytest.approx(float(total) / 40)
+
+
 def test_validation_takes_a_loader() -> None:
     """Uneven batches weigh as their samples do: the record is that of the tensors at once."""
     (x, y), records = rings(50), []
