@@ -196,10 +196,7 @@ class EquilibriumRule(LocalRule):
         device = batch.target.device  # a resumed memory comes from the CPU
         self.memory = {n: t.to(device) for n, t in self.memory.items()}
         if not self.warm or not all(
-            n in self.memory
-            and self.memory[n].shape == now[n].shape
-            and bool(torch.equal(self.memory[n], now[n]))
-            for n in names
+            n in self.memory and torch.equal(self.memory[n], now[n]) for n in names
         ):
             return batch.values
         return Cochain({n: self.memory[n] for n in batch.values})
