@@ -196,6 +196,19 @@ def test_warm_start_begins_where_the_last_update_ended() -> None:
     assert warm.last.passes == cold.last.passes
 
 
+def test_a_memory_of_another_type_is_not_where_to_start() -> None:
+    """`model.double()` between two updates, on inputs that compare equal in both types."""
+    net, x, y = relu_mlp([2, 5, 1], 1, dtype=torch.float32), torch.ones(4, 2), torch.ones(4, 1)
+    warm, cold = EquilibriumRule(warm=True), EquilibriumRule()
+    SheafTrainer(net, loss="l2", rule=warm).local_gradients(x, y)
+    net.double()
+    found = []
+    for rule in (warm, cold):
+        SheafTrainer(net, loss="l2", rule=rule).local_gradients(x.double(), y.double())
+        found.append([p.grad.clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_loss_named_agrees_with_the_objects() -> None:
     assert loss_named("l2").curvature == 1.0
     assert math.isinf(loss_named("l1").curvature)

@@ -86,6 +86,9 @@ def test_a_checkpoint_of_another_batch_size_or_number_of_samples_is_refused(tmp_
     again = run(rings(), 1, 32)
     assert (again.epochs, again.resumed, again.outcome) == (1, 1, Outcome.COMPLETED)
     file.unlink()
+    run(rings(), 1, 1000)  # no more than there are
+    assert run(rings(), 2).resumed == 1
+    file.unlink()
     loader = DataLoader(TensorDataset(*rings()), batch_size=32)
     run(loader, 1)
     with pytest.raises(ValueError, match="with batch size 32, and this run has 16"):
