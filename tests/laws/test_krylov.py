@@ -40,6 +40,15 @@ def test_a_block_that_loses_a_direction_goes_on_with_a_random_one() -> None:
     torch.testing.assert_close(found.values, torch.tensor([[3.0, 3.0]]).double())
 
 
+def test_a_space_that_ends_before_the_others_adds_no_eigenvalue() -> None:
+    """All eigenvalues are negative: a row of zeros would be the largest of them."""
+    values = -torch.linspace(1.0, 5.0, 9).double()
+    start = torch.stack([torch.eye(9).double()[4], torch.ones(9).double()])[..., None]
+    found = lanczos(lambda v: v * values, start, 1, tol=1e-12)
+    torch.testing.assert_close(found.values[:, 0], values[[4, 0]])
+    torch.testing.assert_close(found.vectors[0, :, 0].abs(), torch.eye(9).double()[4])
+
+
 @pytest.mark.parametrize("products", [1, 2, 4])
 def test_the_error_of_a_value_is_estimated_by_its_gap(products: int) -> None:
     a, start = symmetric(3, 4, 12), randn(4, 4, 12)
