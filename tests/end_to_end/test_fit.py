@@ -330,6 +330,9 @@ def test_an_indefinite_recursive_state_is_an_outcome_and_changes_nothing() -> No
         fit(trainer, (x, y), optimiser, epochs=1, progress=False)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert all(torch.equal(rule.inverse_moments[n], t) for n, t in kept.items())
+    with pytest.raises(ConvergenceError):  # and without the loop, which restores what was
+        trainer.local_gradients(x, y)
+    assert all(torch.equal(rule.inverse_moments[n], t) for n, t in kept.items())
 
 
 def test_reluctance_is_weight_decay_or_a_pull_to_the_reference() -> None:
