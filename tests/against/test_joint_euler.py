@@ -126,6 +126,41 @@ def test_committed_two_timescales_beat_every_sheaf_entry_of_the_table() -> None:
     assert rows["paraboloid"]["test"] <= 0.015
 
 
+def test_what_happens_between_the_steps() -> None:
+    """Restarts put the stalks on the forward pass, after the last step not; β is 1/N by default."""
+    net, x, y = relu_mlp([2, 5, 1], 1), randn(3, 6, 2), randn(4, 6, 1)
+    flow = JointEuler(dt=0.05)
+    found = flow.run(flow.start(net, x, y, stalks="forward"), 4, every=2, restart=True)
+    by_hand = JointEuler(dt=0.05, beta=1 / 6)
+    state = by_hand.start(net, x, y, stalks="forward")
+    by_hand.run(state, 2)
+    moved = [z.clone() for z in state.z]
+    by_hand.restart(state)
+    assert not torch.equal(moved[-1], state.z[-1])
+    by_hand.run(state, 2)
+    for a, b in zip((*found.z, *found.a, *found.w), (*state.z, *state.a, *state.w), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_runs_side_by_side_have_stalks_of_their_own() -> None:
+    x, y = randn(3, 6, 2), randn(4, 6, 1)
+    begun = JointEuler().start([relu_mlp([2, 5, 1], 1)] * 2, x, y)
+    assert not torch.equal(begun.z[0][0], begun.z[0][1])
+    again = JointEuler().start([relu_mlp([2, 5, 1], 1)] * 2, x, y)
+    assert torch.equal(begun.z[0], again.z[0])
+
+
+def test_a_stalk_at_zero_is_on() -> None:
+    """R = 1[z ≥ 0]: there the force r − R (z − a) holds the activation to the stalk."""
+    net = relu_mlp([1, 1, 1], 1)
+    flow = JointEuler(dt=0.5)
+    state = flow.start(net, torch.ones(1, 1).double(), torch.ones(1, 1).double())
+    state.z[0].zero_()
+    a, r = float(state.a[1][0, 0, 0]), float((state.w[0][0] @ state.a[0][0])[0, 0])
+    flow.run(state, 1)
+    assert float(state.z[0]) == pytest.approx(0.5 * (r + a), rel=1e-14)
+
+
 def test_what_is_refused() -> None:
     x, y = randn(1, 4, 2), randn(2, 4, 1)
     with pytest.raises(ValueError, match="on a path"):

@@ -151,6 +151,20 @@ def test_recursive_steps_from_anchor_equal_batch_ridge_regression(
     assert torch.allclose(rule.inverse_moments["0.weight"], normal.inverse(), atol=1e-9)
 
 
+def test_the_memory_follows_a_model_to_another_type() -> None:
+    """Rounded once to float32, where it was; all after `model.double()` is float64."""
+    x, y, found = randn(1, 8, 3), randn(2, 8, 2), []
+    for dtype in (torch.float32, torch.float64):
+        model, rule = relu_mlp([3, 2], 5, dtype=dtype), RecursiveRule()
+        trainer = SheafTrainer(model, loss="l2", rule=rule)
+        trainer.local_gradients(x[:4].to(dtype), y[:4].to(dtype))
+        model.double()
+        SheafTrainer(model, loss="l2", rule=rule).local_gradients(x[4:], y[4:])
+        assert rule.inverse_moments["0.weight"].dtype == torch.float64
+        found.append(model[0].weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
 def test_tied_weights_sum_over_their_edges() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -162,3 +162,27 @@ def test_a_function_that_is_a_named_loss_relaxes_as_it() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     linear = FunctionLoss(lambda z, y: z.sum(1))
     assert not linear.hessian(z, y).any()
+
+
+def test_the_force_of_a_power_vanishes_where_the_target_is_met() -> None:
+    z = randn(1, 3, 2)
+    for p in (1.0, 1.5, 3.0):
+        assert not PowerLoss(p).gradient(z, z).any()
+
+
+def test_rows_that_are_no_probabilities_are_refused() -> None:
+    loss, z = loss_named("cross_entropy"), randn(1, 2, 4)
+    y = torch.full((2, 4), 0.25)
+    assert torch.equal(loss.target(z, y), y.double())
+    for wrong in (y * 1.01, y - torch.tensor([0.5, 0, 0, -0.5])):
+        with pytest.raises(ValueError, match="must be probabilities"):
+            loss.target(z, wrong)
+
+
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing": 0.1}, {"ignore_index": 2}, {"reduction": "sum"}], ids=str
+)
+def test_settings_of_a_module_that_the_named_loss_lacks_are_refused(options: dict) -> None:
+    assert loss_named(nn.CrossEntropyLoss()).name == "cross_entropy"
+    with pytest.raises(ValueError, match="write 'cross_entropy', which is the mean"):
+        loss_named(nn.CrossEntropyLoss(**options))

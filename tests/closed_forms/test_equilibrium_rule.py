@@ -79,19 +79,20 @@ def test_gradient_of_majorised_losses(loss: str | Loss) -> None:
 
 
 def test_linear_network_against_the_closed_form() -> None:
-    """E* = ½ eᵀ(I/ε + K)⁻¹e, by autograd through K(θ) assembled densely."""
+    """E* = ½ eᵀ(I/ε + K)⁻¹e, K = Σ J_e J_eᵀ/w_e, by autograd through K(θ) assembled densely."""
     net = linear_mlp([2, 3, 4, 2], 1)
     x, y = randn(5, 7, 2), randn(6, 7, 2)
     eps = 0.7
     w1, w2, w3 = (layer.weight for layer in net)
     eye = torch.eye(2, dtype=torch.float64)
-    k = eye + w3 @ w3.mT + w3 @ w2 @ w2.mT @ w3.mT
+    k = eye / 3 + w3 @ w3.mT + w3 @ w2 @ w2.mT @ w3.mT / 0.5
     e = y - net(x)
     energy = 0.5 * (e * torch.linalg.solve(eye / eps + k, e.mT).mT).sum(1).mean()
     expected = torch.autograd.grad(energy, list(net.parameters()))
     SheafTrainer(
-        net, loss="l2", rule=EquilibriumRule(output_weight=eps, tol=1e-11)
-    ).local_gradients(x, y)
+        net, loss="l2",
+        rule=EquilibriumRule(output_weight=eps, weights={"2": 3.0, "0": 0.5}, tol=1e-11),
+    ).local_gradients(x, y)  # fmt: skip
     for p, g in zip(net.parameters(), expected, strict=True):
         assert torch.allclose(p.grad, g, rtol=1e-9, atol=1e-10)
     assert w1.grad is not None
@@ -155,11 +156,28 @@ def test_too_few_rounds_end_in_an_outcome_and_few_passes_do_not() -> None:
     x, y = randn(3, 6, 3), torch.arange(6) % 3
     with pytest.raises(ConvergenceError, match="rounds"):
         SheafTrainer(net, rule=EquilibriumRule(tol=1e-12, max_rounds=2)).local_gradients(x, y)
-    rough = EquilibriumRule(max_passes=4)
-    SheafTrainer(net, rule=rough).local_gradients(x, y)
-    assert rough.last is not None
-    assert not rough.last.settled
-    assert math.isfinite(float(rough.last.gap.max()))
+    for loss, target in (("cross_entropy", y), ("l2", randn(4, 6, 3))):
+        rough = EquilibriumRule(max_passes=4)
+        SheafTrainer(net, loss=loss, rule=rough).local_gradients(x, target)
+        assert rough.last is not None
+        assert not rough.last.settled
+        assert math.isfinite(float(rough.last.gap.max()))
+    for budget in (20, 25, 30):
+        rough = EquilibriumRule(max_passes=budget, tol=1e-12)
+        SheafTrainer(net, rule=rough).local_gradients(x, y)
+        assert rough.last is not None
+        assert rough.last.rounds > 1
+        assert rough.last.passes <= budget + 1
+
+
+def test_the_model_of_the_output_is_counted_and_a_budget_is_not_spent_on_it() -> None:
+    """It costs a reverse pass for each coordinate of the output, and three."""
+    net, x, y = relu_mlp([3, 6, 4], 5), randn(3, 6, 3), torch.arange(6) % 4
+    for budget, passes in ((None, 4 + 3), (5, 0)):
+        rule = EquilibriumRule(max_passes=budget)
+        first = rule._first(SheafTrainer(net, rule=rule).batch(x, y))
+        assert first.passes == passes
+        assert (first.model is None) == (budget is not None)
 
 
 def test_warm_start_begins_where_the_last_update_ended() -> None:
@@ -176,6 +194,19 @@ def test_warm_start_begins_where_the_last_update_ended() -> None:
     # Another batch of the same shape must not start from the old one's cochain.
     trainer.local_gradients(x.flip(0), y.flip(0))
     assert warm.last.passes == cold.last.passes
+
+
+def test_a_memory_of_another_type_is_not_where_to_start() -> None:
+    """`model.double()` between two updates, on inputs that compare equal in both types."""
+    net, x, y = relu_mlp([2, 5, 1], 1, dtype=torch.float32), torch.ones(4, 2), torch.ones(4, 1)
+    warm, cold = EquilibriumRule(warm=True), EquilibriumRule()
+    SheafTrainer(net, loss="l2", rule=warm).local_gradients(x, y)
+    net.double()
+    found = []
+    for rule in (warm, cold):
+        SheafTrainer(net, loss="l2", rule=rule).local_gradients(x.double(), y.double())
+        found.append([p.grad.clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_loss_named_agrees_with_the_objects() -> None:

@@ -134,3 +134,31 @@ def test_a_zero_pre_activation_without_a_jump_is_no_slide() -> None:
     found = stationarity(problem, state(problem, 0.0, 0.0))
     assert float(found.distance) == 0.0
     assert int(found.gates.sliding) == 0
+
+
+class Folded(torch.nn.Module):
+    """h − relu(h): the pre-activation stays a variable, and above 0 the output does not feel it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return h - torch.relu(h)
+
+
+def test_a_start_on_a_kink_takes_the_side_on_which_the_energy_falls() -> None:
+    """Output held at −1, everything starts at 0. Of E = ½/K, K = 3 counts the edges other than
+    that into h; below the kink h yields as well: K = 4, and each residual is ¼. Above it, the
+    derivative by h is 0, which looks like rest."""
+    net = Folded().double()
+    with torch.no_grad():
+        net.inner.weight.fill_(1.0)
+        net.inner.bias.zero_()
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    problem = hold(encode(net, x), x).pin(Pin("output", x - 1))
+    count = len(problem.sheaf.edges)
+    found = harmonic_extension(problem, solver="newton", start=problem.start("zeros"))
+    assert float(found.energy) == pytest.approx(0.5 / count, rel=1e-10)
+    assert float(found.cochain["inner"]) == pytest.approx(-1 / count, rel=1e-10)

@@ -107,6 +107,17 @@ def test_secants_of_a_quadratic_give_its_curvature() -> None:
     torch.testing.assert_close(model.compliance, torch.linalg.inv(inverse), rtol=1e-9, atol=1e-9)
 
 
+def test_a_sample_that_is_taken_back_stays_where_it_was_and_is_not_trusted() -> None:
+    z, force = randn(1, 3, 2), randn(2, 3, 2)
+    lower = torch.tensor([True, False, True])
+    model = OutputModel(z, force, torch.eye(2).double().expand(3, 2, 2), torch.ones(3).bool())
+    new = model.after(z + 1, force + 2, lower, 1e-12)
+    assert torch.equal(new.trusted, lower)
+    for before, after, step in ((z, new.z, 1), (force, new.force, 2)):
+        torch.testing.assert_close(after, before + step * lower[:, None])
+    assert torch.equal(new.after(z, force, ~lower, 1e-12).trusted, torch.zeros(3).bool())
+
+
 def test_a_prediction_that_raises_the_energy_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is wrong by a factor costs rounds, not the result."""
     loss, net, x = CrossEntropy(), relu_mlp([4, 8, 3], 5), randn(3, 9, 4)

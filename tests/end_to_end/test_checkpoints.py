@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from tests.reference.networks import randn, relu_mlp
 from torchsheaf.outcome import Outcome
-from torchsheaf.train import EdgeRule, History, Reluctance, SheafTrainer, fit
-from torchsheaf.train.losses import HuberLoss, Loss, PowerLoss
+from torchsheaf.train import EdgeRule, EquilibriumRule, History, Reluctance, SheafTrainer, fit
+from torchsheaf.train.losses import FunctionLoss, HuberLoss, Loss, PowerLoss
+from torchsheaf.train.settings import difference, settings
 
 
 def rings(n: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,6 +85,9 @@ def test_a_checkpoint_of_another_batch_size_or_number_of_samples_is_refused(tmp_
         run(rings(48), 2, 32)
     again = run(rings(), 1, 32)
     assert (again.epochs, again.resumed, again.outcome) == (1, 1, Outcome.COMPLETED)
+    file.unlink()
+    run(rings(), 1, 1000)  # no more than there are
+    assert run(rings(), 2).resumed == 1
     file.unlink()
     loader = DataLoader(TensorDataset(*rings()), batch_size=32)
     run(loader, 1)
@@ -307,3 +312,28 @@ def test_a_batch_sampler_of_its_own_generator_resumes_exactly(tmp_path: Path) ->
     run(2, tmp_path / "run.pt")
     resumed = run(4, tmp_path / "run.pt")
     assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
+
+
+def test_settings_differ_where_their_values_do() -> None:
+    def told(value: object) -> Any:
+        return settings(FunctionLoss(partial(torch.add, other=value)))
+
+    equal = [
+        (float("nan"), np.float64("nan")), (2, np.int64(2)), ((1, 2.0), [1, 2]), (1j, [0.0, 1.0]),
+        (torch.tensor(3.0), 3), (torch.ones(2, 3), np.ones((2, 3), dtype=np.float32)),
+        ({"b": 1, "a": {3, 2}}, {"a": {2, 3}, "b": 1}), (HuberLoss(0.5), HuberLoss(delta=0.5)),
+    ]  # fmt: skip
+    for one, other in equal:
+        assert difference(told(one), told(other)) is None, one
+    unlike = [
+        (1.0, float("nan")), (torch.ones(2, 3), torch.ones(3, 2)), ([1, 2], [1, 2, 3]),
+        (torch.zeros(2), torch.zeros(2).double()), ({"a": 1}, {"b": 1}), (True, None),
+        (torch.zeros(2), torch.tensor([0.0, 1.0])), (HuberLoss(0.5), HuberLoss(0.6)),
+    ]  # fmt: skip
+    for one, other in unlike:
+        assert difference(told(one), told(other)) is not None, one
+    assert difference({"new": 1}, {"old": 2}) is None  # of another version of the library
+    warm = EquilibriumRule(warm=True)
+    warm.memory["input"] = torch.ones(2)
+    assert difference(settings(EquilibriumRule(warm=True)), settings(warm)) is None
+    assert "memory" not in settings(warm)

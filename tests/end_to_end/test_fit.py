@@ -330,6 +330,9 @@ def test_an_indefinite_recursive_state_is_an_outcome_and_changes_nothing() -> No
         fit(trainer, (x, y), optimiser, epochs=1, progress=False)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert all(torch.equal(rule.inverse_moments[n], t) for n, t in kept.items())
+    with pytest.raises(ConvergenceError):  # and without the loop, which restores what was
+        trainer.local_gradients(x, y)
+    assert all(torch.equal(rule.inverse_moments[n], t) for n, t in kept.items())
 
 
 def test_reluctance_is_weight_decay_or_a_pull_to_the_reference() -> None:
@@ -422,6 +425,18 @@ def test_validation_goes_through_the_set_in_batches(monkeypatch: pytest.MonkeyPa
     assert evaluate(trainer, x, y) == pytest.approx(whole)
     assert rows == [16, 16, 16, 2]
     assert whole["loss"] == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
+
+
+def test_accuracy_on_logits_is_a_share_of_labels() -> None:
+    """Log-odds above 0 say 1; with several labels each counts alike."""
+    net = nn.Linear(2, 3).double()
+    x, y = randn(1, 40, 2), (randn(2, 40, 3) > 0).double()
+    found = evaluate(SheafTrainer(net, loss="bce", rule="first-order"), x, y)
+    odds = net(x).detach()
+    assert bool(((odds > 0) & (odds < 0.5)).any())
+    assert found["accuracy"] == pytest.approx(((odds.sigmoid() > 0.5) == (y > 0.5)).double().mean())
+    total = nn.functional.binary_cross_entropy_with_logits(odds, y, reduction="sum")
+    assert found["loss"] == pytest.approx(float(total) / 40)
 
 
 def test_validation_takes_a_loader() -> None:

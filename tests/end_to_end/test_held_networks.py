@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchsheaf as ts
-from tests.reference.held import MODELS, OVERLAPPING, falls, held_output, held_pools
+from tests.reference.held import MODELS, OVERLAPPING, PreActivation, falls, held_output, held_pools
 from tests.reference.networks import fill, randn, relu_mlp
 from torchsheaf.harmonic import extension
 from torchsheaf.harmonic.solver import HarmonicSolver, Solution
@@ -350,3 +350,30 @@ def test_a_bound_at_infinity_is_none(bounds, same):
         on_the_way.append(ts.heat_flow(problem, start="forward", until=1.0).energy[-1])
     torch.testing.assert_close(*rest, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(*on_the_way, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("widths", [[3, 12, 12, 2], [3, 8, 8, 8, 2]])
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_a_loose_tolerance_is_kept_too(widths: list[int], tol: float) -> None:
+    x, y = randn(3, 40, 3), 3 * randn(4, 40, 2)
+    problem = ts.hold(ts.encode(relu_mlp(widths, len(widths) - 3), x), x).pin(ts.Pin("output", y))
+    found = ts.harmonic_extension(problem, solver="newton", tol=tol)
+    assert float(found.stationarity.max()) <= tol
+
+
+def test_samples_that_cannot_arrive_are_not_called_settled() -> None:
+    x, y = randn(3, 40, 3), 3 * randn(4, 40, 2)
+    problem = ts.hold(ts.encode(relu_mlp([3, 12, 12, 2], 1), x), x).pin(ts.Pin("output", y))
+    found = ts.harmonic_extension(problem, solver="newton", tol=1e-30, throw=False)
+    assert found.outcome is Outcome.STALLED
+    assert not bool(found.settled.any())
+
+
+def test_a_sample_is_settled_when_its_last_step_changed_no_gate() -> None:
+    """A loose tolerance may end a run right behind a kink, a tight one does not."""
+    x, y = randn(3, 20, 3), 3 * randn(4, 20, 2)
+    problem = ts.hold(ts.encode(fill(PreActivation(), 2), x), x).pin(ts.Pin("output", y))
+    loose, tight = (ts.harmonic_extension(problem, solver="newton", tol=t) for t in (1e-1, 1e-8))
+    assert loose.outcome is tight.outcome is Outcome.SETTLED
+    assert not bool(loose.settled.all())
+    assert bool(tight.settled.all())

@@ -282,7 +282,7 @@ def test_a_forward_pass_that_overflows_is_said_to_and_nothing_else() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with torch.no_grad():
         net[0].weight.fill_(1e30)
-        net[2].weight.fill_(1e30)
+        net[2].weight[1] = 1e30  # the other coordinates stay finite
     x[5:] = -x[5:].abs()  # all gates closed: these stay finite
     lost = int((~net(x).isfinite().all(1)).sum())
     (found,) = pathologies(hold(encode(net, x), x), x.argmax(1) % 3)

@@ -4,19 +4,37 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import torchsheaf as ts
 from tests.reference.frozen import frozen_at
 from tests.reference.held import held_attention, held_output
-from tests.reference.networks import randn
+from tests.reference.networks import fill, randn
 from torchsheaf.harmonic.curvature import Curvature
 from torchsheaf.harmonic.reduced_energy import forces
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
+class Asking(nn.Module):
+    """Attention whose keys and values are the input itself, which does not move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.scaled_dot_product_attention(3 * self.ask(x), x, x))
+
+
+def held_asking() -> ts.Problem:
+    x = randn(5, 4, 6, 3)
+    return ts.hold(ts.encode(fill(Asking(), 6), x), x).pin(ts.Pin("output", randn(7, 4, 6, 2)))
+
+
 HELD = {
+    "attention to the input": held_asking,
     "tanh": lambda: held_output("tanh").samples(torch.arange(4)),
     "attention": lambda: held_attention(0).samples(torch.arange(4)),
     # what is held inside leaves its row behind, and its maps still bend

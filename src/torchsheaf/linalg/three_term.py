@@ -15,7 +15,7 @@ def three_term_lanczos(
     tol: float,
     max_products: int = 400,
 ) -> Eigenpairs:
-    """Largest eigenvalue of symmetric A by the Lanczos recurrence, without its vectors.
+    """Largest eigenvalue of positive semidefinite A by the Lanczos recurrence, without vectors.
 
     `operator` maps `(batch, n)` to a new tensor of that shape; `start` (batch, n) is overwritten.
     The recurrence keeps two vectors and the product; without reorthogonalisation copies of

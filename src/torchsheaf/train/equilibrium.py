@@ -191,16 +191,15 @@ class EquilibriumRule(LocalRule):
 
     def _start(self, batch: Batch) -> Cochain:
         """The remembered cochain when this very batch was relaxed before, else the forward pass."""
-        names = [*batch.sheaf.inputs, _TARGET]
         now = {n: batch.values[n] for n in batch.sheaf.inputs} | {_TARGET: batch.target}
         device = batch.target.device  # a resumed memory comes from the CPU
         self.memory = {n: t.to(device) for n, t in self.memory.items()}
-        if not self.warm or not all(
-            n in self.memory
-            and self.memory[n].shape == now[n].shape
-            and bool(torch.equal(self.memory[n], now[n]))
-            for n in names
-        ):
+
+        def same(name: str, t: Tensor) -> bool:
+            known = self.memory.get(name)
+            return known is not None and known.dtype == t.dtype and torch.equal(known, t)
+
+        if not self.warm or not all(same(n, t) for n, t in now.items()):
             return batch.values
         return Cochain({n: self.memory[n] for n in batch.values})
 

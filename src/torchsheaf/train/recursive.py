@@ -74,7 +74,7 @@ class RecursiveRule(LocalRule):
         n = a.shape[1]
         if p is None:
             p = torch.eye(n, dtype=a.dtype, device=a.device) / (self.damping * n)
-        p = p.to(a.device)  # a resumed memory comes from the CPU, and the model may have moved
+        p = p.to(a)  # a resumed memory comes from the CPU, and the model may have moved
         if a.shape[0] > n:
             a, g = _fewer_rows(a, g)
         rho = 1.0 if math.isinf(self.memory) else (1 - 1 / self.memory) ** batch
@@ -104,7 +104,7 @@ class RecursiveRule(LocalRule):
         return dict(self.inverse_moments)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.inverse_moments = {n: t.clone() for n, t in state.items()}
+        self.inverse_moments = dict(state)
 
 
 def _fewer_rows(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
