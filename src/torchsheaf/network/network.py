@@ -80,6 +80,10 @@ class Network:
     """Which of the model's flattened outputs each entry of `readout` is."""
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
     """Element types of the inputs, as traced."""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """The input that each of the forward's arguments is."""
+    keywords: tuple[str, ...] = ()
+    """The arguments that the forward is given by name: those of the last inputs."""
 
     @cached_property
     def integral(self) -> frozenset[str]:
