@@ -9,21 +9,15 @@ from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import are_classes
-from torchsheaf.diagnose.findings import Finding, at_most, noted
-from torchsheaf.diagnose.label_energy import label_energy
+from torchsheaf.diagnose.findings import Finding, at_most
 from torchsheaf.diagnose.nudge import nudged_residual, output_error
+from torchsheaf.diagnose.suspicion import suspicious_labels
 from torchsheaf.network import Kind, ScalarGate
 
 DECAY = 1e5
 """Factor by which discord or signal may grow or shrink from one end of the network to the other."""
 STUCK = 0.05
 """Share of samples that may be wrong with no pull behind the output edge."""
-SUSPECT = 0.01
-"""Share of samples whose label may lose by a fair part of the energy that labels win by."""
-FAIR_PART = 0.5
-"""That part, of the median winning energy: errors of a sound network lose by less, most of them."""
-JUDGES = 2 / 3
-"""Share of the labels that a network must agree with before it can say anything against some."""
 
 
 @torch.no_grad()
@@ -281,41 +275,6 @@ def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
             f"The step is {dt / limit:.0%} of the largest stable one.",
             f"Above 2/(α λ_max) = {limit:.3g} the fastest mode grows without bound. Lower dt, or "
             'use method="exact", which has no step to choose.',
-        ),
-    )
-
-
-def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) -> Finding:
-    """Samples whose label loses by half or more of the energy that typical ones win by."""
-    signed = label_energy(problem, y, output=output).signed
-    won = -signed[signed < 0]
-    bar = FAIR_PART * float(won.median()) if len(won) else 0.0
-    flagged = (signed > bar).nonzero().flatten()
-    ranked = flagged[signed[flagged].argsort(descending=True)].tolist()
-    shown = ", ".join(map(str, ranked[:8])) + (", …" if len(ranked) > 8 else "")
-    share, agreed = len(ranked) / problem.batch, len(won) / problem.batch
-    source = "signed least energy of the label against the median energy of winning labels"
-    if agreed < JUDGES:
-        return noted(
-            "suspicious labels", share, unit="of the samples", source=source,
-            advice=f"The network says the same as {agreed:.1%} of the labels only: too few for it "
-            "to say anything against one. Train it first.",
-        )  # fmt: skip
-    return at_most(
-        "suspicious labels",
-        share,
-        SUSPECT,
-        unit="of the samples",
-        source=source,
-        advice=_either(
-            share <= SUSPECT,
-            "The network holds no label for decidedly wrong."
-            + (f" Look at: {shown}." if ranked else ""),
-            f"{len(ranked)} labels lose by a fair part of the energy that the typical label wins "
-            f"by. Look at samples {shown}: relabel them, or find out what the network "
-            f"misses; it says the same as {agreed:.1%} of the labels, and the "
-            "fewer, the less it can say against one. A network that has memorised its labels hides "
-            "such errors: ask one that was stopped early, or was trained without the sample.",
         ),
     )
 
