@@ -265,3 +265,46 @@ def test_what_is_said_of_flat_units_is_true_of_each_gate() -> None:
     assert "constant" in found.advice
     smooth = nn.Sequential(nn.Linear(4, 3), nn.GELU())
     assert "smooth units" in pathologies(hold(encode(smooth, x), x))[0].advice
+
+
+SMOOTH = {
+    nn.Tanh: (20.0, -20.0), nn.Sigmoid: (20.0, -20.0), nn.GELU: (-20.0,), nn.SiLU: (-20.0,),
+    nn.ELU: (-20.0,), nn.Softplus: (-20.0,), nn.Mish: (-20.0,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", SMOOTH)
+def test_smooth_units_that_are_flat_on_every_sample_are_dead(gate: type[nn.Module]) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 6, generator=g)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 8), gate(), nn.Linear(8, 8), gate(), nn.Linear(8, 3))
+    problem = hold(encode(net, x), x)
+    assert pathologies(problem)[0].value == 0
+    for bias in SMOOTH[gate]:
+        with torch.no_grad():
+            net[2].bias[5] = bias
+        found = pathologies(problem)[0]
+        assert found.value == 1
+        assert "3[5]." in found.advice
+    with torch.no_grad():
+        net[2].bias[5] = 0.0
+        net[0].weight.mul_(5)  # far out on most samples, but not on all
+    assert pathologies(problem)[0].value == 0
+    if len(SMOOTH[gate]) == 1:
+        with torch.no_grad():
+            net[2].bias[5] = 20.0
+        assert pathologies(problem)[0].value == 0
+
+
+def test_channels_of_smooth_units_count_once_and_outputs_are_left_alone() -> None:
+    x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    layers = (nn.Conv2d(1, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2), nn.Sigmoid())
+    net = nn.Sequential(*layers)
+    with torch.no_grad():
+        net[0].bias[2] = -20.0
+        net[3].bias[0] = 50.0
+    found = pathologies(hold(encode(net, x), x))[0]
+    assert found.value == 1
+    assert "1[2]." in found.advice
