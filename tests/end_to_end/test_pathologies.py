@@ -308,3 +308,17 @@ def test_channels_of_smooth_units_count_once_and_outputs_are_left_alone() -> Non
     found = pathologies(hold(encode(net, x), x))[0]
     assert found.value == 1
     assert "1[2]." in found.advice
+
+
+@pytest.mark.parametrize("gate", [nn.ReLU, nn.GELU])
+def test_a_feature_that_is_flat_for_every_token_is_one_dead_unit(gate: type[nn.Module]) -> None:
+    x = torch.randn(30, 5, 6, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 8), gate(), nn.Linear(8, 2))
+    problem = hold(encode(net, x), x)
+    assert pathologies(problem)[0].value == 0
+    with torch.no_grad():
+        net[0].bias[7] = -20.0
+    found = pathologies(problem)[0]
+    assert found.value == 1
+    assert "1[7]." in found.advice

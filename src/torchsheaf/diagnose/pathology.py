@@ -123,14 +123,18 @@ def dead_units(problem: Problem, at: Cochain) -> Finding:
     """Units whose gate is flat on every sample: their weight edge's row of λ is zero for all.
 
     The zero row is on the *weight* edge: nothing pulls z_j. The gate's own edge keeps the residual
-    (Wᵀλ)_j, which the book has the other way round. A channel counts as one unit. Smooth units
-    inside the network (tanh, GELU…) are flat where their slope is at most `FLAT`.
+    (Wᵀλ)_j, which the book has the other way round. A channel counts as one unit, and so does a
+    feature of all tokens (the last axis, after a linear layer). Smooth units inside the network
+    (tanh, GELU…) are flat where their slope is at most `FLAT`.
     """
     dead: list[str] = []
+    linear = {n.name for n in problem.sheaf.network.nodes if n.op.startswith("aten.linear")}
     for node in problem.sheaf.network.nodes:
         for flat in _flat(problem, node, at):
             if flat.ndim < 2:
                 continue
+            if linear.issuperset(node.parents):
+                flat = flat.movedim(-1, 1)
             units = flat.reshape(flat.shape[0], flat.shape[1], -1).all(2).all(0)
             dead += [f"{node.name}[{j}]" for j in units.nonzero().flatten().tolist()]
     shown = ", ".join(dead[:6]) + (", …" if len(dead) > 6 else "")
