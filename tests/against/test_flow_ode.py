@@ -126,5 +126,34 @@ def test_in_float32_the_solver_asks_no_more_than_the_type_can_give():
         assert torch.allclose(t.double(), exact.final[name], atol=1e-4)
     few = ts.heat_flow(problem, start, 3.0, "ode", max_steps=2, throw=False)
     assert few.outcome is ts.Outcome.STEP_LIMIT
-    with pytest.raises(ts.ConvergenceError, match=r"write model.double\(\)"):
+    with pytest.raises(ts.ConvergenceError, match="raise max_steps or loosen tol$"):
         ts.heat_flow(problem, start, 3.0, "ode", max_steps=2)
+
+
+def test_casts_inside_a_model_are_named_where_its_flow_takes_many_steps():
+    class Cast(torch.nn.Module):
+        def forward(self, x):
+            return torch.tanh(x.bfloat16()).float()
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), Cast())
+    x = torch.randn(3, 3)
+    with pytest.raises(ts.ConvergenceError, match="casts inside the model round"):
+        ts.heat_flow(ts.hold(ts.encode(net, x), x), "random", 3.0, "ode", max_steps=2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_float32_a_relu_net_flows_as_in_float64(seed):
+    """With a velocity in float32 some seeds came to the step limit, others were wrong by 0.2."""
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    x = torch.randn(4, 4)
+    problem = ts.hold(ts.encode(net, x), x)
+    start = problem.start("random", torch.Generator().manual_seed(5))
+    found = ts.heat_flow(problem, start, 6.0, "ode", times=5, max_steps=600)
+    wide = copy.deepcopy(net).double()
+    begin = ts.Cochain({name: t.double() for name, t in start.items()})
+    exact = ts.heat_flow(ts.hold(ts.encode(wide, x.double()), x.double()), begin, 6.0, times=5)
+    for name, t in found.final.items():
+        assert t.dtype == torch.float32
+        assert torch.allclose(t.double(), exact.final[name], atol=3e-4)
+    torch.testing.assert_close(found.energy.double(), exact.energy, rtol=1e-3, atol=1e-6)

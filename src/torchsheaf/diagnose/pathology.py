@@ -1,6 +1,6 @@
 """What is wrong with a network: dead units, signals that fade or blow up, saturation, bad rates."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,21 +9,24 @@ from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import are_classes
-from torchsheaf.diagnose.findings import Finding, at_most, noted
-from torchsheaf.diagnose.label_energy import label_energy
+from torchsheaf.diagnose.findings import Finding, at_most
 from torchsheaf.diagnose.nudge import nudged_residual, output_error
-from torchsheaf.network import Kind, ScalarGate
+from torchsheaf.diagnose.suspicion import suspicious_labels
+from torchsheaf.network import Kind, Node, ScalarGate
 
 DECAY = 1e5
 """Factor by which discord or signal may grow or shrink from one end of the network to the other."""
 STUCK = 0.05
 """Share of samples that may be wrong with no pull behind the output edge."""
-SUSPECT = 0.01
-"""Share of samples whose label may lose by a fair part of the energy that labels win by."""
-FAIR_PART = 0.5
-"""That part, of the median winning energy: errors of a sound network lose by less, most of them."""
-JUDGES = 2 / 3
-"""Share of the labels that a network must agree with before it can say anything against some."""
+
+
+FLAT = 1e-3
+"""Slope up to which a smooth unit counts as flat: tanh beyond ±4.1, sigmoid beyond ±6.9."""
+SATURATING = (
+    "tanh", "sigmoid", "gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "log_sigmoid",
+    "hardswish", "erf", "atan",
+)  # fmt: skip
+"""Smooth activations that have a flat end."""
 
 
 @torch.no_grad()
@@ -120,17 +123,20 @@ def dead_units(problem: Problem, at: Cochain) -> Finding:
     """Units whose gate is flat on every sample: their weight edge's row of λ is zero for all.
 
     The zero row is on the *weight* edge: nothing pulls z_j. The gate's own edge keeps the residual
-    (Wᵀλ)_j, which the book has the other way round. A channel counts as one unit.
+    (Wᵀλ)_j, which the book has the other way round. A channel counts as one unit, and so does a
+    feature of all tokens (the last axis, after a linear layer). Smooth units inside the network
+    (tanh, GELU…) are flat where their slope is at most `FLAT`.
     """
     dead: list[str] = []
+    linear = {n.name for n in problem.sheaf.network.nodes if n.op.startswith("aten.linear")}
     for node in problem.sheaf.network.nodes:
-        if not node.gates:
-            continue
-        for gate, z in problem.sheaf.network.gate_operands(node, at).values():
-            if not isinstance(gate, ScalarGate) or 0.0 not in gate.slopes or z.ndim < 2:
+        for flat in _flat(problem, node, at):
+            if flat.ndim < 2:
                 continue
-            flat = (gate.select(z) == 0).reshape(z.shape[0], z.shape[1], -1).all(2).all(0)
-            dead += [f"{node.name}[{j}]" for j in flat.nonzero().flatten().tolist()]
+            if linear.issuperset(node.parents):
+                flat = flat.movedim(-1, 1)
+            units = flat.reshape(flat.shape[0], flat.shape[1], -1).all(2).all(0)
+            dead += [f"{node.name}[{j}]" for j in units.nonzero().flatten().tolist()]
     shown = ", ".join(dead[:6]) + (", …" if len(dead) > 6 else "")
     bound = f"{3 / problem.batch:.1%}" if problem.batch >= 3 else "an unknown share"
     return at_most(
@@ -140,15 +146,28 @@ def dead_units(problem: Problem, at: Cochain) -> Finding:
         unit="units",
         source="a gate that is flat on every sample passes nothing back: λ is 0 on its weight row",
         advice=(
-            f"No gate that can be flat (ReLU and its like) is so on all {problem.batch} samples; "
-            "smooth units (GELU, tanh…) are not looked at."
+            f"No unit is flat on all {problem.batch} samples (slope 0; of smooth units such as "
+            f"GELU and tanh, at most {FLAT:g})."
             if not dead
             else f"Flat on all {problem.batch} samples (so, with 95% confidence, sloped on fewer "
             f"than {bound} of such inputs): {shown}. They pass on a constant, and learn nothing. "
             "Lower the learning rate, start their biases where the gate has a slope (ReLU: at 0 or "
-            "above), use a leaky gate, or remove them."
+            "above; tanh, sigmoid: near 0, with smaller weights), use a leaky gate, or remove them."
         ),
     )
+
+
+def _flat(problem: Problem, node: Node, at: Cochain) -> Iterator[Tensor]:
+    """Where the coordinatewise units of a node are flat, per operation, in the operand's shape."""
+    network = problem.sheaf.network
+    if node.gates:
+        for gate, z in network.gate_operands(node, at).values():
+            if isinstance(gate, ScalarGate) and 0.0 in gate.slopes:
+                yield gate.select(z) == 0
+    operation = node.op.removeprefix("aten.").split(".")[0]
+    if operation in SATURATING and node.name not in problem.sheaf.outputs:
+        ones = {p: torch.ones_like(at[p]) for p in node.parents}
+        yield network.linearise(node, at, {}).push(ones).abs() <= FLAT
 
 
 def discord_decay(problem: Problem, name: str, pulled: Cochain, decay: float) -> list[Finding]:
@@ -281,41 +300,6 @@ def unstable_rate(dt: float, top: float, alpha: float = 1.0) -> Finding:
             f"The step is {dt / limit:.0%} of the largest stable one.",
             f"Above 2/(α λ_max) = {limit:.3g} the fastest mode grows without bound. Lower dt, or "
             'use method="exact", which has no step to choose.',
-        ),
-    )
-
-
-def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) -> Finding:
-    """Samples whose label loses by half or more of the energy that typical ones win by."""
-    signed = label_energy(problem, y, output=output).signed
-    won = -signed[signed < 0]
-    bar = FAIR_PART * float(won.median()) if len(won) else 0.0
-    flagged = (signed > bar).nonzero().flatten()
-    ranked = flagged[signed[flagged].argsort(descending=True)].tolist()
-    shown = ", ".join(map(str, ranked[:8])) + (", …" if len(ranked) > 8 else "")
-    share, agreed = len(ranked) / problem.batch, len(won) / problem.batch
-    source = "signed least energy of the label against the median energy of winning labels"
-    if agreed < JUDGES:
-        return noted(
-            "suspicious labels", share, unit="of the samples", source=source,
-            advice=f"The network says the same as {agreed:.1%} of the labels only: too few for it "
-            "to say anything against one. Train it first.",
-        )  # fmt: skip
-    return at_most(
-        "suspicious labels",
-        share,
-        SUSPECT,
-        unit="of the samples",
-        source=source,
-        advice=_either(
-            share <= SUSPECT,
-            "The network holds no label for decidedly wrong."
-            + (f" Look at: {shown}." if ranked else ""),
-            f"{len(ranked)} labels lose by a fair part of the energy that the typical label wins "
-            f"by. Look at samples {shown}: relabel them, or find out what the network "
-            f"misses; it says the same as {agreed:.1%} of the labels, and the "
-            "fewer, the less it can say against one. A network that has memorised its labels hides "
-            "such errors: ask one that was stopped early, or was trained without the sample.",
         ),
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchsheaf.arguments import nonnegative_number, positive_number
 from torchsheaf.boundary import Problem, stationarity
+from torchsheaf.boundary.widening import widened
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps
@@ -37,6 +38,8 @@ class Ode(FlowMethod):
     "BDF" and "Radau" are implicit and take the block-diagonal sparsity of the batch; "LSODA",
     "DOP853" and "RK45" do not need it. Default: "BDF", for large systems "RK45". Gate switches are
     located on the solver's dense output. All samples stop together, once each is stationary.
+    The velocity is evaluated in float64 whatever the network's type (unless it casts inside):
+    rounding in it is noise to SciPy, which shrinks the steps to nothing or is taken for motion.
 
     A slide would stop any of these solvers, since the velocity jumps there. So the slope of a
     gate is turned over a layer of half-width `layer` around its breakpoint, and entries of a
@@ -64,7 +67,7 @@ class Ode(FlowMethod):
     def for_dtype(cls, dtype: torch.dtype) -> "Ode":
         """What "ode" means in a type: tolerance 1e-8 in float64, else 1e-5 and layers of 1e-4.
 
-        Below the rounding of the velocity, an implicit solver halves its steps without end.
+        States are handed back in that type; the velocity is float64 all the same.
         """
         return cls() if dtype == torch.float64 else cls(rtol=1e-5, atol=1e-6, layer=1e-4)
 
@@ -88,8 +91,10 @@ class Ode(FlowMethod):
         while stepper.status == "running":
             if steps >= task.max_steps:
                 outcome = Outcome.STEP_LIMIT
-                if task.problem.coarsest[1] != torch.float64:
-                    advice = "rounding makes an implicit solver's steps small: write model.double()"
+                if widened(task.problem).coarsest[1] != torch.float64:
+                    advice = (
+                        f"{RAISE}; casts inside the model round, which makes implicit steps small"
+                    )
                 break
             try:
                 message = stepper.step()
@@ -138,8 +143,9 @@ class Ode(FlowMethod):
         start = task.problem.free.flatten(task.start).double().cpu().numpy().ravel()
         solver = getattr(scipy.integrate, name)
         velocity = stacked_velocity(
-            task.problem, self.layer, alpha=task.alpha, adjoint_output=task.adjoint_output
-        )
+            widened(task.problem), self.layer, alpha=task.alpha,
+            adjoint_output=task.adjoint_output,
+        )  # fmt: skip
         made = solver(velocity, 0.0, start, task.until, **options)
         if name == "BDF":
             # SciPy leaves the differences of orders not yet reached uninitialised and subtracts

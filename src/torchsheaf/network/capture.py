@@ -1,9 +1,9 @@
 """nn.Module + example input → Network, through torch.export."""
 
-import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.infinite import infinite_values
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
+from torchsheaf.network.passing import batch_axes, split
 from torchsheaf.network.placement import placement, require_beside
 from torchsheaf.network.reader import Reader
 from torchsheaf.network.rules.composed import COMPOSED, compositions
@@ -38,11 +39,13 @@ def read_network(
     *,
     fused: bool = False,
     unused_parameters: str = "error",
+    keywords: Sequence[str] = (),
 ) -> Network:
     """Read a feed-forward module as a network.
 
     The batch axis (the first of every input) is dynamic where the model allows; a model that
-    fixes it gets `fixed_batch`. Values are checked once against `model(*inputs)`.
+    fixes it gets `fixed_batch`. The last inputs are passed by the names in `keywords`. Values are
+    checked once against what the model returns.
 
     Raises `UnsupportedModel` listing every node that has no rule, with its module path and source
     line; `ValueError` for non-finite weights or inputs, and for inputs on which the model itself
@@ -63,10 +66,11 @@ def read_network(
     module = model.module() if isinstance(model, ExportedProgram) else model
     # first of all: tracing what cannot run fails with a long log
     with layer_by_layer():
-        returned, changed = run(module, inputs)
+        returned, changed = run(module, inputs, keywords)
     with kept_buffers(module), layer_by_layer():
-        program, fixed = _export(model, inputs)
+        program, fixed = _export(model, inputs, keywords)
         network = _read_composed(program, module, fixed, fused)
+        network = replace(network, keywords=tuple(keywords))
         check_still(network, changed)
         if isinstance(model, nn.Module):
             check_complete(network, model, unused_parameters)
@@ -117,22 +121,22 @@ def _refuse_other_kind(model: nn.Module | ExportedProgram, inputs: Sequence[Tens
 
 
 def _export(
-    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]
+    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...], keywords: Sequence[str]
 ) -> tuple[ExportedProgram, int | None]:
     if isinstance(model, ExportedProgram):
         return model, _static_batch(model)
     batch = inputs[0].shape[0]
     # torch.export specialises an axis of length 1, so a single sample is traced as two.
     example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
-    dynamic = _batch_axes(model, len(inputs))
+    dynamic = batch_axes(model, len(inputs), keywords)
     try:
         # as autograd would see it, whatever the caller's mode: else no_grad regions leave no trace
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, example, dynamic_shapes=dynamic)
+            program = torch.export.export(model, *split(example, keywords), dynamic_shapes=dynamic)
             fixed = _static_batch(program)
             if fixed is not None and fixed != batch:
-                program = torch.export.export(model, inputs)
+                program = torch.export.export(model, *split(inputs, keywords))
             close_no_grad(program)
             composed = any(node.target in COMPOSED for node in program.graph.nodes)
             if composed or writes_into_views(program):  # writes become slice_scatter and kin
@@ -143,16 +147,6 @@ def _export(
     except Exception as error:
         raise _export_failure(error) from error
     return program, batch if fixed is not None else None
-
-
-def _batch_axes(model: nn.Module, count: int) -> tuple[Any, ...]:
-    """The first axis of every input may vary; those that `*args` takes are one nested tuple."""
-    axes: list[Any] = [{0: torch.export.Dim.AUTO} for _ in range(count)]
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        plain = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-        axes = [*axes[:plain], tuple(axes[plain:])] if count > plain else axes
-    return tuple(axes)
 
 
 def _export_failure(error: Exception) -> UnsupportedModel:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchsheaf.network.errors import Offender, UnsupportedModel
 from torchsheaf.network.network import Network
+from torchsheaf.network.passing import split
 
 
 def check_unused(unused: str) -> None:
@@ -71,8 +72,10 @@ def check_still(network: Network, changed: set[str]) -> None:
 
 
 @torch.no_grad()
-def run(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Any, set[str]]:
-    """model(*inputs) and the names of the buffers that it rewrites; nothing is changed.
+def run(
+    model: nn.Module, inputs: Sequence[Tensor], keywords: Sequence[str] = ()
+) -> tuple[Any, set[str]]:
+    """What the model returns, and the names of the buffers that it rewrites; nothing is changed.
 
     Inputs, buffers (batch statistics) and the random state stay as they are. Raises ValueError
     saying what the model was given where it fails on it.
@@ -81,8 +84,8 @@ def run(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Any, set[str]]:
     devices = {x.device for x in inputs if x.is_cuda}
     try:
         with torch.random.fork_rng(devices):
-            given = tuple(x.clone() for x in inputs)
-            returned = torch.func.functional_call(model, buffers, given)
+            first, named = split(tuple(x.clone() for x in inputs), keywords)
+            returned = torch.func.functional_call(model, buffers, first, named)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -1,7 +1,7 @@
 """A network as plain data: nodes in topological order, each a short program of ATen calls."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -80,6 +80,10 @@ class Network:
     """Which of the model's flattened outputs each entry of `readout` is."""
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
     """Element types of the inputs, as traced."""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """The input that each of the forward's arguments is."""
+    keywords: tuple[str, ...] = ()
+    """The arguments that the forward is given by name: those of the last inputs."""
 
     @cached_property
     def integral(self) -> frozenset[str]:
@@ -104,6 +108,23 @@ class Network:
         # The dictionary first: nn.Module's attribute look-up is ten times slower.
         found = getattr(owner, "_parameters", {}).get(attribute)
         return getattr(owner, attribute) if found is None else found
+
+    def widened(self) -> "Network":
+        """A copy of the network in float64, no longer live: tensors and types that maps name."""
+        states: dict[str, Tensor] = {}
+        for name in self._used:
+            tensor = self.state(name).detach()
+            wide = tensor.double() if tensor.is_floating_point() else tensor
+            learnable = isinstance(self.state(name), nn.Parameter)
+            states[name] = nn.Parameter(wide, requires_grad=False) if learnable else wide
+        types = {
+            n: torch.float64 if t.is_floating_point else t for n, t in self.types.items()
+        }  # fmt: skip
+        nodes = tuple(
+            replace(n, dtype=torch.float64, operations=tuple(op.widened() for op in n.operations))
+            for n in self.nodes
+        )
+        return replace(self, nodes=nodes, states=states, types=types)
 
     def parameters(self) -> dict[str, Tensor]:
         """The learnable tensors claimed by some node."""

@@ -1,10 +1,11 @@
 """One ATen call inside a node's map, with its operands by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -88,6 +89,19 @@ class Operation:
         return any(
             isinstance(a, Size) or (isinstance(a, list | tuple) and holds(a)) for a in self.args
         )
+
+    def widened(self) -> "Operation":
+        """The same with float64 wherever an argument names a type of real numbers."""
+
+        def leaf(arg: Any) -> Any:
+            if isinstance(arg, torch.dtype) and arg.is_floating_point:
+                return torch.float64
+            if isinstance(arg, list | tuple):
+                return type(arg)(leaf(a) for a in arg)
+            return arg
+
+        kwargs = {k: leaf(v) for k, v in self.kwargs.items()}
+        return replace(self, args=tuple(leaf(a) for a in self.args), kwargs=kwargs)
 
     def states(self) -> tuple[str, ...]:
         """Names of the parameters, buffers and constants used."""

@@ -128,6 +128,7 @@ class Reader:
         return Network(
             inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions),
             {n: self._stalks[v][1] for n, v in zip(inputs, self._inputs, strict=True)},
+            dict(zip(self._inputs, inputs, strict=True)),
         )  # fmt: skip
 
     def _offend(self, node: FxNode, reason: str) -> None:

@@ -1,7 +1,7 @@
 """Everything that a report shows, computed once."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torchsheaf.diagnose.classes import require_labels
 from torchsheaf.flow import Trajectory, heat_flow
 from torchsheaf.harmonic import Extension, Spectrum, harmonic_extension, spectrum
 from torchsheaf.network import ExportedProgram
+from torchsheaf.network.passing import split
 from torchsheaf.report.labels import Labels, read_labels, require_hold
 from torchsheaf.sheaf import Sheaf, encode
 
@@ -81,7 +82,7 @@ class Analysis:
 
 def analyse(
     model: nn.Module | ExportedProgram,
-    x: Tensor | Sequence[Tensor],
+    x: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
     y: Tensor | None = None,
     *,
     title: str | None = None,
@@ -110,7 +111,7 @@ def analyse(
     announce = _announcer(progress)
     announce(0)
     sheaf = encode(model, x)
-    inputs = (x,) if isinstance(x, Tensor) else tuple(x)
+    inputs = tuple(sheaf.read_inputs(x).values())
     given = inputs[0].shape[0]
     if y is not None:
         require_labels("y", y, given)
@@ -128,7 +129,7 @@ def analyse(
     missing: dict[str, str] = {}
     announce(2)
     smallest, largest = _spectra(problem, missing)
-    expected = _first_output(model, inputs)
+    expected = _first_output(model, inputs, sheaf.network.keywords)
     findings = agreement(forward, expected, gap=smallest, output=sheaf.outputs[0])
     announce(3)
     flow = _relax(problem, smallest, largest, seed, missing)
@@ -200,9 +201,12 @@ def _title(model: nn.Module | ExportedProgram) -> str:
 
 
 @torch.no_grad()
-def _first_output(model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...]) -> Tensor:
+def _first_output(
+    model: nn.Module | ExportedProgram, inputs: tuple[Tensor, ...], keywords: tuple[str, ...]
+) -> Tensor:
     run = model if isinstance(model, nn.Module) else model.module()
-    leaves = torch.utils._pytree.tree_leaves(run(*inputs))
+    first, named = split(inputs, keywords)
+    leaves = torch.utils._pytree.tree_leaves(run(*first, **named))
     return next(t for t in leaves if isinstance(t, Tensor) and t.is_floating_point())
 
 

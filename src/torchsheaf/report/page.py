@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ GLOSSARY = (
 
 def report(
     model: nn.Module | ExportedProgram,
-    x: Tensor | Sequence[Tensor],
+    x: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
     y: Tensor | None = None,
     *,
     title: str | None = None,
@@ -59,13 +59,13 @@ def report(
 ) -> str:
     """One self-contained HTML page about a model on a batch of samples.
 
-    `x` is `(batch, *shape)` or a tuple of them; `y` class numbers `(batch,)` or values of the
-    output's shape. At most `max_samples` samples are used. The label is held at the output, hard
-    (`weight=inf`) or softly; for classes as one-hot vectors or at the class's mean output
-    (`hold_labels`, see `torchsheaf.report.labels`). `nearest` adds pictures of what would have to
-    change in the inputs for the network to say that class; `plan` (from `precision.plan`) adds the
-    number format of every operation. The page needs no network and runs no
-    script; sections that cannot be had (no labels, say) say why.
+    `x` is `(batch, *shape)`, a tuple of them or a dict by argument name; `y` class numbers
+    `(batch,)` or values of the output's shape. At most `max_samples` samples are used. The label is
+    held at the output, hard (`weight=inf`) or softly; for classes as one-hot vectors or at the
+    class's mean output (`hold_labels`, see `torchsheaf.report.labels`). `nearest` adds pictures of
+    what would have to change in the inputs for the network to say that class; `plan` (from
+    `precision.plan`) adds the number format of every operation. The page needs no network and runs
+    no script; sections that cannot be had (no labels, say) say why.
 
     Raises `UnsupportedModel` for a model that cannot be read, ValueError or TypeError naming an
     argument that does not fit. Cost: seconds for small networks; the relaxation dominates.

@@ -1,11 +1,11 @@
 """nn.Module → Sheaf."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from torchsheaf.network import ExportedProgram, read_network
+from torchsheaf.network.passing import by_name, require_positions
 from torchsheaf.sheaf.sheaf import Sheaf
 
 FORMS = ("unfused", "fused")
@@ -21,9 +21,9 @@ def encode(
     """Read a feed-forward module as a cellular sheaf over its computation graph.
 
     `x` is an example batch `(batch, *shape)`, a tuple of them, or a dict by the names of the
-    forward's first arguments; batches of other sizes may be used later. `form="fused"` folds gates
-    into the edges that use them. The sheaf looks the model's parameters up live, so it follows
-    training.
+    forward's arguments, in any order; batches of other sizes may be used later. `form="fused"`
+    folds gates into the edges that use them. The sheaf looks the model's parameters up live, so it
+    follows training.
 
     Raises `UnsupportedModel` naming every operation without a rule, every parameter that belongs
     to no edge (unless `unused_parameters="allow"`), data-dependent control flow, and training-mode
@@ -44,25 +44,16 @@ def encode(
         raise ValueError(f"form is {form!r}; write one of {', '.join(map(repr, FORMS))}")
     if not isinstance(model, nn.Module | ExportedProgram):
         raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module or ExportedProgram")
+    keywords: tuple[str, ...] = ()
     if isinstance(x, Mapping):
-        x = _in_order(model, x)
+        x, keywords = by_name(model, x)
+    elif isinstance(model, nn.Module):
+        require_positions(model)
     if not isinstance(x, Tensor | Sequence):
         raise TypeError(f"input x is a {type(x).__name__}; pass a tensor (batch, *shape)")
     inputs = (x,) if isinstance(x, Tensor) else tuple(x)
     network = read_network(
-        model, inputs, fused=form == "fused", unused_parameters=unused_parameters
-    )
+        model, inputs, fused=form == "fused", unused_parameters=unused_parameters,
+        keywords=keywords,
+    )  # fmt: skip
     return Sheaf(network, form)
-
-
-def _in_order(model: nn.Module | ExportedProgram, given: Mapping[str, Tensor]) -> list[Tensor]:
-    """Inputs by argument name, as the forward takes them by position."""
-    if not isinstance(model, nn.Module):
-        raise TypeError("input x is a dict; pass an ExportedProgram a tensor, or a tuple of them")
-    names = list(inspect.signature(model.forward).parameters)
-    if set(given) != set(names[: len(given)]):
-        raise ValueError(
-            f"input x names {', '.join(map(repr, given)) or 'nothing'}; the model's forward takes "
-            f"{', '.join(names)}: name the first ones of these, with none left out"
-        )
-    return [given[name] for name in names[: len(given)]]

@@ -129,9 +129,9 @@ class Sheaf:
         )
 
     def input(self, name: str) -> str:
-        """An input vertex by its name, or by its argument's: "x" for "input.x"."""
-        found = name if name in self.inputs else f"input.{name}"
-        if found not in self.inputs:
+        """An input vertex by its name, or by its argument's: "x" for "input.x" or "input"."""
+        found = name if name in self.inputs else self.network.arguments.get(name)
+        if found is None:
             raise ValueError(f"no input named {name!r}; write one of: {', '.join(self.inputs)}")
         return found
 
@@ -184,8 +184,9 @@ class Sheaf:
             zeros = torch.zeros(batch, *shape, dtype=own, device=device)
             example.append(given.get(name, zeros))
         network = read_network(
-            self.network.model, example, fused=self.form == "fused", unused_parameters="allow"
-        )
+            self.network.model, example, fused=self.form == "fused", unused_parameters="allow",
+            keywords=self.network.keywords,
+        )  # fmt: skip
         return replace(self, network=network)
 
     def read_inputs(self, x: "Inputs", *, missing: bool = False) -> dict[str, Tensor]:
@@ -196,12 +197,13 @@ class Sheaf:
         if not isinstance(x, Tensor | Sequence | Mapping):
             raise TypeError(f"input is a {type(x).__name__}; pass a tensor (batch, *shape)")
         if isinstance(x, Mapping):
-            given = {self.input(n): t for n, t in x.items()}
-            if set(given) != set(self.inputs):
+            named = {self.input(n): t for n, t in x.items()}
+            if set(named) != set(self.inputs):
                 raise ValueError(
-                    f"values came for {', '.join(given) or 'no input'}; this network has "
+                    f"values came for {', '.join(named) or 'no input'}; this network has "
                     f"{len(self.inputs)} input(s): {', '.join(self.inputs)}"
                 )
+            given = {n: named[n] for n in self.inputs}
         else:
             tensors = (x,) if isinstance(x, Tensor) else tuple(x)
             others = [t for t in tensors if not isinstance(t, Tensor)]
