@@ -43,10 +43,10 @@ def wrong_input():
     return nn.Linear(3, 2), "x"
 
 def unsupported():
-    class Sorted(nn.Module):
+    class Signs(nn.Module):
         def forward(self, x):
-            return torch.sort(x)[0]
-    return Sorted(), torch.randn(4, 3)
+            return torch.sign(x)
+    return Signs(), torch.randn(4, 3)
 
 def broken():
     return nn.Sequential(nn.Linear(3, 4)), torch.full((5, 3), float("nan"))
@@ -363,7 +363,7 @@ FAILURES = [
     (["inspect", "nets:number"], Exit.BAD_TARGET, "int"),
     (["inspect", "nets:bare"], Exit.BAD_TARGET, "(model, x)"),
     (["inspect", "nets:wrong_input"], Exit.BAD_TARGET, "returned a str as its input"),
-    (["inspect", "nets:unsupported"], Exit.UNSUPPORTED_MODEL, "sort"),
+    (["inspect", "nets:unsupported"], Exit.UNSUPPORTED_MODEL, "sign"),
     (["inspect", "nets:broken"], Exit.BAD_INPUT, "NaN"),
     (["inspect", "nets:small", "--weights", "w.pt"], Exit.BAD_TARGET, "cannot read w.pt"),
     (["inspect", "nets:small", "--weights", "nets.py"], Exit.BAD_TARGET, "nets.py"),

@@ -239,7 +239,7 @@ def test_what_cannot_be_asked_of_the_nearest_input_is_refused_first() -> None:
     [
         ({"max_samples": 0}, "max_samples is 0; write a whole number, 1 or more"),
         ({"max_samples": -3}, "max_samples is -3; write a whole number"),
-        ({"weight": 0.0}, "weight is 0.0; write a positive number, or math.inf"),
+        ({"weight": 0.0}, "weight is 0.0; write a positive number, math.inf"),
         ({"weight": float("nan")}, "weight is nan; write a positive number"),
         ({"hold_labels": "logits"}, "hold_labels is 'logits'; write one of"),
         ({"y": torch.zeros(9, 2)}, r"y has shape \(9, 2\) for 4 samples; write one label per"),
