@@ -110,6 +110,14 @@ def test_what_lies_in_memory_does_not_reach_the_integrator(fused, monkeypatch):
     assert bool(flow.energy.isfinite().all())
 
 
+def in_float64(net, x, start, until):
+    """The flow of the same numbers in double precision."""
+    wide = copy.deepcopy(net).double()
+    problem = ts.hold(ts.encode(wide, x.double()), x.double())
+    begin = ts.Cochain({name: t.double() for name, t in start.items()})
+    return ts.heat_flow(problem, begin, until, times=5)
+
+
 def test_in_float32_the_solver_asks_no_more_than_the_type_can_give():
     """At float64's tolerance the rounding of the velocity kept the steps small."""
     torch.manual_seed(0)
@@ -118,10 +126,7 @@ def test_in_float32_the_solver_asks_no_more_than_the_type_can_give():
     problem = ts.hold(ts.encode(net, x), x)
     start = problem.start("random", torch.Generator().manual_seed(5))
     short = ts.heat_flow(problem, start, 3.0, "ode", times=5, max_steps=150)
-    wide = copy.deepcopy(net).double()
-    double = ts.hold(ts.encode(wide, x.double()), x.double())
-    begin = ts.Cochain({name: t.double() for name, t in start.items()})
-    exact = ts.heat_flow(double, begin, 3.0, times=5)
+    exact = in_float64(net, x, start, 3.0)
     for name, t in short.final.items():
         assert torch.allclose(t.double(), exact.final[name], atol=1e-4)
     few = ts.heat_flow(problem, start, 3.0, "ode", max_steps=2, throw=False)
@@ -150,9 +155,7 @@ def test_in_float32_a_relu_net_flows_as_in_float64(seed):
     problem = ts.hold(ts.encode(net, x), x)
     start = problem.start("random", torch.Generator().manual_seed(5))
     found = ts.heat_flow(problem, start, 6.0, "ode", times=5, max_steps=600)
-    wide = copy.deepcopy(net).double()
-    begin = ts.Cochain({name: t.double() for name, t in start.items()})
-    exact = ts.heat_flow(ts.hold(ts.encode(wide, x.double()), x.double()), begin, 6.0, times=5)
+    exact = in_float64(net, x, start, 6.0)
     for name, t in found.final.items():
         assert t.dtype == torch.float32
         assert torch.allclose(t.double(), exact.final[name], atol=3e-4)
