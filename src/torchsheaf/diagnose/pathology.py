@@ -18,8 +18,6 @@ DECAY = 1e5
 """Factor by which discord or signal may grow or shrink from one end of the network to the other."""
 STUCK = 0.05
 """Share of samples that may be wrong with no pull behind the output edge."""
-
-
 FLAT = 1e-3
 """Slope up to which a smooth unit counts as flat: tanh beyond ±4.1, sigmoid beyond ±6.9."""
 SATURATING = (

@@ -24,7 +24,7 @@ def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) ->
 
     A sound network is wrong ever more seldom the farther from its decision boundary: at the
     distance d = √E, P(the label loses) = 1/(1 + exp(a d)); wrong labels lose at any distance, with
-    some probability ε more. So up to a third of the labels that lose are put down to the network,
+    some probability ε more. So up to `TAIL` of the labels that lose are put down to the network,
     unless the likelihood of both together shows ε > 0 (`constant_part`).
     """
     signed = label_energy(problem, y, output=output).signed.double()
