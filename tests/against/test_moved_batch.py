@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardswish
 
 from tests.reference.networks import fill, randn
 from torchsheaf import Cochain, Pin, encode, harmonic_extension, heat_flow, hold, stationarity
@@ -53,6 +54,8 @@ PAIRS: dict[str, tuple[Gate, Gate, int]] = {
     "swapped amin, last axis": (
         swapped(lambda h: h.amin(-1, keepdim=True)), lambda h, _: h.amin(-1, keepdim=True), 1
     ),
+    "merged selu": (merged(torch.selu), lambda h, _: torch.selu(h), 4),
+    "swapped hardswish": (swapped(hardswish), lambda h, _: hardswish(h), 4),
     "merged prelu": (
         lambda h, s: torch.prelu(h.reshape(-1, 4), s).reshape(h.shape),
         lambda h, s: torch.prelu(h.mT, s).mT,

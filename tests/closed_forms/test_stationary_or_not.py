@@ -60,6 +60,35 @@ def test_a_point_off_the_kink_is_judged_by_its_gradient():
     assert float(at(1.0, 2.0, 1.0, 1.0).distance) == pytest.approx(5**0.5)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "x", "a", "distance", "sliding"),
+    [
+        (2.0, -3.0, 2.0, 0.0, 1),  # F⁻ = c + αa = 1 > 0 > F⁺ = c + a = −1
+        (2.0, -1.0, 2.0, 1.0, 0),  # 3 and 1: it rises
+        (2.0, -5.0, 2.0, 1.0, 0),  # −1 and −3: it falls
+        (0.5, -1.5, 2.0, 0.5, 0),  # −0.5 and 0.5: a downward kink
+        (1.0, -2.0, 2.0, 0.0, 0),  # no kink: a critical point of a smooth function
+    ],
+)
+def test_a_smooth_activation_slides_on_its_kink(
+    alpha: float, x: float, a: float, distance: float, sliding: int
+) -> None:
+    net = one_gate()
+    net[1] = nn.ELU(alpha)
+    sample = torch.tensor([[x]], dtype=torch.float64)
+    problem = ts.hold(ts.encode(net, sample), sample).pin(ts.Pin("output", 2 * a))
+    values = {"input": x, "0": 0.0, "1": a, "2": 2 * a}
+    c = Cochain({n: torch.tensor([[v]], dtype=torch.float64) for n, v in values.items()})
+    found = ts.stationarity(problem, c)
+    assert float(found.distance) == pytest.approx(distance, abs=1e-15)
+    assert int(found.gates.sliding) == sliding
+    if sliding:
+        near = Cochain(dict(c) | {"0": torch.full_like(sample, 0.3)})
+        solved = ts.harmonic_extension(problem, start=near)
+        assert float(solved.cochain["0"]) == 0
+        assert float(solved.energy) == pytest.approx(8.5)
+
+
 class Maximum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.max_pool1d(1.0 * x, 2)

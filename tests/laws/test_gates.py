@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.laws.operation_examples import EXAMPLES
 from tests.reference.networks import randn, relu_mlp
 from torchsheaf.network import ScalarGate
+from torchsheaf.network.rules import table
 from torchsheaf.sheaf import encode
 
 HOMOGENEOUS = [
@@ -88,3 +89,34 @@ def test_a_pattern_set_by_hand_is_obeyed() -> None:
     u = randn(34, 2, 4)
     assert torch.equal(maps[node.name].push({node.parents[0]: u}), mask * u)
     assert torch.equal(maps[node.name].pull(u)[node.parents[0]], mask * u)
+
+
+@pytest.mark.parametrize(
+    ("operation", "args"),
+    [
+        ("selu", ()),
+        ("elu", (0.3,)),
+        ("elu", (2.0,)),
+        ("elu", (1.0, 0.5, 3.0)),
+        ("hardswish", ()),
+    ],
+)
+def test_a_curved_gate_has_the_slopes_and_the_kinks_of_its_function(operation, args) -> None:  # type: ignore[no-untyped-def]
+    """Slopes are those just above z; rises are the slope above minus the slope below."""
+    target = getattr(torch.ops.aten, operation).default
+    kinks = table.rule_for(f"aten.{operation}.default").kinks
+    z = torch.linspace(-7.3, 7.1, 50, dtype=torch.float64)
+    gate = kinks((z, *args), {})
+    z, h = torch.cat([z, z.new_tensor(gate.breakpoints)]), 1e-7
+    above = (target(z + h, *args) - target(z, *args)) / h
+    torch.testing.assert_close(gate.select(z), above, rtol=0, atol=1e-6)
+    at = z.new_tensor(gate.breakpoints)
+    bend = target(at + h, *args) + target(at - h, *args) - 2 * target(at, *args)
+    torch.testing.assert_close(z.new_tensor(gate.rises), bend / h, rtol=0, atol=1e-6)
+
+
+def test_an_elu_without_a_kink_is_smooth() -> None:
+    kinks = table.rule_for("aten.elu.default").kinks
+    assert kinks((None,), {}) is None
+    assert kinks((None, 0.5, 2.0, 2.0), {}) is None
+    assert kinks((None, 1.0), {"scale": 2.0, "input_scale": 0.5}) is not None

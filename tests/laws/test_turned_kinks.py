@@ -23,6 +23,7 @@ def across(z: Tensor, kink: float) -> Tensor:
         (nn.PReLU(init=0.3), lambda z: 0.3 + 0.7 * across(z, 0)),
         (nn.Hardtanh(), lambda z: across(z, -1) - across(z, 1)),
         (nn.Softshrink(0.5), lambda z: 1 - across(z, -0.5) + across(z, 0.5)),
+        (nn.ELU(2.0), lambda z: 2 * z.clamp_max(0).exp() - across(z, 0)),
     ],
     ids=lambda v: type(v).__name__,
 )

@@ -10,8 +10,7 @@ from torchsheaf.boundary.problem import Problem, require_problem
 from torchsheaf.boundary.ties import Maxima, coordinates_read
 from torchsheaf.boundary.windows import Windows
 from torchsheaf.cochain import Cochain, coordinates
-from torchsheaf.network import Composition, Gate, ScalarGate
-from torchsheaf.network.gates import SlopeGate
+from torchsheaf.network import Composition, CurvedGate, Gate, ScalarGate
 
 OFF, ON, SLIDING = 0, 1, 2
 
@@ -119,10 +118,10 @@ def _one_sided(
         for parent, g in pulled.items():
             if parent in free:
                 upper[parent] = upper[parent] - g
-        if not node.gates:
+        if not node.kinked:
             continue
-        for name, (gate, z) in sheaf.network.gate_operands(node, c).items():
-            operand = next(op.operands[0] for op in node.gates if op.name == name)
+        for name, (gate, z) in sheaf.network.kink_operands(node, c).items():
+            operand = next(op.operands[0] for op in node.kinked if op.name == name)
             windows, selected = Windows.of(gate, z), gate.select(z)
             if windows is not None:
                 here = maps[node.name]
@@ -133,7 +132,7 @@ def _one_sided(
                 pool = _Pool(name, maxima, taps[name], here, operand, read)
                 pools.setdefault(read or name, []).append(pool)
                 continue
-            states[name] = (selected == selected.new_tensor(_steepest(gate))).to(torch.int8) * ON
+            states[name] = _on(gate, z, selected).to(torch.int8) * ON
             at_break, step = slope_step(gate, z)
             if bool(at_break.any()):
                 found = _OnBreak(name, at_break, maps[node.name], operand)
@@ -148,28 +147,20 @@ def _one_sided(
     return Cochain(upper), jumps, states
 
 
-def _steepest(gate: Gate) -> float:
-    return max(gate.slopes) if isinstance(gate, ScalarGate) else 1.0
+def _on(gate: Gate, z: Tensor, selected: Tensor) -> Tensor:
+    if isinstance(gate, CurvedGate):
+        return z >= gate.breakpoints[-1]
+    return selected == (max(gate.slopes) if isinstance(gate, ScalarGate) else 1.0)
 
 
 def slope_step(gate: Gate, z: Tensor) -> tuple[Tensor, Tensor]:
     """Where z is exactly on a breakpoint, and slope above minus slope below there."""
     at, step = torch.zeros_like(z, dtype=torch.bool), torch.zeros_like(z)
-    for t, rise in gate_breaks(gate, z):
+    for t, rise in gate.kinks(z):
         here = z == t
         at |= here
         step = torch.where(here, rise, step)
     return at, step
-
-
-def gate_breaks(gate: Gate, z: Tensor) -> list[tuple[float, Tensor]]:
-    """Breakpoints of a coordinatewise gate and the rise of its slope at each; none for others."""
-    if isinstance(gate, ScalarGate):
-        steps = zip(gate.breakpoints, gate.slopes, gate.slopes[1:], strict=False)
-        return [(t, z.new_tensor(above - below)) for t, below, above in steps]
-    if isinstance(gate, SlopeGate):
-        return [(0.0, 1 - gate.below.detach())]
-    return []
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Restriction maps whose kinks are turned over a thin layer: a slide becomes a stiff stretch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -10,9 +10,7 @@ from torch import Tensor
 from torchsheaf.boundary import Problem
 from torchsheaf.boundary.windows import Windows
 from torchsheaf.cochain import coordinates
-from torchsheaf.network import ScalarGate
 from torchsheaf.network.differential import Differential, Selected
-from torchsheaf.network.gates import SlopeGate
 from torchsheaf.sheaf import Coboundary
 
 Geometry = dict[str, Windows | None]
@@ -40,12 +38,8 @@ def regularised(coboundary: Coboundary, layer: float, geometry: Geometry) -> Cob
     def part(operation: str, plain: Differential) -> Differential:
         if not isinstance(plain, Selected):
             return plain
-        if isinstance(plain.gate, ScalarGate):
-            return replace(plain, selection=_turned(plain.gate, plain.z, layer))
-        if isinstance(plain.gate, SlopeGate):
-            below = plain.gate.below.detach()
-            across = ((plain.z + layer) / (2 * layer)).clamp(0, 1)
-            return replace(plain, selection=below + (1 - below) * across)
+        if kinks := plain.gate.kinks(plain.z):
+            return replace(plain, selection=_turned(plain, kinks, layer))
         if operation not in geometry:
             geometry[operation] = Windows.of(plain.gate, plain.z)
         windows = geometry[operation]
@@ -58,11 +52,11 @@ def regularised(coboundary: Coboundary, layer: float, geometry: Geometry) -> Cob
     return replace(coboundary, maps=maps)
 
 
-def _turned(gate: ScalarGate, z: Tensor, layer: float) -> Tensor:
-    slope = torch.full_like(z, gate.slopes[0])
-    for t, below, above in zip(gate.breakpoints, gate.slopes, gate.slopes[1:], strict=False):
+def _turned(plain: Selected, kinks: Sequence[tuple[float, Tensor]], layer: float) -> Tensor:
+    z, slope = plain.z, plain.selection
+    for t, rise in kinks:
         across = ((z - t + layer) / (2 * layer)).clamp(0, 1)
-        slope = slope + (above - below) * across
+        slope = slope + rise * (across - (z >= t).to(z.dtype))
     return slope
 
 

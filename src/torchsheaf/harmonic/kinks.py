@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchsheaf.boundary.stationarity import gate_breaks, slope_step
+from torchsheaf.boundary.stationarity import slope_step
 from torchsheaf.boundary.ties import Maxima, coordinates_read, widened
 from torchsheaf.boundary.windows import Windows
 from torchsheaf.harmonic.groups import join, level
 from torchsheaf.harmonic.reduction import Cell, Layout
-from torchsheaf.network import Composition, Gate, Network, ScalarGate
+from torchsheaf.network import Composition, Gate, Network
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,15 @@ class _Site:
     cell: Cell
     operation: str
     operand: str
+    curved: bool
 
 
 def kink_sites(layout: Layout) -> tuple[_Site, ...]:
     """The gates that were not eliminated."""
     return tuple(
-        _Site(cell, op.name, op.operands[0])
+        _Site(cell, op.name, op.operands[0], op.rule.gate is None)
         for cell in layout.cells
-        for op in cell.node.gates
+        for op in cell.node.kinked
         if any(p in layout.slots for p in cell.node.parents)
     )
 
@@ -90,7 +91,7 @@ class Kinks:
         for site in kink_sites(layout):
             node = site.cell.node
             if node.name not in operands:
-                operands[node.name] = network.gate_operands(node, point)
+                operands[node.name] = network.kink_operands(node, point)
             gate, z = operands[node.name][site.operation]
             cotangent = on_values[:, site.cell.rows].reshape(-1, *layout.shapes[node.name])
             force = maps[node.name].pull_tapped(cotangent)[1][site.operation]
@@ -226,19 +227,16 @@ class Kinks:
         after = self._seen(site, end)
         wrongly = self._leaves_wrongly(site, gate, z, after - z, frozen)
         hit, value = torch.zeros_like(z, dtype=torch.bool), torch.zeros_like(z)
-        for t, rise in gate_breaks(gate, z):
+        for t, rise in gate.kinks(z):
             attracting = rise * force > 0
             crossed = ((z - t) * (after - t) < 0) | ((z == t) & wrongly)
             here = attracting & crossed & ~hit
             hit |= here
             value = torch.where(here, t, value)
-        if isinstance(gate, ScalarGate) and bool(hit.any()):
+        if bool(hit.any()):
             count = self._columns(site, hit.to(z.dtype))
             moved = self._columns(site, torch.where(hit, value, 0))
             end.copy_(torch.where(count > 0, moved / count.clamp_min(1), end))
-        elif bool(hit.any()):
-            count = self._columns(site, hit.to(z.dtype))
-            end.copy_(torch.where(count > 0, 0, end))
 
     def _level(self, end: Tensor, fixed: Tensor, frozen: Frozen) -> Tensor:
         """Entries that would overtake a maximum which is pulled down join it, at the mean."""

@@ -43,8 +43,9 @@ class SynchronousNewton:
         self.whole, self.tol, self.max_passes = reduction, tol, max_passes
         layout, nodes = reduction.layout, [c.node for c in reduction.layout.cells]
         self.smooth = any(not n.piecewise_affine for n in nodes)
-        self.sites = bool(kink_sites(layout))
-        self.regions = self.smooth and not self.sites
+        sites = kink_sites(layout)
+        self.sites = bool(sites)
+        self.regions = self.smooth and all(site.curved for site in sites)
         self.divisible = reduction.problem.sheaf.network.fixed_batch is None
         c = layout.gather(start)
         self.final = c.clone()
@@ -201,13 +202,9 @@ class SynchronousNewton:
         Those that have `turned` stay where they are: their next active set is another one.
         """
         now = self.now
-        forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
-        radius = self._radius(here) if self.regions else None
         if self.smooth:
             system = self._with_curvature(system, here)
-        direction = newton_direction(system, gradient, forcing, radius=radius)
-        # a product with the curvature of smooth edges is one more local reverse pass
-        self.passes += (2 if system.curvature is None else 3) * direction.steps
+        direction = self._direction(system, here, gradient)
         if self.sites:
             system, gradient, direction = self._unblock(system, here, gradient, direction)
         slope = torch.linalg.vecdot(gradient, direction.u)
@@ -220,23 +217,32 @@ class SynchronousNewton:
             path, whole = self._mixed(system, direction)
             step, (c, m) = self._search(path, here, slope, whole)
         else:
-            path = self._bent(direction) if self.sites else self._straight(direction)
+            path = self._even(direction)
             step, (c, m) = self._search(path, here, slope)
-        length = step.length * moving
+        length, energy = step.length * moving, step.energy
         if self.sites and bool((moving & (length == 0)).any()):
             stopped = length == 0
             straight, (c_straight, m_straight) = self._search(
                 self._straight(direction), here, slope
             )
             length = torch.where(stopped, straight.length * moving, length)
+            energy = torch.where(stopped, straight.energy, energy)
             c = torch.where(stopped[:, None], c_straight, c)
             m = torch.where(stopped[:, None], m_straight, m)
         moved = (length > 0)[:, None]
         now.c, now.m = torch.where(moved, c, now.c), torch.where(moved, m, now.m)
         if self.regions:
-            self._trust(direction, here, step.energy, length)
+            self._trust(direction, here, energy, length)
         now.turn = torch.where(length > 0, 0, now.turn)
         return bool((turned | (length > 0)).any())
+
+    def _direction(self, system: FrozenSystem, here: Forces, gradient: Tensor) -> Direction:
+        forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
+        radius = self._radius(here) if self.regions else None
+        direction = newton_direction(system, gradient, forcing, radius=radius)
+        # a product with the curvature of smooth edges is one more local reverse pass
+        self.passes += (2 if system.curvature is None else 3) * direction.steps
+        return direction
 
     def _with_curvature(self, system: FrozenSystem, here: Forces) -> FrozenSystem:
         """Add the second derivatives of smooth edges, each weighted with the pull on its value.
@@ -285,9 +291,8 @@ class SynchronousNewton:
             model = branch(now.reduction, now.c, here.gates, larger)
             system = replace(system, branch=model)
             gradient = system.reverse(here.on_variables, here.on_values)
-            forcing = gradient.norm(dim=1).sqrt().clamp_max(FORCING)
-            direction = newton_direction(system, gradient, forcing)
-            self.passes += 1 + (2 if system.curvature is None else 3) * direction.steps
+            self.passes += 1
+            direction = self._direction(system, here, gradient)
         return system, gradient, direction
 
     def _straight(self, direction: Direction) -> Path:
@@ -301,18 +306,20 @@ class SynchronousNewton:
 
         return path
 
-    def _bent(self, direction: Direction) -> Path:
+    def _even(self, direction: Direction) -> Path:
         """Straight, but stopped on the attracting kinks in its way."""
+        if not self.sites:
+            return self._straight(direction)
+        now = self.now
+        return lambda t: self._stopped(now.c + t[:, None] * direction.dc)
+
+    def _stopped(self, end: Tensor) -> tuple[Tensor, Tensor]:
+        """(C, M) at the end of a step, stopped on the attracting kinks that it would cross."""
         now = self.now
         assert (frozen := now.frozen) is not None
-
-        def path(t: Tensor) -> tuple[Tensor, Tensor]:
-            end = now.c + t[:, None] * direction.dc
-            c = self.kinks.project(end, frozen, now.reduction.holds.keep)
-            self.passes += 1
-            return c, now.reduction.incoming(c)
-
-        return path
+        c = self.kinks.project(end, frozen, now.reduction.holds.keep)
+        self.passes += 1
+        return c, now.reduction.incoming(c)
 
     def _mixed(
         self, system: FrozenSystem, direction: Direction
@@ -327,10 +334,11 @@ class SynchronousNewton:
             pick, t = chosen[:, None], t[:, None]
             by = t * torch.where(pick, move, direction.dc)
             self.passes += 1
-            return now.reduction.substituted(now.c, now.m, by, system.branch.slope * pick)
+            c, m = now.reduction.substituted(now.c, now.m, by, system.branch.slope * pick)
+            return self._stopped(c) if self.sites else (c, m)
 
         whole = torch.ones_like(direction.norm)
-        ends = [self._straight(direction)(whole), curved(whole, torch.ones_like(now.curved))]
+        ends = [self._even(direction)(whole), curved(whole, torch.ones_like(now.curved))]
         energies = [forces(now.reduction, c, m).energy.nan_to_num(nan=torch.inf) for c, m in ends]
         now.curved = energies[1] < energies[0]
         pick = now.curved[:, None]

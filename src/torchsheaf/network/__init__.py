@@ -8,6 +8,7 @@ from torchsheaf.network.capture import read_network as read_network
 from torchsheaf.network.composition import Composition as Composition
 from torchsheaf.network.errors import Offender as Offender
 from torchsheaf.network.errors import UnsupportedModel as UnsupportedModel
+from torchsheaf.network.gates import CurvedGate as CurvedGate
 from torchsheaf.network.gates import ExtremeGate as ExtremeGate
 from torchsheaf.network.gates import Gate as Gate
 from torchsheaf.network.gates import ScalarGate as ScalarGate

@@ -32,7 +32,6 @@ def placed(
     """
     *before, last = operations
     rule, (operand,) = last.rule, last.operands
-    assert rule.gate is not None
     source = next((op for op in before if op.name == operand), None)
     if source is not None and is_back(source, inside):  # there and back again
         before.remove(source)
@@ -40,17 +39,18 @@ def placed(
     else:
         forth = inside.operations(operand, operand)[0]
         before, operand = [*before, forth], forth.name
-    factory = rule.gate
 
     def function(z: Tensor, *others: Any, **named: Any) -> Tensor:
         return outside.forth(last.target(inside.back(z), *others, **named))
 
     def gate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
         z = inside.back(args[0])
-        return batch_first(factory((z, *args[1:]), kwargs), inside, z)
+        assert rule.gate is not None
+        return batch_first(rule.gate((z, *args[1:]), kwargs), inside, z)
 
+    ruled = replace(rule, gate=gate) if rule.gate else rule  # kinks are the same wherever z lies
     args = (Value(operand), *last.args[1:])
-    moved = Operation(last.name, function, args, last.kwargs, (operand,), replace(rule, gate=gate))
+    moved = Operation(last.name, function, args, last.kwargs, (operand,), ruled)
     back = () if outside.is_batch_first else (outside.operations(last.name, last.name)[1],)
     return (*before, moved, *back)
 

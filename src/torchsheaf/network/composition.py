@@ -15,6 +15,7 @@ from torchsheaf.network.differential import (
     Selected,
     Tangent,
 )
+from torchsheaf.network.gates import CurvedGate
 from torchsheaf.network.operation import Operation
 from torchsheaf.network.rules import Kind, Site
 
@@ -31,7 +32,11 @@ class Composition(Differential):
     @property
     def entrywise(self) -> bool:
         """Whether every operation inside acts on each entry alone: J is diagonal."""
-        return all(isinstance(part, Pointwise) for part in self.parts.values())
+        return all(
+            isinstance(part, Pointwise)
+            or (isinstance(part, Selected) and isinstance(part.gate, CurvedGate))
+            for part in self.parts.values()
+        )
 
     def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
         if len(self.parts) == 1:
@@ -112,8 +117,9 @@ def differential(
 ) -> Differential:
     """The differential of one operation at its resolved arguments."""
     operands = {name: scope[name] for name in op.operands}
-    if op.rule.gate is not None:
-        gate, z = op.rule.gate(args, kwargs), scope[op.operands[0]]
+    gate = op.rule.gate_of(args, kwargs) if op.operands else None
+    if gate is not None:
+        z = scope[op.operands[0]]
         selection = selections[op.name] if op.name in selections else gate.select(z)
         return Selected(op.operands[0], gate, selection, z)
     site = Site(op, args, kwargs, operands)

@@ -1,7 +1,7 @@
-"""Continuous piecewise linear gates: which linear piece is selected, and its map."""
+"""Continuous gates, nearly all piecewise linear: which piece is selected, and its linear part."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -28,6 +28,10 @@ class Gate(ABC):
     @abstractmethod
     def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
         """(R^z)ᵀ g; z is given for its shape only."""
+
+    def kinks(self, z: Tensor) -> list[tuple[float, Tensor]]:
+        """Breakpoints of a coordinatewise gate and the rise of its slope at each, like z."""
+        return []
 
 
 @final
@@ -62,6 +66,10 @@ class ScalarGate(Gate):
 
     def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
         return selection * g
+
+    def kinks(self, z: Tensor) -> list[tuple[float, Tensor]]:
+        steps = zip(self.breakpoints, self.slopes, self.slopes[1:], strict=False)
+        return [(t, z.new_tensor(above - below)) for t, below, above in steps]
 
 
 @final
@@ -106,6 +114,40 @@ class SlopeGate(Gate):
     def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
         return selection * g
 
+    def kinks(self, z: Tensor) -> list[tuple[float, Tensor]]:
+        return [(0.0, 1 - self.below.detach())]
+
+
+@final
+@dataclass(frozen=True)
+class CurvedGate(Gate):
+    """A coordinatewise map that is smooth but for kinks: its slope jumps by `rises` at breakpoints.
+
+    No gate of a pattern, since its pieces are not linear; where the energy pulls z onto a kink from
+    both sides it slides there as a gate does. The selection is the slope at z, on a breakpoint
+    that from above.
+
+    >>> elu = CurvedGate((0.0,), (-1.0,), lambda z: torch.where(z >= 0, 1.0, 2 * z.exp()))
+    >>> elu.select(torch.tensor([0.0, 3.0])).tolist()
+    [1.0, 1.0]
+    """
+
+    breakpoints: tuple[float, ...]
+    rises: tuple[float, ...]
+    slope: Callable[[Tensor], Tensor]
+
+    def select(self, z: Tensor) -> Tensor:
+        return self.slope(z)
+
+    def push(self, selection: Tensor, u: Tensor) -> Tensor:
+        return selection * u
+
+    def pull(self, selection: Tensor, g: Tensor, z: Tensor) -> Tensor:
+        return selection * g
+
+    def kinks(self, z: Tensor) -> list[tuple[float, Tensor]]:
+        return [(t, z.new_tensor(r)) for t, r in zip(self.breakpoints, self.rises, strict=True)]
+
 
 @final
 @dataclass(frozen=True)
@@ -135,3 +177,6 @@ class ExtremeGate(Gate):
 
 GateFactory = Callable[[tuple[Any, ...], dict[str, Any]], Gate]
 """Builds a gate from the resolved arguments of its operation (the activation is args[0])."""
+
+Kinks = Callable[[tuple[Any, ...], Mapping[str, Any]], CurvedGate | None]
+"""The kinks of a smooth operation with these arguments, or None."""

@@ -61,6 +61,14 @@ class Node:
         """The gate operations inside."""
         return tuple(op for op in self.operations if op.rule.gate is not None)
 
+    @cached_property
+    def kinked(self) -> tuple[Operation, ...]:
+        """The gate operations inside, and the smooth ones whose slope jumps somewhere."""
+        return tuple(
+            op for op in self.operations
+            if op.rule.gate or (op.rule.kinks and op.operands and op.rule.kinks(op.args, op.kwargs))
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -195,13 +203,27 @@ class Network:
         self, node: Node, values: Mapping[str, Tensor]
     ) -> dict[str, tuple[Gate, Tensor]]:
         """Per gate operation inside the node: the gate and its pre-activation z."""
+        return self._operands(node, values, node.gates)
+
+    def kink_operands(
+        self, node: Node, values: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Gate, Tensor]]:
+        """The same for every operation with kinks: gates, and smooth ones whose slope jumps."""
+        return self._operands(node, values, node.kinked)
+
+    def _operands(
+        self, node: Node, values: Mapping[str, Tensor], chosen: tuple[Operation, ...]
+    ) -> dict[str, tuple[Gate, Tensor]]:
+        names = {op.name for op in chosen}
         batch = values[node.parents[0]].shape[0]
         scope: dict[str, Any] = {p: values[p] for p in node.parents}
         found: dict[str, tuple[Gate, Tensor]] = {}
         for op in node.operations:
             args, kwargs = op.resolve(scope, self.state, batch)
-            if op.rule.gate is not None:
-                found[op.name] = (op.rule.gate(args, kwargs), scope[op.operands[0]])
+            if op.name in names:
+                gate = op.rule.gate_of(args, kwargs)
+                assert gate is not None
+                found[op.name] = (gate, scope[op.operands[0]])
             if op is not node.operations[-1]:
                 scope[op.name] = op.target(*args, **kwargs)
         return found

@@ -210,7 +210,7 @@ class Reader:
             value, target = value[0], first_of(target)
         operation = self._operation(node, target, args, kwargs, used, rule)
         operations = (*merged(used), operation)
-        if rule.gate is not None and len(operation.operands) == 1:
+        if (rule.gate or rule.kinks) and len(operation.operands) == 1:
             operations = self._placed(node, value, operations)
         pending = next((e.pending for e in used if e.pending is not None), None)
         kind = pending or rule.kind_of(operation)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchsheaf.network.differential import Differential
-from torchsheaf.network.gates import GateFactory
+from torchsheaf.network.gates import Gate, GateFactory, Kinks
 from torchsheaf.network.operation import Operation, Value
 
 
@@ -70,7 +70,7 @@ class Rule:
     shape of its argument matters (zeros_like); `shaped_by`: only that of the arguments at these
     positions (expand_as). `refuse` returns a reason when these arguments
     cannot be read (dropout in training mode, say). `stops`: autograd sends no gradient through it,
-    though the map has a derivative (detach).
+    though the map has a derivative (detach). `kinks`: where the slope of a smooth operation jumps.
     """
 
     kind: Kind
@@ -82,6 +82,13 @@ class Rule:
     constant: bool = False
     stops: bool = False
     shaped_by: tuple[int, ...] = ()
+    kinks: Kinks | None = None
+
+    def gate_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate | None:
+        """The gate, or the smooth map with kinks, that it is at these arguments; else None."""
+        if self.gate is not None:
+            return self.gate(args, kwargs)
+        return self.kinks(args, kwargs) if self.kinks else None
 
     def kind_of(self, operation: Operation) -> Kind:
         """A join when several activations enter; affine when one enters an affine position."""

@@ -1,17 +1,20 @@
 """Smooth operations: linearised at the state, by their diagonal where they act pointwise."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from torchsheaf.network.differential import Differential, LayerNorm
+from torchsheaf.network.gates import CurvedGate
 from torchsheaf.network.rules.affine import pointwise
 from torchsheaf.network.rules.rule import Kind, Rule, Site
 
-# hardswish, selu, celu and elu with alpha ≠ 1 have a kink of slope; they are locally Lipschitz
-# and smooth in pieces, which is all that T2 asks, but carry no pattern that could be frozen.
 _POINTWISE = (
     "sigmoid.default", "tanh.default", "gelu.default", "silu.default", "mish.default",
-    "elu.default", "selu.default", "celu.default", "softplus.default", "log_sigmoid.default",
-    "hardswish.default", "exp.default", "exp2.default", "expm1.default", "log.default",
+    "celu.default", "softplus.default", "log_sigmoid.default",
+    "exp.default", "exp2.default", "expm1.default", "log.default",
     "log2.default", "log1p.default", "sin.default", "cos.default", "tan.default", "atan.default",
     "asinh.default", "sinh.default", "cosh.default", "erf.default", "square.default",
     "sqrt.default", "rsqrt.default", "reciprocal.default", "pow.Tensor_Scalar", "asin.default",
@@ -97,7 +100,40 @@ def _layer_norm(site: Site) -> Differential | None:
     return LayerNorm(name, site.args[0], site.args[1], weight, bias, eps)
 
 
+def _kinks_of_elu(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CurvedGate | None:
+    """Slope `scale` above 0, alpha · scale · rate · exp(rate · z) below."""
+    given = dict(zip(("alpha", "scale", "input_scale"), args[1:], strict=False)) | dict(kwargs)
+    alpha, scale, rate = (float(given.get(n, 1)) for n in ("alpha", "scale", "input_scale"))
+    below = alpha * scale * rate
+    if below == scale:
+        return None
+
+    def slope(z: Tensor) -> Tensor:
+        return torch.where(z >= 0, scale, below * (rate * z.clamp_max(0)).exp())
+
+    return CurvedGate((0.0,), (scale - below,), slope)
+
+
+def _kink_of_selu(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CurvedGate | None:
+    return _kinks_of_elu((None, _SELU_ALPHA, _SELU_SCALE), {})
+
+
+def _kinks_of_hardswish(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CurvedGate | None:
+    """z · clamp(z + 3, 0, 6) / 6."""
+
+    def slope(z: Tensor) -> Tensor:
+        middle = torch.where(z < 3, (2 * z + 3) / 6, torch.ones_like(z))
+        return torch.where(z < -3, 0, middle)
+
+    return CurvedGate((-3.0, 3.0), (-0.5, -0.5), slope)
+
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+
 SMOOTH: dict[str, Rule] = {
+    "aten.elu.default": Rule(Kind.SMOOTH, shortcut=pointwise, kinks=_kinks_of_elu),
+    "aten.selu.default": Rule(Kind.SMOOTH, shortcut=pointwise, kinks=_kink_of_selu),
+    "aten.hardswish.default": Rule(Kind.SMOOTH, shortcut=pointwise, kinks=_kinks_of_hardswish),
     **{f"aten.{name}": Rule(Kind.SMOOTH, shortcut=pointwise) for name in _POINTWISE},
     **{f"aten.{name}": Rule(Kind.SMOOTH) for name in (*_DENSE, *_SORTED)},
     "aten.grid_sampler.default": Rule(Kind.SMOOTH, linear_in=(0,), refuse=_nearest),
