@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchsheaf as ts
-from tests.reference.networks import randn, relu_mlp
+from tests.reference.networks import fill, randn, relu_mlp
 from torchsheaf.train.losses import FunctionLoss
 
 X = randn(1, 5, 4)
@@ -146,3 +146,15 @@ def test_results_of_several_starts_and_nearest_inputs_print_on_one_line() -> Non
     assert re.fullmatch(
         r"Nearest\(5 samples; \d reached the wanted class, .* away.*\)", repr(nearest)
     )
+
+
+@pytest.mark.parametrize("pulled", [False, True])
+def test_a_long_run_with_free_inputs_says_to_hold_them_softly(pulled: bool) -> None:
+    x = randn(1, 3, 4)
+    smooth = fill(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), 2)
+    problem = ts.hold(ts.encode(smooth, x), x, where=[0]).pin(ts.Pin("output", 1.0))
+    if pulled:
+        problem = problem.pin(ts.Pin("input", x[:, 1:], where=[1, 2, 3], weight=0.1))
+    with pytest.raises(ts.ConvergenceError, match="raise max_passes") as caught:
+        ts.harmonic_extension(problem, max_passes=5)
+    assert ("Coordinates of 'input' are free" in str(caught.value)) is not pulled

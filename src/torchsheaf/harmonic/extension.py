@@ -181,9 +181,11 @@ def _unsettled(result: Extension, tol: float) -> ConvergenceError:
 
 def _advice(result: Extension) -> str:
     """What to do about an ending, where more is known than the outcome's own advice says."""
-    if result.outcome is not Outcome.STALLED:
-        return _MORE if result.outcome is Outcome.STEP_LIMIT else ""
     problem = result.problem
+    if result.outcome is Outcome.STEP_LIMIT:
+        return _MORE + _about_free_inputs(problem)
+    if result.outcome is not Outcome.STALLED:
+        return ""
     if jump := problem.sheaf.network.jump:
         return (
             f"the map of vertex {jump[0]!r} jumps at {jump[1]:g}, where there need be no "
@@ -197,6 +199,20 @@ def _advice(result: Extension) -> str:
             f"reached: leave the cast out, or loosen tol"
         )
     return ""
+
+
+def _about_free_inputs(problem: Problem) -> str:
+    loose = [
+        n for n in problem.sheaf.inputs
+        if n in problem.free.shapes and problem.soft_pull(n) is None
+    ]  # fmt: skip
+    if not loose:
+        return ""
+    return (
+        f". Coordinates of {loose[0]!r} are free and nothing pulls on them, so that E may be "
+        f'nearly flat: a soft hold, Pin("{loose[0]}", reference, where=…, weight=0.01), takes '
+        "far fewer passes"
+    )
 
 
 def _relax(
