@@ -52,6 +52,7 @@ ARGUMENTS: dict[str, Call] = {
         f"aten.{name}.default": call(0.3 * t(2, 3))
         for name in ("asin", "acos", "atanh", "erfc", "erfinv", "logit")
     },
+    "aten.elu.default": call(s(2, 3), 2.0),
     "aten.acosh.default": call(1.5 + t(2, 3)),
     "aten.logcumsumexp.default": call(s(2, 4), 1),
     "aten.logaddexp2.default": call(s(2, 3), t(2, 3)),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import torchsheaf as ts
 from tests.laws.rule_examples import ARGUMENTS, s, t
-from torchsheaf.network import ScalarGate, known_operations
+from torchsheaf.network import CurvedGate, ScalarGate, known_operations
 from torchsheaf.network.calls import overwritten, written
 from torchsheaf.network.differential import Differential, Linear, Pointwise
 from torchsheaf.network.laws import check_rule
@@ -35,6 +35,16 @@ def test_every_rule_is_an_operation_of_torch() -> None:
 
 
 aten = torch.ops.aten
+
+
+def _slope_of_elu(z: Tensor) -> Tensor:
+    return torch.where(z >= 0, 1.0, 2 * z.clamp_max(0).exp())
+
+
+def _slope_below_of_elu(z: Tensor) -> Tensor:
+    return torch.where(z > 0, 1.0, 2 * z.clamp_max(0).exp())
+
+
 WRONG: dict[str, tuple[Rule, object, tuple[object, ...], str]] = {
     "not affine": (Rule(Kind.AFFINE), aten.tanh.default, (s(2, 3),), "affine"),
     "not affine there": (
@@ -53,6 +63,18 @@ WRONG: dict[str, tuple[Rule, object, tuple[object, ...], str]] = {
     "a curved gate": (
         Rule(Kind.GATE, gate=lambda a, k: ScalarGate((0.0,), (0.0, 1.0))),
         aten.square.default, (t(2, 3),), "derivative",
+    ),
+    "a kink of another rise": (
+        Rule(Kind.SMOOTH, kinks=lambda a, k: CurvedGate((0.0,), (1.0,), _slope_of_elu)),
+        aten.elu.default, (s(2, 3), 2.0), "rise of the slope",
+    ),
+    "a kink of another slope": (
+        Rule(Kind.SMOOTH, kinks=lambda a, k: CurvedGate((0.0,), (-1.0,), torch.exp)),
+        aten.elu.default, (-t(2, 3), 1.0), "rise of the slope",
+    ),
+    "a slope taken below the kink": (
+        Rule(Kind.SMOOTH, kinks=lambda a, k: CurvedGate((0.0,), (-1.0,), _slope_below_of_elu)),
+        aten.elu.default, (s(2, 3), 2.0), "slope above",
     ),
     "a shortcut that is not the derivative": (
         Rule(Kind.SMOOTH, shortcut=lambda site: Linear(site.name_at(0), torch.eye(3).double())),
@@ -164,6 +186,9 @@ def test_registration_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="built-in"):
         ts.register_rule("aten.relu.default", "gate", example=(s(2, 3),),
                          gate=lambda a, k: ScalarGate((0.0,), (0.0, 1.0)))  # fmt: skip
+    with pytest.raises(ValueError, match="only kind 'smooth'"):
+        ts.register_rule("aten.special_i0.default", "affine", example=(s(2, 3),),
+                         kinks=lambda a, k: None)  # fmt: skip
     with pytest.raises(ValueError, match="needs `gate`"):
         ts.register_rule("aten.special_i0.default", "gate", example=(s(2, 3),))
     assert rule_for("aten.special_i0.default") is None

@@ -31,6 +31,7 @@ def check_rule(
     - derivative: `push` is the central difference of the operation, and its own JVP and VJP;
     - adjoint: ⟨J u, g⟩ = ⟨u, Jᵀ g⟩;
     - affine (where declared, alone and jointly): f(x + u) − f(x) = J u for large u;
+    - kinks: at a breakpoint the slope above is the declared one, and it rises by the declared rise;
     - gate: no curvature off the breakpoints; relabelling: f(0) = 0 and as for affine.
     """
     operation, scope, full = _example(rule, target, args, dict(kwargs or {}), activations)
@@ -70,10 +71,28 @@ def check_rule(
     if kind is Kind.RESHAPE:
         zero = _leaves(function(*(torch.zeros_like(t) for t in x)))
         _require(name, "relabelling: f(0) = 0", zero, [torch.zeros_like(z) for z in zero])
+    if rule.kinks is not None:
+        _check_kinks(rule, operation, scope, name)
     if rule.gate is not None:
         bend = [p + m - 2 * v for p, m, v in zip(high, low, value, strict=True)]
         flat = [torch.zeros_like(b) for b in bend]
         _require(name, "gate: linear off its breakpoints", bend, flat, 1e-13)
+
+
+def _check_kinks(
+    rule: Rule, operation: Operation, scope: dict[str, Tensor], name: str
+) -> None:  # fmt: skip
+    args, kwargs = operation.resolve(scope, _no_state, 1)
+    gate = rule.gate_of(args, kwargs)
+    if gate is None:
+        return
+    (z,), function, h = scope.values(), _function(operation, scope), _STEP**1.5
+    for t, rise in gate.kinks(z):
+        at = torch.full_like(z, t)
+        below, here, above = (function(at + step) for step in (-h, 0.0, h))
+        slope, bend = (above - here) / h, (above + below - 2 * here) / h
+        _require(name, "kink: slope above", [gate.select(at)], [slope], 1e-5)
+        _require(name, "kink: rise of the slope", [rise.expand_as(at)], [bend], 1e-5)
 
 
 def _check_alone(rule: Rule, operation: Operation, full: Sequence[Any], name: str) -> None:

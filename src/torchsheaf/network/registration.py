@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from torchsheaf.network.gates import GateFactory
+from torchsheaf.network.gates import GateFactory, Kinks
 from torchsheaf.network.laws import check_rule
 from torchsheaf.network.rules import Kind, Rule, store_rule
 from torchsheaf.network.rules.rule import Shortcut
@@ -22,15 +22,17 @@ def register_rule(
     additive: bool = False,
     gate: GateFactory | None = None,
     shortcut: Shortcut | None = None,
+    kinks: Kinks | None = None,
 ) -> Rule:
     """Teach the library an operation that has no rule, and check the rule's laws on an example.
 
     `op` is a torch operation overload or its name ("aten.special_i0.default"). `kind` is what it
     is when one activation enters: "affine", "gate" (with `gate`, a function from the arguments to
     a `Gate`), "smooth" or "reshape". `linear_in` lists argument positions in which it is affine on
-    its own; `additive` says that it is affine in all activations together. `example` are arguments
-    on which the laws are checked: derivative against the operation's own JVP, VJP and central
-    differences, adjoint, declared linearity (see `torchsheaf.network.laws.check_rule`).
+    its own; `additive` says that it is affine in all activations together; `kinks` (smooth only, a
+    function from the arguments to a `CurvedGate` or None) where its slope jumps. `example` are
+    arguments on which the laws are checked: derivative against the operation's own JVP, VJP and
+    central differences, adjoint, declared linearity (see `torchsheaf.network.laws.check_rule`).
 
     Raises ValueError naming the law that fails, TypeError for something that is no operation.
 
@@ -58,7 +60,9 @@ def register_rule(
         )
     if (kind is Kind.GATE) != (gate is not None):
         raise ValueError("kind 'gate' needs `gate`, and only that kind takes it")
-    rule = Rule(kind, tuple(linear_in), additive, gate, shortcut)
+    if kinks is not None and kind is not Kind.SMOOTH:
+        raise ValueError(f"only kind 'smooth' takes `kinks`; the kind here is {str(kind)!r}")
+    rule = Rule(kind, tuple(linear_in), additive, gate, shortcut, kinks=kinks)
     check_rule(rule, target, example, kwargs, activations)
     store_rule(str(target), rule)
     return rule
