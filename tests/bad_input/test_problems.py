@@ -239,3 +239,19 @@ def test_odd_arguments_are_named(
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         ask(problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_relaxation_in_half_precision_is_refused(dtype: torch.dtype) -> None:
+    net, x = relu_mlp([4, 6, 3], 1).to(dtype), randn(1, 5, 4).to(dtype)
+    sheaf = ts.encode(net, x)
+    assert torch.equal(ts.harmonic_extension(ts.hold(sheaf, x)).output, net(x))
+    pinned = ts.hold(sheaf, x).pin(ts.Pin("output", 0.3))
+    for ask in (
+        lambda: ts.harmonic_extension(pinned),
+        lambda: ts.harmonic_extension(pinned, start="forward"),
+        lambda: ts.counterfactual(sheaf, x, ts.Pin("1", 0.5)),
+        lambda: ts.nearest_consistent(sheaf, x, 1),
+    ):
+        with pytest.raises(ValueError, match=r"a relaxation needs float32 .* model\.float"):
+            ask()

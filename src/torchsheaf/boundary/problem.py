@@ -72,6 +72,13 @@ class Problem:
             return worst.name, self.like.dtype
         return worst.name, worst.coarsest
 
+    def require_digits(self, what: str) -> None:
+        """Raise ValueError unless the network is in float32 or float64, which `what` needs."""
+        if (dtype := self.like.dtype) not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the network is {dtype}; {what} needs float32 or float64: encode model.float()"
+            )
+
     @property
     def batch(self) -> int:
         """Number of samples."""

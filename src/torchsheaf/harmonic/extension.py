@@ -119,7 +119,8 @@ def harmonic_extension(
     Cost: `passes`, each one forward or reverse pass over the samples that are not yet at rest;
     memory a few copies of their activations, nothing of the size of the Laplacian.
 
-    Raises ValueError when no solver takes the problem, `ConvergenceError` (unless `throw=False`)
+    Raises ValueError when no solver takes the problem and for networks in half precision where
+    more than substitution is needed, `ConvergenceError` (unless `throw=False`)
     when the tolerance was not reached.
 
     >>> import torch
@@ -134,6 +135,8 @@ def harmonic_extension(
     require_generator(generator)
     require_problem(problem, finite=False)
     chosen = _choose(solver, problem)
+    if not isinstance(chosen, Substitution):
+        problem.require_digits("a relaxation")
     tol = stationarity_tolerance(problem) if tol is None else positive_number("tol", tol)
     # substitution needs no start: computing one would cost as much as the answer
     direct = isinstance(chosen, Substitution) and starts == 1 and start in ("auto", "forward")

@@ -106,11 +106,8 @@ def spectrum(
             "those that hold the same ones, with problem.samples(index)"
         )
     laplacian = problem.laplacian(at, pattern)
+    problem.require_digits("Lanczos")
     like = problem._sample(at)
-    if like.dtype not in (torch.float64, torch.float32):
-        raise ValueError(
-            f"the network is {like.dtype}; Lanczos needs float32 or float64: encode model.float()"
-        )
     usual = tolerance_of(problem.coarsest[1], float64=1e-7, float32=1e-4)
     tol = usual if tol is None else positive_number("tol", tol)
     sweeps = [0]
