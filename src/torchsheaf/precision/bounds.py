@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.network.aten import AtenCall, Ref, substitute
-from torchsheaf.precision.bound_rules import RULES, rule_of
+from torchsheaf.precision.bound_rules import rule_of
 from torchsheaf.precision.dataflow import Dataflow, Edge
 from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords, run_exact
 from torchsheaf.precision.flips import Flips, rounded_number
@@ -35,6 +35,8 @@ _ORDERING = {"sort", "topk", "min", "max"}
 _WITH_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow"}
 # … or, these on CPUs, to the type of the other operand.
 _IN_ITS_TYPE = {"add", "sub", "rsub", "pow"}
+# Whole numbers among their operands say what goes where; elsewhere they are numbers.
+_WITH_INDICES = {"scatter_add", "index_put", "_embedding_bag"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +238,16 @@ class BoundWalk:
         self.casts[edge] = own
         return value, torch.zeros_like(bound) if self.isolate else bound + own
 
+    def whole(self, n: str, c: AtenCall, form: Format) -> Any:
+        """Whole numbers as a kernel reads them: converted to the type in which it computes."""
+        value = self.values[n]
+        if c.packet in _WITH_INDICES or not isinstance(value, Tensor):
+            return value
+        exact = value.double()
+        if c.packet == "_to_copy":  # the conversion is the call's own rounding
+            return exact, torch.zeros_like(exact)
+        return exact, _moved(value.to(form.carrier).double(), exact)
+
     def weight_error(self, edge: Edge, form: Format) -> Tensor:
         tensor = self.flow.graph.constants[edge.source]
         own = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
@@ -274,17 +286,14 @@ class BoundWalk:
 
         def moved(n: str) -> Any:
             pair = self.operand(n, c)
-            return self.values[n] if pair is None else pair
+            return self.whole(n, c, form) if pair is None else pair
 
-        rule = rule_of(c.packet, c.call)
-        args = substitute(c.args, moved)
-        if c.packet == "_to_copy" and not isinstance(args[0], tuple):
-            args, rule = ((args[0].double(), torch.zeros_like(first)), *args[1:]), RULES["_to_copy"]
+        rule, args = rule_of(c.packet, c.call), substitute(c.args, moved)
         if rule is None:
             self.unbounded.append(self.flow.labels[c.name])
             spread, inside = torch.full_like(first, math.inf), torch.zeros_like(first)
         else:
-            kwargs = {} if c.packet == "_to_copy" else _rule_kwargs(c, moved)
+            kwargs = _rule_kwargs(c, moved)
             if c.packet in _WITH_NUMBERS and form.bits <= 24:
                 held = "fp32" if form.is_emulated or c.packet not in _IN_ITS_TYPE else form.name
                 args = tuple(_as_rounded(a, FORMATS[held]) for a in args)
