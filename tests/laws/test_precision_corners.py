@@ -107,6 +107,20 @@ def test_numbers_in_the_code_are_rounded_as_kernels_round_them(name: str) -> Non
             assert bool(bound.isfinite().all()) or form == "fp16"  # 0.3 ** -32 is past its range
 
 
+@pytest.mark.parametrize("form", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("shape", [(20_000, 3), (64, 1), (9, 8)])
+def test_a_softmax_along_another_axis_than_the_last(shape: tuple[int, ...], form: str) -> None:
+    """Its kernels round the exponentials before they divide, and add them one after another."""
+    x = FORMATS["fp8_e4m3"].round(
+        5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    )
+    flow = read_dataflow(trace_aten(Alone(lambda x: torch.softmax(x, 0)), (x,)))  # x is exact
+    assignment = uniform(flow, form)
+    error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+    (bound,) = rigorous_bound(flow, (x,), assignment).outputs
+    assert bool((bound.reshape(-1) >= error).all())
+
+
 COUNTS = torch.tensor([[1, 2, 7, 3], [5, 11, 4, 2], [9, 6, 1, 8]])
 WHOLE: dict[str, Step] = {
     "a root": torch.sqrt,

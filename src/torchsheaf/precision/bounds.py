@@ -23,7 +23,7 @@ from torchsheaf.precision.flips import Flips, rounded_number
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.masking import ALL_READERS, masked_scores, new_infinities
 from torchsheaf.precision.measure import by_sample, floating_outputs
-from torchsheaf.precision.operators import MODELS, terms_of
+from torchsheaf.precision.operators import model_of, terms_of
 from torchsheaf.precision.predict import held_format
 from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 
@@ -314,7 +314,7 @@ class BoundWalk:
 
         A masked score may: it becomes −∞, and nobody sees it.
         """
-        most = (torch.nan_to_num(y.abs(), posinf=0.0) + spread + own) * MODELS[c.packet].gain
+        most = (torch.nan_to_num(y.abs(), posinf=0.0) + spread + own) * model_of(c).gain
         past = (most >= form.result.overflow) & torch.isfinite(y) & torch.isfinite(own)
         if not past.any():
             return own
@@ -336,8 +336,8 @@ class BoundWalk:
 
     def own(self, c: AtenCall, form: Format, y: Tensor, spread: Tensor, inside: Tensor) -> Tensor:
         """c·u·(|y| + P) + γ·S + δ of the kernel's model."""
-        model = MODELS[c.packet]
-        n = terms_of(c, dict(self.flow.shapes)) if model.accumulates else 1
+        model = model_of(c)
+        n = terms_of(c, self.flow.shapes) if model.accumulates else 1
         size = torch.nan_to_num(y.abs(), posinf=0.0) + spread
         return model.local(form, n, size, inside)
 

@@ -20,7 +20,7 @@ from torchsheaf.precision.differentiable import DIFFERENTIABLE
 from torchsheaf.precision.execute import keywords
 from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.masking import new_infinities
-from torchsheaf.precision.operators import MODELS, usual_terms_of
+from torchsheaf.precision.operators import model_of, usual_terms_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class _Recorder:
             self.tape.results[c.name] = [p for p in floating if p.requires_grad][:1] + [
                 p for p in floating[1:] if p.requires_grad and c.packet == "var_mean"
             ]
-            self.tape.terms[c.name] = usual_terms_of(c, dict(self.flow.shapes))
+            self.tape.terms[c.name] = usual_terms_of(c, self.flow.shapes)
             born = new_infinities(c, value, floating[0].detach(), self.dtype)
             if kind == "rounding" and born is not None:
                 self.tape.overflows[c.name] = born
@@ -199,7 +199,7 @@ def variance_scale(call: AtenCall | None, form: Format, terms: int) -> float:
     """
     scale = 4.0 ** (1 - form.bits) / 12
     if call is not None:
-        model = MODELS[call.packet]
+        model = model_of(call)
         if model.drifts and form.bits < 24 and not form.is_emulated:
             # n roundings of partial sums s_k: Σ s_k² = n/2·s_n² for a random walk, n/3 for a drift.
             return scale * (1.0 + terms / 2.0)
