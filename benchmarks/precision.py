@@ -30,7 +30,7 @@ from torchsheaf.precision.apply import (
     stored_bytes,
     time_module,
 )
-from torchsheaf.precision.autocast import autocast_assignment, autocast_dtype
+from torchsheaf.precision.autocast import autocast_assignment
 from torchsheaf.precision.dataflow import read_dataflow
 from torchsheaf.precision.execute import uniform
 from torchsheaf.precision.measure import chunks, measure, measure_all, state
@@ -118,7 +118,7 @@ def autocast_part() -> list[dict[str, Any]]:
                 )
                 their = price(flow, listed, load_profile(profile))
                 with torch.no_grad():
-                    real = autocast_run(model, (x,), autocast_dtype(form))()
+                    real = autocast_run(model, (x,), FORMATS[form].storage)()
                     exact = model.double()(x)
                 model.float()
                 rows.append(
@@ -188,7 +188,7 @@ def timing_part() -> list[dict[str, Any]]:
             size = stored_bytes(where)
             runs["fp32, eager"] = (lambda: where(inputs), size)  # noqa: B023
             for form in LOW:
-                call = autocast_run(where, (inputs,), autocast_dtype(form), device)
+                call = autocast_run(where, (inputs,), FORMATS[form].storage, device)
                 runs[f"autocast {form}"] = (call, size)
             modules = {f"uniform {f}": uniform(flow, f) for f in ("fp32", *LOW)}
             modules["plan"] = found.by_call

@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 
 from torchsheaf.network.rewrite import Conversions, Step, build_module
 from torchsheaf.precision.dataflow import SINK, Dataflow
-from torchsheaf.precision.execute import Assignment
+from torchsheaf.precision.execute import Assignment, held_format
 from torchsheaf.precision.formats import FORMATS, Format, format_of, round_tf32
-from torchsheaf.precision.predict import held_format
 from torchsheaf.precision.profile import wait_for
 
 
@@ -105,17 +103,6 @@ def stored_bytes(module: nn.Module) -> int:
     for t in [*module.parameters(), *module.buffers()]:
         seen[t.data_ptr(), t.nbytes] = t.nbytes
     return sum(seen.values())
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One way of running the model: seconds per call, bytes of weights, peak bytes allocated."""
-
-    name: str
-    seconds: float
-    weight_bytes: int
-    peak_bytes: int
-    error: float
 
 
 def time_module(run: Callable[[], Any], device: str = "cpu", budget: float = 0.3) -> float:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import uniform
 from torchsheaf.precision.formats import find_format, format_of
@@ -71,8 +69,3 @@ def fixed_rules(
         if problem.supports(section) and section not in sections:
             sections.append(section)
     return sections
-
-
-def autocast_dtype(form: str) -> torch.dtype:
-    """The dtype to hand to torch.autocast."""
-    return find_format(form).storage

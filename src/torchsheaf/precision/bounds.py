@@ -18,13 +18,19 @@ from torch import Tensor
 from torchsheaf.network.aten import AtenCall, Ref, substitute
 from torchsheaf.precision.bound_rules import rule_of
 from torchsheaf.precision.dataflow import Dataflow, Edge
-from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords, run_exact
+from torchsheaf.precision.execute import (
+    Assignment,
+    Caster,
+    Execution,
+    held_format,
+    keywords,
+    run_exact,
+)
 from torchsheaf.precision.flips import Flips, rounded_number
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.masking import ALL_READERS, masked_scores, new_infinities
 from torchsheaf.precision.measure import by_sample, floating_outputs
 from torchsheaf.precision.operators import model_of, terms_of
-from torchsheaf.precision.predict import held_format
 from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 
 # The float64 values themselves are rounded: bounds are widened by this, relative.
@@ -130,9 +136,7 @@ class BoundWalk:
         self.unbounded: list[str] = []
         self.flips = Flips(
             self.values, self.bounds,
-            lambda n: held_format(flow, assignment, flow.source[n])
-            if flow.source[n] not in flow.graph.constants
-            else format_of(flow.graph.constants[flow.source[n]].dtype),
+            lambda n: held_format(flow, assignment, flow.source[n]),
         )  # fmt: skip
         self.edges = {(e.operand, e.consumer): e for e in flow.edges}
 

@@ -1,5 +1,6 @@
 """The graph as precision sees it: which calls choose a format, what flows between them."""
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Dataflow:
     labels: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
 
-    @property
+    @functools.cached_property
     def calls(self) -> dict[str, AtenCall]:
         """Every call by name."""
         return {c.name: c for c in self.graph.calls}

@@ -106,7 +106,8 @@ def has_kernel(flow: Dataflow, name: str, form: Format, values: Mapping[str, Any
         run = AssignedRun(
             flow, [values[n] for n in flow.graph.inputs], dict.fromkeys(flow.choices, form)
         )
-        run.values = {n: _as(v, form) for n, v in values.items() if n not in flow.graph.constants}
+        read = [n for n in call.operands if n not in flow.graph.constants]
+        run.values = {n: _as(values[n], form) for n in read}
         try:
             run.step(call)
             _KERNELS[key] = True

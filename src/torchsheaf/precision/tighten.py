@@ -21,8 +21,8 @@ from torchsheaf.precision.measure import (
     Measurement,
     batch_of,
     by_sample,
-    compare,
     floating_outputs,
+    measure_all,
 )
 from torchsheaf.precision.predict import KnownShift, Prediction, known_shift, predict
 from torchsheaf.precision.problem import AssignmentProblem, Row, mean_square
@@ -88,19 +88,11 @@ def attempt(setting: Setting, problem: AssignmentProblem, section: dict[str, str
     predicted = predict(
         setting.flow, setting.table, assignment, setting.norm, shift, setting.scale()
     )
-    measured = _measure(setting, assignment)
+    measured = measure_all(
+        setting.flow, setting.batches, assignment, setting.norm, setting.references
+    )
     limit = problem.rows[0].limit
     return Attempt(problem, section, problem.price(section), predicted, shift, measured, limit)
-
-
-def _measure(setting: Setting, assignment: dict[str, str]) -> Measurement:
-    total: Measurement | None = None
-    for batch, reference in zip(setting.batches, setting.references, strict=True):
-        outputs = floating_outputs(run_assigned(setting.flow, batch, assignment))
-        one = compare(by_sample(outputs, batch_of(batch)), reference, setting.norm)
-        total = one if total is None else total.join(one)
-    assert total is not None
-    return total
 
 
 def tighten(
