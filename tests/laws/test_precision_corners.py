@@ -152,6 +152,18 @@ def test_whole_numbers_are_operands_without_an_error(name: str) -> None:
         assert float(bound.max()) <= 40 * FORMATS[form].unit * float(size)
 
 
+@pytest.mark.parametrize(("beta", "alpha"), [(2.1, -0.3), (-7.0, 0.1), (0.3, 5.0)])
+def test_factors_of_a_product_and_of_what_is_added_count(beta: float, alpha: float) -> None:
+    x = torch.arange(-8.0, 8).reshape(4, 4) / 4
+    step = Alone(lambda x: torch.addmm(x.flip(0), x, x.T, beta=beta, alpha=alpha))
+    flow = read_dataflow(trace_aten(step, (x,)))  # x is exact
+    for form in ("fp32", "bf16", "fp16"):
+        assignment = uniform(flow, form)
+        error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+        (bound,) = rigorous_bound(flow, (x,), assignment).outputs
+        assert bool((bound.reshape(-1) >= error).all()), form
+
+
 def test_a_mask_that_may_flip_costs_the_distance_of_what_it_chooses_between() -> None:
     x = near(0.50001)
     flow = read_dataflow(trace_aten(Function(lambda x: torch.where(x > 0.5, 3.0, 2.0)), (x,)))

@@ -374,7 +374,7 @@ def _kwargs_of(kwargs: dict[str, Any], value: Any) -> dict[str, Any]:
 
 
 def _rule_kwargs(c: AtenCall, value: Any) -> dict[str, Any]:
-    kept = {k: v for k, v in c.kwargs.items() if k in ("alpha", "rounding_mode")}
+    kept = {k: v for k, v in c.kwargs.items() if k in ("alpha", "beta", "rounding_mode")}
     if c.packet in ("mean", "sum"):
         kept = {k: v for k, v in c.kwargs.items() if k != "dtype"}
     return dict(substitute(kept, value))
