@@ -5,9 +5,10 @@ directed sample in fp32 and tf32 that visits every exponent. The rest (products,
 softmax, arithmetic of two operands) is sampled over sizes and magnitudes, cancellation included.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torchsheaf.network.aten import AtenCall, Ref
 from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.bound_rules import rule_of
 from torchsheaf.precision.formats import Format, find_format
-from torchsheaf.precision.operators import MODELS, KernelModel, model_of, terms_of
+from torchsheaf.precision.operators import CONTRACTION, MODELS, KernelModel, model_of, terms_of
 
 aten = torch.ops.aten
 
@@ -290,6 +291,19 @@ def _as_call(
     return AtenCall(name, f"aten.{name}", kernel, args, {}, shape, result.dtype), shapes
 
 
+def _checks(
+    form: Format, device: str, generator: torch.Generator
+) -> Iterator[tuple[str, Callable[[], KernelCheck]]]:
+    """(operator, its check in this format), all that there are."""
+    tf32 = form.name == "tf32"  # a mode of matrix products
+    if not tf32:
+        for name, function in {**UNARY, **EXACT}.items():
+            yield name, functools.partial(check_unary, name, function, form, device, generator)
+    for name, kernel, arguments in _cases(generator):
+        if not tf32 or name in CONTRACTION:
+            yield name, functools.partial(check_sampled, name, kernel, arguments, form, device)
+
+
 def conformance(
     formats: Sequence[str] = ("fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2"),
     *,
@@ -310,41 +324,22 @@ def conformance(
     checks: dict[tuple[str, str], KernelCheck] = {}
     missing: list[str] = []
 
-    def add(one: KernelCheck) -> None:
-        key = (one.operator, one.format)
-        old = checks.get(key)
-        if old is None:
-            checks[key] = one
-        else:
-            worse = one if one.worst > old.worst else old
-            tried = old.inputs + one.inputs
-            checks[key] = KernelCheck(
-                worse.operator, worse.format, tried, worse.exhaustive, worse.worst, worse.witness,
-                worse.emulated,
-            )  # fmt: skip
-
     with torch.no_grad():
         for form in map(find_format, formats):
-            if form.name != "tf32":
-                for name, function in {**UNARY, **EXACT}.items():
-                    if operators is None or name in operators:
-                        try:
-                            add(check_unary(name, function, form, device, generator))
-                        except torch.OutOfMemoryError:
-                            raise
-                        except (RuntimeError, NotImplementedError):
-                            missing.append(f"{name} in {form.name}")
-            for name, kernel, arguments in _cases(generator):
+            for name, check in _checks(form, device, generator):
                 if operators is not None and name not in operators:
                     continue
-                if form.name == "tf32" and name not in ("mm", "addmm", "bmm", "convolution"):
-                    continue
                 try:
-                    add(check_sampled(name, kernel, arguments, form, device))
+                    one = check()
                 except torch.OutOfMemoryError:
                     raise
                 except (RuntimeError, NotImplementedError):
                     missing.append(f"{name} in {form.name}")
+                    continue
+                old = checks.get((name, form.name), one)
+                tried = one.inputs + (0 if old is one else old.inputs)
+                worse = one if one.worst > old.worst else old
+                checks[name, form.name] = replace(worse, inputs=tried)
     if not checks and not missing:
         raise ValueError(f"operators is {operators!r}; none of them has a check")
     return Conformance(device, tuple(checks.values()), tuple(dict.fromkeys(missing)))
