@@ -153,6 +153,8 @@ def model_of(c: AtenCall) -> KernelModel:
 
 def kind_of(c: AtenCall) -> str:
     """`rounding`, `select`, `structural` (exact, one operand) or `discrete` (not floating)."""
+    if c.dtype is not None and c.dtype.is_complex:
+        return "unknown"
     if not c.is_floating:
         return "discrete"
     if c.packet == "index_put" and len(c.args) > 3 and c.args[3]:

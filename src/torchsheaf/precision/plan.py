@@ -198,6 +198,7 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
+@torch.inference_mode(False)  # sensitivities are derivatives
 def plan(
     model: nn.Module | ExportedProgram | AtenGraph,
     inputs: Any,

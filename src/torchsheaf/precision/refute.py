@@ -104,6 +104,7 @@ def grid_distance(value: Fraction, form: Format) -> Fraction:
     return min(rest, step - rest)
 
 
+@torch.inference_mode(False)  # cells are looked for along derivatives
 def refute(
     model: nn.Module | ExportedProgram | AtenGraph, inputs: Any, format: str, budget: float, *,
     sweeps: int = 8,
