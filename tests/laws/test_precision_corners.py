@@ -180,6 +180,17 @@ def test_what_an_uncertain_index_reads_is_named() -> None:
     assert bound.unbounded == ("index",)
 
 
+def test_functions_of_whole_numbers_are_right_to_float64() -> None:
+    """A kernel of whole numbers alone computes in float32, whatever it is asked for."""
+    x = COUNTS[:, :1]
+    flow = read_dataflow(trace_aten(Alone(torch.sqrt), (x,)))
+    root = x.double().sqrt()
+    assert torch.equal(run_exact(flow, (x,)).outputs[0], root)
+    assert torch.equal(run_assigned(flow, (x,), uniform(flow, "fp64")).outputs[0], root)
+    found = plan(Alone(torch.sqrt), x, budget=1e-12, formats=("fp64", "fp32"))
+    assert torch.equal(found.apply()(x), root)
+
+
 @pytest.mark.parametrize("name", ["a sum", "powers of a number"])
 def test_operations_of_whole_numbers_can_be_planned(name: str) -> None:
     assert plan(Alone(WHOLE[name]), COUNTS, budget=0.1).measured.value <= 0.1
