@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from torchsheaf.network.aten import trace_aten
 from torchsheaf.precision import FORMATS, plan
-from torchsheaf.precision.bounds import measured_error, rigorous_bound
+from torchsheaf.precision.bounds import rigorous_bound
 from torchsheaf.precision.dataflow import read_dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
+from torchsheaf.precision.measure import measured_error
 
 Step = Callable[[Tensor], Tensor]
 

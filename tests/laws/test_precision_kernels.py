@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torchsheaf.network.aten import trace_aten
 from torchsheaf.network.errors import UnsupportedModel
 from torchsheaf.precision import check, plan
-from torchsheaf.precision.bounds import measured_error, rigorous_bound
+from torchsheaf.precision.bounds import rigorous_bound
 from torchsheaf.precision.conformance import conformance
 from torchsheaf.precision.dataflow import read_dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
+from torchsheaf.precision.measure import measured_error
 
 
 class After(nn.Module):

@@ -21,7 +21,6 @@ from torchsheaf.precision.dataflow import Dataflow, Edge
 from torchsheaf.precision.execute import (
     Assignment,
     Caster,
-    Execution,
     held_format,
     keywords,
     run_exact,
@@ -29,7 +28,6 @@ from torchsheaf.precision.execute import (
 from torchsheaf.precision.flips import Flips, rounded_number
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.masking import ALL_READERS, masked_scores, new_infinities
-from torchsheaf.precision.measure import by_sample, floating_outputs
 from torchsheaf.precision.operators import model_of, terms_of
 from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 
@@ -383,9 +381,3 @@ def _rule_kwargs(c: AtenCall, value: Any) -> dict[str, Any]:
 def reference_bound(flow: Dataflow, inputs: Sequence[Any]) -> float:
     """Rigorous bound on the error of the float64 reference itself, in the max norm."""
     return rigorous_bound(flow, inputs, dict.fromkeys(flow.choices, "fp64")).largest
-
-
-def measured_error(exact: Execution, actual: Execution) -> Tensor:
-    """|actual − exact| flattened over all outputs of two executions."""
-    a, b = (by_sample(floating_outputs(run), None).reshape(-1) for run in (actual, exact))
-    return (a - b).abs()

@@ -111,12 +111,21 @@ def norm_of(error: Tensor, reference: Tensor, norm: str) -> Tensor:
     return rms / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
+def difference(actual: Tensor, reference: Tensor) -> Tensor:
+    """actual − reference; 0 at the same infinity (a masked score), ∞ at any other and at NaN."""
+    error = torch.where(actual == reference, 0.0, actual - reference)
+    return torch.nan_to_num(error, nan=math.inf, posinf=math.inf, neginf=math.inf)
+
+
+def measured_error(exact: Execution, actual: Execution) -> Tensor:
+    """|actual − exact| flattened over all outputs of two executions."""
+    a, b = (by_sample(floating_outputs(run), None).reshape(-1) for run in (actual, exact))
+    return difference(a, b).abs()
+
+
 def compare(actual: Tensor, reference: Tensor, norm: str) -> Measurement:
     """Measurement from outputs by sample."""
-    # Where the reference itself is infinite (a masked score), the same infinity is no error.
-    same = actual == reference
-    error = torch.where(same, torch.zeros_like(actual), actual - reference)
-    error = torch.nan_to_num(error, nan=math.inf, posinf=math.inf, neginf=math.inf)
+    error = difference(actual, reference)
     finite = torch.where(torch.isfinite(reference), reference, torch.zeros_like(reference))
     errors = tuple(torch.nan_to_num(norm_of(error, finite, norm), nan=math.inf).tolist())
     rms = float(error.square().mean().sqrt())

@@ -13,7 +13,7 @@ from torchsheaf.network.aten import substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow
 from torchsheaf.precision.execute import AssignedRun, Assignment, Caster, held_format, keywords
 from torchsheaf.precision.formats import FORMATS, Format, format_of
-from torchsheaf.precision.measure import batch_of, by_sample, norm_of
+from torchsheaf.precision.measure import batch_of, by_sample, difference, norm_of
 from torchsheaf.precision.sensitivity import Sensitivity
 
 
@@ -157,9 +157,7 @@ def known_shift(
     with torch.no_grad():
         runs = [_Shifted(flow, inputs, assignment, w, dtype).sample() for w in (0.0, 0.5, 1.0)]
     exact, half, full = runs
-    # The same infinity in both (a masked score) is no shift.
-    shift = torch.where(full == exact, 0.0, full - exact)
-    halved = torch.where(half == exact, 0.0, half - exact)
+    shift, halved = difference(full, exact), difference(half, exact)
     exact = exact.masked_fill(torch.isinf(exact), 0.0)
     square = float(shift.square().mean())
     if not math.isfinite(square):
