@@ -47,12 +47,9 @@ def autocast_assignment(flow: Dataflow, form: str) -> dict[str, str]:
             wide = [held(n) for n in dims if dims[n] > 0] or floating
             chosen[name] = "fp32" if "fp32" in wide else low
         else:
-            operands = [
-                held(n)
-                for n in call.operands[:1]
-                if n in flow.source and not (call.packet == "embedding")
-            ]
-            chosen[name] = operands[0] if operands else "fp32"
+            first = next(iter(call.operands), "")
+            follows = first in flow.source and call.packet != "embedding"
+            chosen[name] = held(first) if follows else "fp32"
     return chosen
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.precision.norm_rules import instance_norm, layer_norm
+from torchsheaf.precision.norm_rules import Bound, instance_norm, layer_norm
 from torchsheaf.precision.operators import CONTRACTION
 
-Bound = tuple[Any, Any]  # (value, bound); numbers have bound 0
 Rule = Callable[..., tuple[Tensor, Tensor]]
 
 

@@ -194,12 +194,11 @@ class BoundWalk:
         args, kwargs = list(c.args), dict(c.kwargs)
         if c.packet in ("masked_fill", "constant_pad_nd"):
             args[2:3] = [a if isinstance(a, Ref) else rounded_number(a, form) for a in args[2:3]]
-        if c.packet in ("amin",):
+        if c.packet == "amin":
             return torch.ops.aten.amax.default(*substitute(tuple(args), value))
         if c.packet in _ORDERING:
             return self.ordered(c, bounds[c.operands[0]])
-        moved = c.call(*substitute(tuple(args), value), **_kwargs_of(kwargs, value))
-        return moved
+        return c.call(*substitute(tuple(args), value), **_kwargs_of(kwargs, value))
 
     def ordered(self, c: AtenCall, bound: Tensor) -> Any:
         """The k-th largest of a row moves by at most what any number of the row moves."""
