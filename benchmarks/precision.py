@@ -14,29 +14,25 @@ Five questions, each a part; results and environment go to results/precision.jso
 
 import argparse
 import json
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.measurement import update_result
 from torchsheaf.network.aten import trace_aten
 from torchsheaf.precision import FORMATS, plan, zoo
-from torchsheaf.precision.apply import (
-    apply_assignment,
-    autocast_run,
-    peak_bytes,
-    stored_bytes,
-    time_module,
-)
-from torchsheaf.precision.autocast import autocast_assignment, autocast_dtype
+from torchsheaf.precision.apply import apply_assignment, stored_bytes
+from torchsheaf.precision.autocast import autocast_assignment
 from torchsheaf.precision.dataflow import read_dataflow
 from torchsheaf.precision.execute import uniform
 from torchsheaf.precision.measure import chunks, measure, measure_all, state
 from torchsheaf.precision.predict import known_shift, predict
 from torchsheaf.precision.price import price
-from torchsheaf.precision.profile import load_profile
+from torchsheaf.precision.profile import load_profile, wait_for
 from torchsheaf.precision.ranges import measure_ranges, needed_range
 from torchsheaf.precision.sensitivity import analyse
 
@@ -118,7 +114,7 @@ def autocast_part() -> list[dict[str, Any]]:
                 )
                 their = price(flow, listed, load_profile(profile))
                 with torch.no_grad():
-                    real = autocast_run(model, (x,), autocast_dtype(form))()
+                    real = autocast_run(model, (x,), FORMATS[form].storage)()
                     exact = model.double()(x)
                 model.float()
                 rows.append(
@@ -188,7 +184,7 @@ def timing_part() -> list[dict[str, Any]]:
             size = stored_bytes(where)
             runs["fp32, eager"] = (lambda: where(inputs), size)  # noqa: B023
             for form in LOW:
-                call = autocast_run(where, (inputs,), autocast_dtype(form), device)
+                call = autocast_run(where, (inputs,), FORMATS[form].storage, device)
                 runs[f"autocast {form}"] = (call, size)
             modules = {f"uniform {f}": uniform(flow, f) for f in ("fp32", *LOW)}
             modules["plan"] = found.by_call
@@ -215,6 +211,57 @@ def timing_part() -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def time_module(run: Callable[[], Any], device: str = "cpu", budget: float = 0.3) -> float:
+    """Median seconds per call over about `budget` seconds, after two warm-up calls."""
+    with torch.no_grad():
+        run()
+        run()
+        wait_for(device)
+        times: list[float] = []
+        start = time.perf_counter()
+        while time.perf_counter() - start < budget or len(times) < 5:
+            before = time.perf_counter()
+            run()
+            wait_for(device)
+            times.append(time.perf_counter() - before)
+    return statistics.median(times)
+
+
+def peak_bytes(run: Callable[[], Any], device: str = "cpu") -> int:
+    """Largest sum of live allocations during one call, from the allocator's own events."""
+    if device.startswith("cuda"):
+        wait_for(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        with torch.no_grad():
+            run()
+        wait_for(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with torch.no_grad():
+        activity = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activity, profile_memory=True) as prof:
+            run()
+    live = peak = 0
+    for event in prof.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+def autocast_run(
+    model: nn.Module, inputs: Sequence[Any], dtype: torch.dtype, device: str = "cpu"
+) -> Callable[[], Any]:
+    """torch's own autocast around the model."""
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+
+    def run() -> Any:
+        with torch.autocast(kind, dtype=dtype):
+            return model(*inputs)
+
+    return run
 
 
 def _bind(module: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], Any]:

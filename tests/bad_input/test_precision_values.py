@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torchsheaf.network.errors import UnsupportedModel
 from torchsheaf.precision import check, plan, refute
 from torchsheaf.precision.measure import norm_of
 
@@ -32,6 +33,21 @@ def test_an_output_without_elements_is_refused(x: Tensor) -> None:
     for ask in (lambda: plan(empty, x, 1e-2), lambda: refute(empty, x, "fp16", 1e-2)):
         with pytest.raises(ValueError, match="no floating-point tensor with elements"):
             ask()
+
+
+def test_gradients_may_be_switched_off_around_a_plan(x: Tensor) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.inference_mode():
+        shifted = x + 0.5
+        found = plan(model, shifted, budget=1e-2)
+        assert refute(model, shifted, "bf16", 1e-9).refuted
+        assert float((found.apply()(shifted) - model(shifted)).abs().max()) <= 1e-2
+    assert found.predicted == plan(model, x + 0.5, budget=1e-2).predicted
+
+
+def test_complex_numbers_are_refused_by_name(x: Tensor) -> None:
+    with pytest.raises(UnsupportedModel, match=r"no rounding model for aten\._fft_r2c"):
+        plan(Step(lambda x: torch.fft.rfft(x).abs()), x, 1e-2)
 
 
 def test_one_empty_output_beside_others_changes_nothing(x: Tensor) -> None:

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 
 from torchsheaf.network.aten import trace_aten
 from torchsheaf.precision import Plan, check_certificate, plan, zoo
-from torchsheaf.precision.apply import (
-    apply_assignment,
-    autocast_run,
-    peak_bytes,
-    stored_bytes,
-    time_module,
-)
+from torchsheaf.precision.apply import apply_assignment, stored_bytes
 from torchsheaf.precision.certificate import save_certificate
 from torchsheaf.precision.dataflow import read_dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
@@ -235,12 +229,8 @@ def test_the_plan_never_touches_global_state(digits: tuple[nn.Module, Tensor, Pl
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_timing_and_memory_are_measured(toy: tuple[nn.Module, Tensor, Plan]) -> None:
-    model, x, p = toy
-    module = p.apply()
-    assert 0 < time_module(lambda: module(x), budget=0.05) < 10
-    assert peak_bytes(lambda: model(x)) >= x.numel() * 1000 * 4, "the logits alone"
-    assert time_module(autocast_run(model, (x,), torch.bfloat16), budget=0.05) > 0
+def test_halving_every_weight_halves_their_memory(toy: tuple[nn.Module, Tensor, Plan]) -> None:
+    p = toy[2]
     memory = count_memory(p.flow, uniform(p.flow, "fp16"))
     assert memory.weights == pytest.approx(memory.weights_fp32 / 2)
 

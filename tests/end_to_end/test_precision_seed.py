@@ -185,3 +185,9 @@ def test_no_proof_text_without_a_proof_and_a_proof_where_there_is_one() -> None:
     assert "overflow" in text
     assert "off the grid" in text
     assert write_proof((proofs[0], refute(model, x, "fp32", 8e-3)), 8e-3) is None
+
+
+def test_the_model_is_left_in_the_mode_in_which_it_came() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4).eval())
+    assert analyse(model, sample(2, 4), 1e-2).h0_dim > 0
+    assert [m.training for m in model.modules()] == [True, True, True, False]

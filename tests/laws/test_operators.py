@@ -207,3 +207,14 @@ def test_dtype_and_device_follow_the_input(model: str, dtype: torch.dtype, devic
             assert (block.dtype, block.device.type) == (dtype, device), name
     assert p.energy(at).dtype == dtype
     assert p.coboundary(at).to_dense().dtype == dtype
+
+
+def test_where_everything_is_held_the_matrices_have_no_columns() -> None:
+    p = problem("mlp", "input")
+    for name, value in p.forward().select(p.sheaf.edges).items():
+        p = p.pin(Pin(name, value))
+    at = p.forward()
+    rows = p.coboundary(at).codomain.dim
+    assert p.coboundary(at).to_dense().shape == (3, rows, 0)
+    assert p.laplacian(at).to_dense().shape == (3, 0, 0)
+    assert p.coboundary(at).to_scipy().shape == (rows, 0)

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.precision_problems import random_graph
-from torchsheaf.precision.bounds import first_order_worst, measured_error, rigorous_bound
+from torchsheaf.precision.bounds import first_order_worst, rigorous_bound
 from torchsheaf.precision.dataflow import read_dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
+from torchsheaf.precision.measure import measured_error
 from torchsheaf.precision.zoo import block
 
 FORMATS = st.sampled_from(["fp32", "tf32", "bf16", "fp16"])

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchsheaf.network.aten import trace_aten
-from torchsheaf.precision import plan
-from torchsheaf.precision.bounds import measured_error, rigorous_bound
+from torchsheaf.precision import FORMATS, plan
+from torchsheaf.precision.bounds import rigorous_bound
 from torchsheaf.precision.dataflow import read_dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
+from torchsheaf.precision.measure import measured_error
 
 Step = Callable[[Tensor], Tensor]
 
@@ -107,6 +108,63 @@ def test_numbers_in_the_code_are_rounded_as_kernels_round_them(name: str) -> Non
             assert bool(bound.isfinite().all()) or form == "fp16"  # 0.3 ** -32 is past its range
 
 
+@pytest.mark.parametrize("form", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("shape", [(20_000, 3), (64, 1), (9, 8)])
+def test_a_softmax_along_another_axis_than_the_last(shape: tuple[int, ...], form: str) -> None:
+    """Its kernels round the exponentials before they divide, and add them one after another."""
+    x = FORMATS["fp8_e4m3"].round(
+        5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    )
+    flow = read_dataflow(trace_aten(Alone(lambda x: torch.softmax(x, 0)), (x,)))  # x is exact
+    assignment = uniform(flow, form)
+    error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+    (bound,) = rigorous_bound(flow, (x,), assignment).outputs
+    assert bool((bound.reshape(-1) >= error).all())
+
+
+COUNTS = torch.tensor([[1, 2, 7, 3], [5, 11, 4, 2], [9, 6, 1, 8]])
+WHOLE: dict[str, Step] = {
+    "a root": torch.sqrt,
+    "a logarithm": torch.log1p,
+    "a sigmoid": torch.sigmoid,
+    "an angle": lambda n: torch.atan2(n.flip(0), n),
+    "a sum": lambda n: n.sum(1, dtype=torch.float32) / 3,
+    "a mean": lambda n: n.mean(1, dtype=torch.float32),
+    "sums so far": lambda n: n.cumsum(1, dtype=torch.float32),
+    "a difference from a number": lambda n: 0.3 - n,
+    "powers of a number": lambda n: 1.5**n,
+    "whole powers": lambda n: (n / 3) ** n.flip(1),
+    "a product": lambda n: torch.sqrt(n) * (257 * n),  # kernels round 257 n to 16 bits first
+    "a share": lambda n: n / n.sum(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_are_operands_without_an_error(name: str) -> None:
+    flow = read_dataflow(trace_aten(Alone(WHOLE[name]), (COUNTS,)))
+    exact = run_exact(flow, (COUNTS,))
+    for form in ("fp32", "bf16"):
+        assignment = uniform(flow, form)
+        error = measured_error(exact, run_assigned(flow, (COUNTS,), assignment))
+        (bound,) = rigorous_bound(flow, (COUNTS,), assignment).outputs
+        size = exact.outputs[0].abs().max()
+        assert bound.shape == exact.outputs[0].shape
+        assert bool((bound.reshape(-1) >= error).all()), form
+        assert float(bound.max()) <= 40 * FORMATS[form].unit * float(size)
+
+
+@pytest.mark.parametrize(("beta", "alpha"), [(2.1, -0.3), (-7.0, 0.1), (0.3, 5.0)])
+def test_factors_of_a_product_and_of_what_is_added_count(beta: float, alpha: float) -> None:
+    x = torch.arange(-8.0, 8).reshape(4, 4) / 4
+    step = Alone(lambda x: torch.addmm(x.flip(0), x, x.T, beta=beta, alpha=alpha))
+    flow = read_dataflow(trace_aten(step, (x,)))  # x is exact
+    for form in ("fp32", "bf16", "fp16"):
+        assignment = uniform(flow, form)
+        error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+        (bound,) = rigorous_bound(flow, (x,), assignment).outputs
+        assert bool((bound.reshape(-1) >= error).all()), form
+
+
 def test_a_mask_that_may_flip_costs_the_distance_of_what_it_chooses_between() -> None:
     x = near(0.50001)
     flow = read_dataflow(trace_aten(Function(lambda x: torch.where(x > 0.5, 3.0, 2.0)), (x,)))
@@ -121,6 +179,22 @@ def test_what_an_uncertain_index_reads_is_named() -> None:
     bound = rigorous_bound(flow, (SHUFFLED,), uniform(flow, "bf16"))
     assert math.isinf(bound.largest)
     assert bound.unbounded == ("index",)
+
+
+def test_functions_of_whole_numbers_are_right_to_float64() -> None:
+    """A kernel of whole numbers alone computes in float32, whatever it is asked for."""
+    x = COUNTS[:, :1]
+    flow = read_dataflow(trace_aten(Alone(torch.sqrt), (x,)))
+    root = x.double().sqrt()
+    assert torch.equal(run_exact(flow, (x,)).outputs[0], root)
+    assert torch.equal(run_assigned(flow, (x,), uniform(flow, "fp64")).outputs[0], root)
+    found = plan(Alone(torch.sqrt), x, budget=1e-12, formats=("fp64", "fp32"))
+    assert torch.equal(found.apply()(x), root)
+
+
+@pytest.mark.parametrize("name", ["a sum", "powers of a number"])
+def test_operations_of_whole_numbers_can_be_planned(name: str) -> None:
+    assert plan(Alone(WHOLE[name]), COUNTS, budget=0.1).measured.value <= 0.1
 
 
 @pytest.mark.parametrize("name", ["powers of a number", "powers", "limits"])

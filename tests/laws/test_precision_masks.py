@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torchsheaf.network.aten import substitute, trace_aten
 from torchsheaf.precision import NoSection, check, plan, refute
 from torchsheaf.precision.bound_rules import softmax
-from torchsheaf.precision.bounds import first_order_worst, measured_error, rigorous_bound
+from torchsheaf.precision.bounds import first_order_worst, rigorous_bound
 from torchsheaf.precision.dataflow import Dataflow, read_dataflow
 from torchsheaf.precision.execute import keywords, run_assigned, run_exact, uniform
 from torchsheaf.precision.masking import ALL_READERS, masked_scores
+from torchsheaf.precision.measure import measured_error
 
 LOWEST = torch.finfo(torch.float32).min
 FORMATS = ["fp32", "bf16", "fp16", "fp8_e5m2"]

@@ -11,7 +11,6 @@ from torchsheaf.precision.sections import (
     Sections,
     arc_consistent,
     count_sections,
-    gluing_defect,
     sections,
     sheaf_of,
 )
@@ -108,18 +107,3 @@ def test_an_obstructed_choice_extends_to_no_section() -> None:
             assert count_sections(fixed) == 0
             seen += 1
     assert seen > 5
-
-
-def test_the_gluing_defect_is_the_casts_that_cross() -> None:
-    p = random_problem(3, 6)
-    section = next(p.sections())
-    left, right = set(list(p.stalks)[:4]), set(list(p.stalks)[2:])
-    row = p.rows[0]
-    crossing = sum(
-        row.pair[i].get((section[e.source], section[e.consumer]), 0.0)
-        for i, e in enumerate(p.casts)
-        if not {e.source, e.consumer} <= left and not {e.source, e.consumer} <= right
-    )
-    assert gluing_defect(p, left, right, section) == pytest.approx(crossing)
-    everything = set(p.stalks)
-    assert gluing_defect(p, everything, left, section) == pytest.approx(0.0, abs=1e-12)

@@ -50,6 +50,8 @@ class LinearMap(ABC):
         """
         n, like = self.domain.dim, self.like
         batch = like.shape[0]
+        if n == 0:  # everything is held
+            return like.new_zeros(batch, self.codomain.dim, 0)
 
         def column(j: Tensor) -> Tensor:
             basis = (torch.arange(n, device=like.device) == j).to(like.dtype)

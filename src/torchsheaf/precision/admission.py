@@ -75,11 +75,6 @@ def joint_ranges(
     return whole, first
 
 
-def needs_double(formats: Sequence[Format], budget: float) -> bool:
-    """Whether float32 adjoints would be coarser than what they price."""
-    return max(f.bits for f in formats) > 24
-
-
 def refuse_empty(
     flow: Dataflow,
     stalks: Mapping[str, tuple[str, ...]],

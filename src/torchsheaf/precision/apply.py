@@ -1,20 +1,14 @@
-"""An assignment as a module that really runs in these formats, and what it costs to run."""
+"""An assignment as a module that really runs in these formats."""
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from torchsheaf.network.rewrite import Conversions, Step, build_module
 from torchsheaf.precision.dataflow import SINK, Dataflow
-from torchsheaf.precision.execute import Assignment
+from torchsheaf.precision.execute import Assignment, held_format
 from torchsheaf.precision.formats import FORMATS, Format, format_of, round_tf32
-from torchsheaf.precision.predict import held_format
-from torchsheaf.precision.profile import wait_for
 
 
 def steps_into(form: Format, held: Format) -> tuple[Step, ...]:
@@ -105,65 +99,3 @@ def stored_bytes(module: nn.Module) -> int:
     for t in [*module.parameters(), *module.buffers()]:
         seen[t.data_ptr(), t.nbytes] = t.nbytes
     return sum(seen.values())
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One way of running the model: seconds per call, bytes of weights, peak bytes allocated."""
-
-    name: str
-    seconds: float
-    weight_bytes: int
-    peak_bytes: int
-    error: float
-
-
-def time_module(run: Callable[[], Any], device: str = "cpu", budget: float = 0.3) -> float:
-    """Median seconds per call over about `budget` seconds, after two warm-up calls."""
-    with torch.no_grad():
-        run()
-        run()
-        wait_for(device)
-        times: list[float] = []
-        start = time.perf_counter()
-        while time.perf_counter() - start < budget or len(times) < 5:
-            before = time.perf_counter()
-            run()
-            wait_for(device)
-            times.append(time.perf_counter() - before)
-    return statistics.median(times)
-
-
-def peak_bytes(run: Callable[[], Any], device: str = "cpu") -> int:
-    """Largest sum of live allocations during one call, from the allocator's own events."""
-    if device.startswith("cuda"):
-        wait_for(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        with torch.no_grad():
-            run()
-        wait_for(device)
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    with torch.no_grad():
-        activity = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activity, profile_memory=True) as prof:
-            run()
-    live = peak = 0
-    for event in prof.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
-
-
-def autocast_run(
-    model: nn.Module, inputs: Sequence[Any], dtype: torch.dtype, device: str = "cpu"
-) -> Callable[[], Any]:
-    """torch's own autocast around the model."""
-    kind = "cuda" if device.startswith("cuda") else "cpu"
-
-    def run() -> Any:
-        with torch.autocast(kind, dtype=dtype):
-            return model(*inputs)
-
-    return run

@@ -91,7 +91,11 @@ def read_inputs(inputs: Any, name: str = "inputs") -> tuple[Any, ...]:
     for x in tensors:
         if x.ndim and x.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; pass at least one sample")
-    return tuple(x.detach() if isinstance(x, Tensor) else x for x in parts)
+    return tuple(_apart(x) if isinstance(x, Tensor) else x for x in parts)
+
+
+def _apart(x: Tensor) -> Tensor:
+    return x.detach().clone() if x.is_inference() else x.detach()
 
 
 def read_model(model: nn.Module | ExportedProgram | AtenGraph, inputs: Any) -> Dataflow:

@@ -142,8 +142,7 @@ def assemble(
     for c in flow.choices:
         label, call = flow.labels[c], flow.calls[c]
         cost[label] = {
-            f: profile.operation(call, FORMATS[f], dict(flow.shapes), floating)
-            for f in stalks[label]
+            f: profile.operation(call, FORMATS[f], flow.shapes, floating) for f in stalks[label]
         }
     unary, pair = error_tables(flow, table, stalks)
     row = Row("mean-square output error", limit, unary, pair)

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import uniform
 from torchsheaf.precision.formats import find_format, format_of
@@ -49,12 +47,9 @@ def autocast_assignment(flow: Dataflow, form: str) -> dict[str, str]:
             wide = [held(n) for n in dims if dims[n] > 0] or floating
             chosen[name] = "fp32" if "fp32" in wide else low
         else:
-            operands = [
-                held(n)
-                for n in call.operands[:1]
-                if n in flow.source and not (call.packet == "embedding")
-            ]
-            chosen[name] = operands[0] if operands else "fp32"
+            first = next(iter(call.operands), "")
+            follows = first in flow.source and call.packet != "embedding"
+            chosen[name] = held(first) if follows else "fp32"
     return chosen
 
 
@@ -71,8 +66,3 @@ def fixed_rules(
         if problem.supports(section) and section not in sections:
             sections.append(section)
     return sections
-
-
-def autocast_dtype(form: str) -> torch.dtype:
-    """The dtype to hand to torch.autocast."""
-    return find_format(form).storage

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.precision.norm_rules import instance_norm, layer_norm
+from torchsheaf.precision.norm_rules import Bound, instance_norm, layer_norm
+from torchsheaf.precision.operators import CONTRACTION
 
-Bound = tuple[Any, Any]  # (value, bound); numbers have bound 0
 Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -37,28 +37,29 @@ def _minus(total: Tensor, part: Tensor) -> Tensor:
     return torch.nan_to_num(difference, nan=math.inf, posinf=math.inf).clamp_min(0.0)
 
 
-def bilinear(call: Callable[..., Tensor], first: int, bias: int | None = None) -> Rule:
-    """Products: S = K(|A| + E_A, |B| + E_B), P = S − K(|A|, |B|), plus the bias's own bound."""
+def multilinear(call: Callable[..., Any]) -> Rule:
+    """Sums of products of operands: S = K(|A| + E_A, |B| + E_B, …), P = S − K(|A|, |B|, …).
+
+    The factors alpha and beta of the terms count with their absolute values.
+    """
 
     def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        low, high = list(args), list(args)
-        for i in (first, first + 1):
-            low[i] = _value(args[i]).abs()
-            high[i] = _value(args[i]).abs() + _bound(args[i])
-        if bias is not None and isinstance(args[bias], tuple):
-            low[bias] = _value(args[bias]).abs()
-            high[bias] = _value(args[bias]).abs() + _bound(args[bias])
-        total = call(*high, **kwargs)
-        return _minus(total, call(*low, **kwargs)), total
+        sizes = [a[0].abs() if isinstance(a, tuple) else a for a in args]
+        most = [a[0].abs() + a[1] if isinstance(a, tuple) else a for a in args]
+        factors = {k: abs(v) if k in ("alpha", "beta") else v for k, v in kwargs.items()}
+        total = call(*most, **factors)
+        return _minus(total, call(*sizes, **factors)), total
 
     return rule
 
 
-def averaging(call: Callable[..., Tensor]) -> Rule:
-    """Sums and means: linear with non-negative weights."""
+def summing(call: Callable[..., Tensor]) -> Rule:
+    """Sums and means of numbers, of one or several operands: S = K(|A| + E_A, …), P = K(E_A, …)."""
 
-    def rule(x: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return call(x[1], *args, **kwargs), call(x[0].abs() + x[1], *args, **kwargs)
+    def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        moved = [a[1] if isinstance(a, tuple) else a for a in args]
+        terms = [a[0].abs() + a[1] if isinstance(a, tuple) else a for a in args]
+        return call(*moved, **kwargs), call(*terms, **kwargs)
 
     return rule
 
@@ -239,27 +240,6 @@ def angle(y: Bound, x: Bound) -> tuple[Tensor, Tensor]:
     return torch.where(rho == 0, 0.0, turn), _zero(turn)
 
 
-def summing(call: Callable[..., Tensor]) -> Rule:
-    """Sums of numbers of several operands: S = K(|A| + E_A, …), P = K(E_A, …)."""
-
-    def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        moved = [a[1] if isinstance(a, tuple) else a for a in args]
-        terms = [a[0].abs() + a[1] if isinstance(a, tuple) else a for a in args]
-        return call(*moved, **kwargs), call(*terms, **kwargs)
-
-    return rule
-
-
-def running_product(call: Callable[..., Tensor]) -> Rule:
-    """Products of all numbers up to here: S = Π(|x| + E), P = S − Π|x|."""
-
-    def rule(x: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        total = call(x[0].abs() + x[1], *args, **kwargs)
-        return _minus(total, call(x[0].abs(), *args, **kwargs)), total
-
-    return rule
-
-
 def interpolation(call: Callable[..., Tensor]) -> Rule:
     """Means of neighbours with weights that are differences of positions up to H and W.
 
@@ -277,28 +257,13 @@ def interpolation(call: Callable[..., Tensor]) -> Rule:
 
 def bag(call: Callable[..., Any]) -> Rule:
     """Embedding bags: sums (0), means (1) or maxima (2), or sums with a weight per entry."""
+    products = multilinear(lambda *args, **kwargs: call(*args, **kwargs)[0])
 
     def rule(table: Bound, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        given, mode = list(args), args[3] if len(args) > 3 else 0
-        low = list(args)
-        if len(args) > 5 and isinstance(args[5], tuple):
-            low[5], given[5] = args[5][0].abs(), args[5][0].abs() + args[5][1]
-        total = call(table[0].abs() + table[1], *given, **kwargs)[0]
-        if mode == 2:
-            rows = table[1].amax(0)
-            return rows.expand_as(total).clone(), _zero(total)
-        return _minus(total, call(table[0].abs(), *low, **kwargs)[0]), total
-
-    return rule
-
-
-def trilinear(call: Callable[..., Tensor]) -> Rule:
-    """Sums of products of three: S = K(|A| + E_A, …), P = S − K(|A|, …)."""
-
-    def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        low = [a[0].abs() for a in args[:3]]
-        total = call(*(a[0].abs() + a[1] for a in args[:3]), *args[3:], **kwargs)
-        return _minus(total, call(*low, *args[3:], **kwargs)), total
+        bound, total = products(table, *args, **kwargs)
+        if len(args) > 3 and args[3] == 2:
+            return table[1].amax(0).expand_as(total).clone(), _zero(total)
+        return bound, total
 
     return rule
 
@@ -309,25 +274,15 @@ def rule_of(packet: str, call: Callable[..., Any]) -> Rule | None:
     return RULES.get(packet) if made is None else made(call)
 
 
-aten = torch.ops.aten
 _BY_CALL: dict[str, Callable[[Callable[..., Any]], Rule]] = {
-    **dict.fromkeys(["mean", "sum", "cumsum"], averaging),
-    **dict.fromkeys(["avg_pool1d", "avg_pool2d", "avg_pool3d"], averaging),
-    **dict.fromkeys(["_adaptive_avg_pool2d", "_adaptive_avg_pool3d"], averaging),
-    **dict.fromkeys(["scatter_add", "index_put"], summing),
-    "cumprod": running_product,
+    **dict.fromkeys([*sorted(CONTRACTION), "_trilinear", "cumprod"], multilinear),
+    **dict.fromkeys(["mean", "sum", "cumsum", "scatter_add", "index_put"], summing),
+    **dict.fromkeys(["avg_pool1d", "avg_pool2d", "avg_pool3d"], summing),
+    **dict.fromkeys(["_adaptive_avg_pool2d", "_adaptive_avg_pool3d"], summing),
     "upsample_bilinear2d": interpolation,
     "_embedding_bag": bag,
-    "_trilinear": trilinear,
 }
 RULES: dict[str, Rule] = {
-    "mm": bilinear(aten.mm.default, 0),
-    "bmm": bilinear(aten.bmm.default, 0),
-    "mv": bilinear(aten.mv.default, 0),
-    "dot": bilinear(aten.dot.default, 0),
-    "addmm": bilinear(aten.addmm.default, 1, bias=0),
-    "baddbmm": bilinear(aten.baddbmm.default, 1, bias=0),
-    "convolution": bilinear(aten.convolution.default, 0, bias=2),
     "add": addition,
     "sub": addition,
     "rsub": addition,

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 
 from torchsheaf.network.aten import AtenCall, Ref, substitute
-from torchsheaf.precision.bound_rules import RULES, rule_of
+from torchsheaf.precision.bound_rules import rule_of
 from torchsheaf.precision.dataflow import Dataflow, Edge
-from torchsheaf.precision.execute import Assignment, Caster, Execution, keywords, run_exact
+from torchsheaf.precision.execute import (
+    Assignment,
+    Caster,
+    held_format,
+    keywords,
+    run_exact,
+)
 from torchsheaf.precision.flips import Flips, rounded_number
 from torchsheaf.precision.formats import FORMATS, Format, format_of
 from torchsheaf.precision.masking import ALL_READERS, masked_scores, new_infinities
-from torchsheaf.precision.measure import by_sample, floating_outputs
-from torchsheaf.precision.operators import MODELS, terms_of
-from torchsheaf.precision.predict import held_format
+from torchsheaf.precision.operators import model_of, terms_of
 from torchsheaf.precision.sensitivity import adjoint, record, unit_vectors
 
 # The float64 values themselves are rounded: bounds are widened by this, relative.
@@ -35,6 +39,8 @@ _ORDERING = {"sort", "topk", "min", "max"}
 _WITH_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow"}
 # … or, these on CPUs, to the type of the other operand.
 _IN_ITS_TYPE = {"add", "sub", "rsub", "pow"}
+# Whole numbers among their operands say what goes where; elsewhere they are numbers.
+_WITH_INDICES = {"scatter_add", "index_put", "_embedding_bag"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +134,7 @@ class BoundWalk:
         self.unbounded: list[str] = []
         self.flips = Flips(
             self.values, self.bounds,
-            lambda n: held_format(flow, assignment, flow.source[n])
-            if flow.source[n] not in flow.graph.constants
-            else format_of(flow.graph.constants[flow.source[n]].dtype),
+            lambda n: held_format(flow, assignment, flow.source[n]),
         )  # fmt: skip
         self.edges = {(e.operand, e.consumer): e for e in flow.edges}
 
@@ -190,12 +194,11 @@ class BoundWalk:
         args, kwargs = list(c.args), dict(c.kwargs)
         if c.packet in ("masked_fill", "constant_pad_nd"):
             args[2:3] = [a if isinstance(a, Ref) else rounded_number(a, form) for a in args[2:3]]
-        if c.packet in ("amin",):
+        if c.packet == "amin":
             return torch.ops.aten.amax.default(*substitute(tuple(args), value))
         if c.packet in _ORDERING:
             return self.ordered(c, bounds[c.operands[0]])
-        moved = c.call(*substitute(tuple(args), value), **_kwargs_of(kwargs, value))
-        return moved
+        return c.call(*substitute(tuple(args), value), **_kwargs_of(kwargs, value))
 
     def ordered(self, c: AtenCall, bound: Tensor) -> Any:
         """The k-th largest of a row moves by at most what any number of the row moves."""
@@ -236,6 +239,16 @@ class BoundWalk:
         self.casts[edge] = own
         return value, torch.zeros_like(bound) if self.isolate else bound + own
 
+    def whole(self, n: str, c: AtenCall, form: Format) -> Any:
+        """Whole numbers as a kernel reads them: converted to the type in which it computes."""
+        value = self.values[n]
+        if c.packet in _WITH_INDICES or not isinstance(value, Tensor):
+            return value
+        exact = value.double()
+        if c.packet == "_to_copy":  # the conversion is the call's own rounding
+            return exact, torch.zeros_like(exact)
+        return exact, _moved(value.to(form.carrier).double(), exact)
+
     def weight_error(self, edge: Edge, form: Format) -> Tensor:
         tensor = self.flow.graph.constants[edge.source]
         own = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
@@ -274,17 +287,14 @@ class BoundWalk:
 
         def moved(n: str) -> Any:
             pair = self.operand(n, c)
-            return self.values[n] if pair is None else pair
+            return self.whole(n, c, form) if pair is None else pair
 
-        rule = rule_of(c.packet, c.call)
-        args = substitute(c.args, moved)
-        if c.packet == "_to_copy" and not isinstance(args[0], tuple):
-            args, rule = ((args[0].double(), torch.zeros_like(first)), *args[1:]), RULES["_to_copy"]
+        rule, args = rule_of(c.packet, c.call), substitute(c.args, moved)
         if rule is None:
             self.unbounded.append(self.flow.labels[c.name])
             spread, inside = torch.full_like(first, math.inf), torch.zeros_like(first)
         else:
-            kwargs = {} if c.packet == "_to_copy" else _rule_kwargs(c, moved)
+            kwargs = _rule_kwargs(c, moved)
             if c.packet in _WITH_NUMBERS and form.bits <= 24:
                 held = "fp32" if form.is_emulated or c.packet not in _IN_ITS_TYPE else form.name
                 args = tuple(_as_rounded(a, FORMATS[held]) for a in args)
@@ -305,7 +315,7 @@ class BoundWalk:
 
         A masked score may: it becomes −∞, and nobody sees it.
         """
-        most = (torch.nan_to_num(y.abs(), posinf=0.0) + spread + own) * MODELS[c.packet].gain
+        most = (torch.nan_to_num(y.abs(), posinf=0.0) + spread + own) * model_of(c).gain
         past = (most >= form.result.overflow) & torch.isfinite(y) & torch.isfinite(own)
         if not past.any():
             return own
@@ -327,8 +337,8 @@ class BoundWalk:
 
     def own(self, c: AtenCall, form: Format, y: Tensor, spread: Tensor, inside: Tensor) -> Tensor:
         """c·u·(|y| + P) + γ·S + δ of the kernel's model."""
-        model = MODELS[c.packet]
-        n = terms_of(c, dict(self.flow.shapes)) if model.accumulates else 1
+        model = model_of(c)
+        n = terms_of(c, self.flow.shapes) if model.accumulates else 1
         size = torch.nan_to_num(y.abs(), posinf=0.0) + spread
         return model.local(form, n, size, inside)
 
@@ -361,7 +371,7 @@ def _kwargs_of(kwargs: dict[str, Any], value: Any) -> dict[str, Any]:
 
 
 def _rule_kwargs(c: AtenCall, value: Any) -> dict[str, Any]:
-    kept = {k: v for k, v in c.kwargs.items() if k in ("alpha", "rounding_mode")}
+    kept = {k: v for k, v in c.kwargs.items() if k in ("alpha", "beta", "rounding_mode")}
     if c.packet in ("mean", "sum"):
         kept = {k: v for k, v in c.kwargs.items() if k != "dtype"}
     return dict(substitute(kept, value))
@@ -370,9 +380,3 @@ def _rule_kwargs(c: AtenCall, value: Any) -> dict[str, Any]:
 def reference_bound(flow: Dataflow, inputs: Sequence[Any]) -> float:
     """Rigorous bound on the error of the float64 reference itself, in the max norm."""
     return rigorous_bound(flow, inputs, dict.fromkeys(flow.choices, "fp64")).largest
-
-
-def measured_error(exact: Execution, actual: Execution) -> Tensor:
-    """|actual − exact| flattened over all outputs of two executions."""
-    a, b = (by_sample(floating_outputs(run), None).reshape(-1) for run in (actual, exact))
-    return (a - b).abs()

@@ -5,19 +5,21 @@ directed sample in fp32 and tf32 that visits every exponent. The rest (products,
 softmax, arithmetic of two operands) is sampled over sizes and magnitudes, cancellation included.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchsheaf.draws import random_integers, source_device, standard_normal
+from torchsheaf.network.aten import AtenCall, Ref
 from torchsheaf.precision.arguments import refuse_device
 from torchsheaf.precision.bound_rules import rule_of
 from torchsheaf.precision.formats import Format, find_format
-from torchsheaf.precision.operators import MODELS, KernelModel
+from torchsheaf.precision.operators import CONTRACTION, MODELS, KernelModel, model_of, terms_of
 
 aten = torch.ops.aten
 
@@ -184,6 +186,8 @@ def _cases(generator: torch.Generator) -> Iterator[tuple[str, Callable[..., Any]
         yield "div", aten.div.Tensor, [x, y.abs() + 0.1]
         yield "_softmax", aten._softmax.default, [r(64, 33) * scale, -1, False]
         yield "_log_softmax", aten._log_softmax.default, [r(64, 33) * scale, -1, False]
+        yield "_softmax", aten._softmax.default, [r(64, 33) * scale, 0, False]
+        yield "_log_softmax", aten._log_softmax.default, [r(64, 33) * scale, 0, False]
         for n in (4, 64, 700):
             args = [r(16, n) * scale + 1.0, [n], r(n), r(n), 1e-5]
             yield "native_layer_norm", aten.native_layer_norm.default, args
@@ -193,6 +197,9 @@ def _cases(generator: torch.Generator) -> Iterator[tuple[str, Callable[..., Any]
     stats = [r(5), r(5), r(5), r(5).abs() + 0.1]
     yield from _more_cases(r, generator)
     norm = aten._native_batch_norm_legit_no_training.default
+    long = [r(20_000, 3) * 5, 0, False]
+    yield "_softmax", aten._softmax.default, long
+    yield "_log_softmax", aten._log_softmax.default, long
     yield "_native_batch_norm_legit_no_training", norm, [r(4, 5, 6), *stats, 0.1, 1e-5]
 
 
@@ -247,8 +254,9 @@ def check_sampled(
     assert rule is not None
     pairs = [(a, torch.zeros_like(a)) if _is_floating(a) else a for a in wide]
     _, inside = rule(*pairs)
-    model = MODELS[name]
-    terms = _terms(name, wide) if model.accumulates else 1
+    call, operands = _as_call(name, kernel, wide, exact)
+    model = model_of(call)
+    terms = terms_of(call, operands) if model.accumulates else 1
     allowed = model.local(form, terms, exact.abs(), inside)
     found = ratio(out, exact, allowed, form).reshape(-1)
     worst = int(found.argmax())
@@ -260,24 +268,40 @@ def check_sampled(
     )
 
 
-_POOLED = {"avg_pool2d": 4, "avg_pool3d": 8, "_adaptive_avg_pool3d": 27}
-
-
 def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _terms(name: str, operands: Sequence[Any]) -> int:
-    if name in ("convolution", "_trilinear"):
-        return math.prod(operands[1].shape[1:]) + 3
-    if name in _POOLED:
-        return _POOLED[name]
-    if name in ("scatter_add", "index_put"):
-        return int(operands[-1 if name == "scatter_add" else 2].numel()) + 1
-    if name == "_embedding_bag":
-        return int(operands[1].numel()) + 1
-    first = operands[1] if name in ("addmm", "baddbmm") else operands[0]
-    return int(first.shape[-1]) + 1
+def _as_call(
+    name: str, kernel: Callable[..., Any], arguments: Sequence[Any], result: Tensor
+) -> tuple[AtenCall, dict[str, tuple[int, ...]]]:
+    """The call as it stands in a graph, and the shapes of its operands."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(item) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        shapes[str(len(shapes))] = tuple(value.shape)
+        return Ref(str(len(shapes) - 1))
+
+    args = tuple(map(named, arguments))
+    shape = tuple(result.shape)
+    return AtenCall(name, f"aten.{name}", kernel, args, {}, shape, result.dtype), shapes
+
+
+def _checks(
+    form: Format, device: str, generator: torch.Generator
+) -> Iterator[tuple[str, Callable[[], KernelCheck]]]:
+    """(operator, its check in this format), all that there are."""
+    tf32 = form.name == "tf32"  # a mode of matrix products
+    if not tf32:
+        for name, function in {**UNARY, **EXACT}.items():
+            yield name, functools.partial(check_unary, name, function, form, device, generator)
+    for name, kernel, arguments in _cases(generator):
+        if not tf32 or name in CONTRACTION:
+            yield name, functools.partial(check_sampled, name, kernel, arguments, form, device)
 
 
 def conformance(
@@ -300,41 +324,22 @@ def conformance(
     checks: dict[tuple[str, str], KernelCheck] = {}
     missing: list[str] = []
 
-    def add(one: KernelCheck) -> None:
-        key = (one.operator, one.format)
-        old = checks.get(key)
-        if old is None:
-            checks[key] = one
-        else:
-            worse = one if one.worst > old.worst else old
-            tried = old.inputs + one.inputs
-            checks[key] = KernelCheck(
-                worse.operator, worse.format, tried, worse.exhaustive, worse.worst, worse.witness,
-                worse.emulated,
-            )  # fmt: skip
-
     with torch.no_grad():
         for form in map(find_format, formats):
-            if form.name != "tf32":
-                for name, function in {**UNARY, **EXACT}.items():
-                    if operators is None or name in operators:
-                        try:
-                            add(check_unary(name, function, form, device, generator))
-                        except torch.OutOfMemoryError:
-                            raise
-                        except (RuntimeError, NotImplementedError):
-                            missing.append(f"{name} in {form.name}")
-            for name, kernel, arguments in _cases(generator):
+            for name, check in _checks(form, device, generator):
                 if operators is not None and name not in operators:
                     continue
-                if form.name == "tf32" and name not in ("mm", "addmm", "bmm", "convolution"):
-                    continue
                 try:
-                    add(check_sampled(name, kernel, arguments, form, device))
+                    one = check()
                 except torch.OutOfMemoryError:
                     raise
                 except (RuntimeError, NotImplementedError):
                     missing.append(f"{name} in {form.name}")
+                    continue
+                old = checks.get((name, form.name), one)
+                tried = one.inputs + (0 if old is one else old.inputs)
+                worse = one if one.worst > old.worst else old
+                checks[name, form.name] = replace(worse, inputs=tried)
     if not checks and not missing:
         raise ValueError(f"operators is {operators!r}; none of them has a check")
     return Conformance(device, tuple(checks.values()), tuple(dict.fromkeys(missing)))

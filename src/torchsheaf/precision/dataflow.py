@@ -1,10 +1,13 @@
 """The graph as precision sees it: which calls choose a format, what flows between them."""
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torchsheaf.network.aten import AtenCall, AtenGraph
+import torch
+
+from torchsheaf.network.aten import AtenCall, AtenGraph, Ref, substitute
 from torchsheaf.precision.operators import kind_of, refuse_unknown
 
 SINK = "output"
@@ -39,7 +42,7 @@ class Dataflow:
     labels: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
 
-    @property
+    @functools.cached_property
     def calls(self) -> dict[str, AtenCall]:
         """Every call by name."""
         return {c.name: c for c in self.graph.calls}
@@ -73,6 +76,7 @@ def read_dataflow(graph: AtenGraph) -> Dataflow:
     Raises `UnsupportedModel` listing every floating kernel without a rounding model.
     """
     refuse_unknown(graph)
+    graph = _with_conversions(graph)
     source: dict[str, str] = {}
     for name, (_, dtype) in graph.input_meta.items():
         if dtype.is_floating_point:
@@ -103,11 +107,39 @@ def read_dataflow(graph: AtenGraph) -> Dataflow:
     for n in graph.outputs:
         if n in source:
             edges[n, SINK] = Edge(source[n], n, SINK)
+    labels, shapes = _labels(graph, choices), _shapes(graph)
+    return Dataflow(graph, tuple(choices), kinds, source, tuple(edges.values()), labels, shapes)
+
+
+def _shapes(graph: AtenGraph) -> dict[str, tuple[int, ...]]:
     shapes = {n: shape for n, (shape, _) in graph.input_meta.items()}
     shapes |= {n: tuple(t.shape) for n, t in graph.constants.items()}
-    shapes |= {c.name: c.shape for c in graph.calls if c.shape is not None}
-    labels = _labels(graph, choices)
-    return Dataflow(graph, tuple(choices), kinds, source, tuple(edges.values()), labels, shapes)
+    return shapes | {c.name: c.shape for c in graph.calls if c.shape is not None}
+
+
+def _with_conversions(graph: AtenGraph) -> AtenGraph:
+    """The graph in which a floating kernel that reads whole numbers alone has them converted.
+
+    The kernel itself would compute in torch's default dtype, whatever format it is given.
+    """
+    floating = {n for n, (_, dtype) in graph.input_meta.items() if dtype.is_floating_point}
+    floating |= {n for n, t in graph.constants.items() if t.is_floating_point()}
+    floating |= {c.name for c in graph.calls if c.is_floating}
+    shapes, convert = _shapes(graph), torch.ops.aten._to_copy.default
+    calls: list[AtenCall] = []
+    for c in graph.calls:
+        if c.operands and kind_of(c) == "rounding" and floating.isdisjoint(c.operands):
+            wide = {n: Ref(f"{c.name}_of_{n}") for n in c.operands}
+            calls += [
+                AtenCall(
+                    ref.name, str(convert), convert, (Ref(n),), {"dtype": c.dtype}, shapes[n],
+                    c.dtype, c.module, c.source,
+                )
+                for n, ref in wide.items()
+            ]  # fmt: skip
+            c = replace(c, args=substitute(c.args, wide.__getitem__))
+        calls.append(c)
+    return replace(graph, calls=tuple(calls))
 
 
 def _labels(graph: AtenGraph, choices: list[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.formats import Format, find_format, format_of
+from torchsheaf.precision.operators import CONTRACTION
 
 Assignment = Mapping[str, str]
 
@@ -24,12 +25,19 @@ class Execution:
 
 def uniform(flow: Dataflow, form: str) -> dict[str, str]:
     """The assignment that gives every operation one format (tf32: contractions only)."""
-    from torchsheaf.precision.operators import CONTRACTION
-
-    calls = flow.calls
     if form == "tf32":
+        calls = flow.calls
         return {c: "tf32" if calls[c].packet in CONTRACTION else "fp32" for c in flow.choices}
     return dict.fromkeys(flow.choices, form)
+
+
+def held_format(flow: Dataflow, assignment: Mapping[str, str | Format], source: str) -> Format:
+    """The format in which the numbers of a call, an input or a constant lie in memory."""
+    if source in assignment:
+        return find_format(assignment[source]).result
+    if source in flow.graph.constants:
+        return format_of(flow.graph.constants[source].dtype)
+    return format_of(flow.graph.input_meta[source][1])
 
 
 def run_exact(
@@ -105,13 +113,6 @@ class AssignedRun:
         self.values: dict[str, Any] = dict(zip(flow.graph.inputs, inputs, strict=True))
         self.weights: dict[tuple[str, str], Any] = {}
 
-    def held(self, name: str) -> Format:
-        """The format in which a floating value lies in memory."""
-        source = self.flow.source[name]
-        if source in self.formats:
-            return self.formats[source].result
-        return format_of(self.flow.graph.input_meta[source][1])
-
     def step(self, c: AtenCall) -> None:
         kind = self.flow.kinds[c.name]
         if kind in ("rounding", "select"):
@@ -141,7 +142,7 @@ class AssignedRun:
         if self.flow.is_constant(name):
             return self.weight(name, form)
         value = self.values[name]
-        if form.holds(self.held(name)):
+        if form.holds(held_format(self.flow, self.formats, self.flow.source[name])):
             return value.to(form.carrier)
         return form.round(value)
 

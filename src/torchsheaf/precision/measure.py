@@ -1,7 +1,8 @@
 """Run an assignment beside float64 and say by how much they differ, sample by sample."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,18 +111,27 @@ def norm_of(error: Tensor, reference: Tensor, norm: str) -> Tensor:
     return rms / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def compare(actual: Tensor, reference: Tensor, norm: str, bound: float = math.nan) -> Measurement:
+def difference(actual: Tensor, reference: Tensor) -> Tensor:
+    """actual − reference; 0 at the same infinity (a masked score), ∞ at any other and at NaN."""
+    error = torch.where(actual == reference, 0.0, actual - reference)
+    return torch.nan_to_num(error, nan=math.inf, posinf=math.inf, neginf=math.inf)
+
+
+def measured_error(exact: Execution, actual: Execution) -> Tensor:
+    """|actual − exact| flattened over all outputs of two executions."""
+    a, b = (by_sample(floating_outputs(run), None).reshape(-1) for run in (actual, exact))
+    return difference(a, b).abs()
+
+
+def compare(actual: Tensor, reference: Tensor, norm: str) -> Measurement:
     """Measurement from outputs by sample."""
-    # Where the reference itself is infinite (a masked score), the same infinity is no error.
-    same = actual == reference
-    error = torch.where(same, torch.zeros_like(actual), actual - reference)
-    error = torch.nan_to_num(error, nan=math.inf, posinf=math.inf, neginf=math.inf)
+    error = difference(actual, reference)
     finite = torch.where(torch.isfinite(reference), reference, torch.zeros_like(reference))
-    errors = tuple(float(e) for e in torch.nan_to_num(norm_of(error, finite, norm), nan=math.inf))
+    errors = tuple(torch.nan_to_num(norm_of(error, finite, norm), nan=math.inf).tolist())
     rms = float(error.square().mean().sqrt())
     scale = float(finite.square().mean().sqrt())
     return Measurement(
-        norm, max(errors), errors, rms, float(error.abs().max()), rms / max(scale, 1e-300), bound
+        norm, max(errors), errors, rms, float(error.abs().max()), rms / max(scale, 1e-300)
     )
 
 
@@ -131,7 +141,6 @@ def measure(
     assignment: Assignment,
     norm: str = "max",
     reference: Tensor | None = None,
-    bound: float = math.nan,
 ) -> Measurement:
     """Execute the assignment and compare with float64, per sample in `norm`.
 
@@ -141,7 +150,7 @@ def measure(
     if reference is None:
         reference = by_sample(floating_outputs(run_exact(flow, inputs)), batch)
     actual = by_sample(floating_outputs(run_assigned(flow, inputs, assignment)), batch)
-    return compare(actual, reference, norm, bound)
+    return compare(actual, reference, norm)
 
 
 def chunks(flow: Dataflow, inputs: Any, name: str = "inputs") -> list[tuple[Any, ...]]:
@@ -184,13 +193,12 @@ def chunks(flow: Dataflow, inputs: Any, name: str = "inputs") -> list[tuple[Any,
 
 def measure_all(
     flow: Dataflow, batches: Sequence[tuple[Any, ...]], assignment: Assignment, norm: str,
-    references: Mapping[int, Tensor] | None = None,
+    references: Sequence[Tensor] | None = None,
 ) -> Measurement:  # fmt: skip
-    """One measurement over several batches."""
-    total: Measurement | None = None
-    for i, batch in enumerate(batches):
-        reference = references[i] if references else None
-        one = measure(flow, batch, assignment, norm, reference)
-        total = one if total is None else total.join(one)
-    assert total is not None
-    return total
+    """One measurement over several batches, of which `references` are the float64 outputs."""
+    known: Sequence[Tensor | None] = references or [None] * len(batches)
+    runs = (
+        measure(flow, batch, assignment, norm, reference)
+        for batch, reference in zip(batches, known, strict=True)
+    )
+    return functools.reduce(Measurement.join, runs)

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torchsheaf.precision.dataflow import SINK, Dataflow
-from torchsheaf.precision.execute import Assignment
+from torchsheaf.precision.execute import Assignment, held_format
 from torchsheaf.precision.formats import FORMATS, format_of
-from torchsheaf.precision.predict import held_format
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Bound = tuple[Any, Any]
+Bound = tuple[Any, Any]  # (value, bound); numbers have bound 0
 
 
 def layer_norm(

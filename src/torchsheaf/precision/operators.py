@@ -1,6 +1,7 @@
 """What each kernel does to an error: its kind, its arithmetic work and its rounding model."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,8 +136,25 @@ MODELS: dict[str, KernelModel] = {
 }
 
 
+_ALONG = {"_softmax", "_log_softmax", "cumsum", "cumprod"}
+_NORMALISING = {"_softmax", "_log_softmax", "native_layer_norm", "native_group_norm"}
+_NORMALISING |= {"_native_batch_norm_legit"}
+
+
+def model_of(c: AtenCall) -> KernelModel:
+    """The model of a call's kernel, with what depends on its arguments."""
+    model = MODELS[c.packet]
+    if c.packet == "_softmax" and c.shape and c.args[1] % len(c.shape) < len(c.shape) - 1:
+        # Along any other axis than the last the exponentials are rounded to the format too, those
+        # below its normal range by half its spacing.
+        return replace(model, narrow=2.02, floor16=3.1e-8)
+    return model
+
+
 def kind_of(c: AtenCall) -> str:
     """`rounding`, `select`, `structural` (exact, one operand) or `discrete` (not floating)."""
+    if c.dtype is not None and c.dtype.is_complex:
+        return "unknown"
     if not c.is_floating:
         return "discrete"
     if c.packet == "index_put" and len(c.args) > 3 and c.args[3]:
@@ -163,9 +181,10 @@ def refuse_unknown(graph: AtenGraph) -> None:
         raise UnsupportedModel("these kernels have no rounding model", found)
 
 
-def terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
+def terms_of(c: AtenCall, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Length of the longest sum that the kernel accumulates for one number of its result."""
     names = [n for n in c.operands if n in shapes]
+    size = math.prod(c.shape or (1,))
     if c.packet == "addmm":
         return shapes[c.operands[1]][-1] + 1 if len(c.operands) > 1 else 1
     if c.packet in {"mm", "bmm", "mv", "dot", "matmul", "linear", "baddbmm"}:
@@ -173,8 +192,14 @@ def terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
         return shapes[first][-1]
     if c.packet == "convolution":
         return math.prod(shapes[c.operands[1]][1:]) + 1
-    if c.packet in {"cumsum", "cumprod"}:
+    if c.packet in _ALONG:
         return shapes[c.operands[0]][c.args[1]] if shapes[c.operands[0]] else 1
+    if c.packet == "native_layer_norm":
+        return math.prod(c.args[1])
+    if c.packet == "native_group_norm":
+        return math.prod(c.args[4:6]) // c.args[6]
+    if c.packet == "_native_batch_norm_legit":
+        return size // max(1, shapes[c.operands[0]][1])
     if c.packet in {"scatter_add", "index_put"}:  # all of them may go to one place
         return math.prod(shapes[c.operands[-1]]) + 1
     if c.packet == "_embedding_bag":
@@ -182,19 +207,24 @@ def terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
     if c.packet == "_trilinear":
         return math.prod(shapes[c.operands[1]][1:]) + 3
     if MODELS.get(c.packet, _EXACT_ROUNDING).accumulates and names:
-        return max(1, round(math.prod(shapes[names[0]]) / max(1, math.prod(c.shape or (1,)))))
+        return max(1, round(math.prod(shapes[names[0]]) / max(1, size)))
     return 1
 
 
-def usual_terms_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> int:
-    """`terms_of`, but where an index says what goes where, the mean over the places."""
+def usual_terms_of(c: AtenCall, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """`terms_of`, but where an index says what goes where, the mean over the places.
+
+    1 for what divides a row by a sum over it: that sum errs by less than the row's own roundings.
+    """
     if c.packet in {"scatter_add", "index_put"}:
         given = math.prod(shapes[c.operands[-1]])
         return max(1, round(given / max(1, math.prod(c.shape or (1,)))))
+    if c.packet in _NORMALISING:
+        return 1
     return terms_of(c, shapes)
 
 
-def flops_of(c: AtenCall, shapes: dict[str, tuple[int, ...]]) -> tuple[float, float]:
+def flops_of(c: AtenCall, shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
     """(multiply-adds counted as two flops, elementwise operations) of one call."""
     size = float(math.prod(c.shape or ()))
     if c.packet in CONTRACTION:

@@ -18,7 +18,6 @@ from torchsheaf.precision.admission import (
     flags,
     groups,
     joint_ranges,
-    needs_double,
     over_budget,
     refuse_empty,
     refuse_no_output,
@@ -199,6 +198,7 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
+@torch.inference_mode(False)  # sensitivities are derivatives
 def plan(
     model: nn.Module | ExportedProgram | AtenGraph,
     inputs: Any,
@@ -342,7 +342,8 @@ def _weigh(
     tied = tied_weights(flow) if request.tie_weights else ()
     ties = (*tied, *groups(flow, request.together))
     limit = mean_square(request.budget)
-    dtype = torch.float64 if needs_double(chosen, request.budget) else torch.float32
+    # Adjoints in float32 would be coarser than what they price in float64.
+    dtype = torch.float64 if chosen[0].bits > 24 else torch.float32
     # float64 is in the table too: it prices the reference's own error.
     priced = [*chosen, *([FORMATS["fp64"]] if FORMATS["fp64"] not in chosen else [])]
     table, problem = weigh(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchsheaf.network.aten import substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow
-from torchsheaf.precision.execute import AssignedRun, Assignment, Caster, keywords
+from torchsheaf.precision.execute import AssignedRun, Assignment, Caster, held_format, keywords
 from torchsheaf.precision.formats import FORMATS, Format, format_of
-from torchsheaf.precision.measure import batch_of, by_sample, norm_of
+from torchsheaf.precision.measure import batch_of, by_sample, difference, norm_of
 from torchsheaf.precision.sensitivity import Sensitivity
 
 
@@ -54,7 +54,7 @@ class Share:
 def contributions(
     flow: Dataflow, table: Sensitivity, assignment: Assignment
 ) -> dict[str, dict[str, Tensor]]:
-    """Mean-square output error per call, split into kernel, weights and casts; one per probe."""
+    """Mean-square output error per call and probe: kernel, weights, casts, and those of inputs."""
     zero = torch.zeros(table.probes, dtype=torch.float64)
     parts = {}
     for c in flow.choices:
@@ -63,22 +63,17 @@ def contributions(
             "kernel": table.kernel.get(c, {}).get(f, zero),
             "weights": table.weight.get(c, {}).get(f, zero),
             "casts": zero,
+            "inputs": zero,
         }
     for e in flow.edge_list(constant=False):
         if e.consumer == SINK:
             continue
         if not FORMATS[assignment[e.consumer]].holds(held_format(flow, assignment, e.source)):
             entry = table.cast.get((e.operand, e.consumer), {})
-            add = entry.get(assignment[e.consumer], zero)
-            parts[e.consumer]["casts"] = parts[e.consumer]["casts"] + add
+            part = parts[e.consumer]
+            kind = "inputs" if e.source in flow.graph.inputs else "casts"
+            part[kind] = part[kind] + entry.get(assignment[e.consumer], zero)
     return parts
-
-
-def held_format(flow: Dataflow, assignment: Assignment, source: str) -> Format:
-    """The format in which a source's numbers lie in memory."""
-    if source in assignment:
-        return FORMATS[assignment[source]].result
-    return format_of(flow.graph.input_meta[source][1])
 
 
 @dataclass(frozen=True)
@@ -162,9 +157,7 @@ def known_shift(
     with torch.no_grad():
         runs = [_Shifted(flow, inputs, assignment, w, dtype).sample() for w in (0.0, 0.5, 1.0)]
     exact, half, full = runs
-    # The same infinity in both (a masked score) is no shift.
-    shift = torch.where(full == exact, 0.0, full - exact)
-    halved = torch.where(half == exact, 0.0, half - exact)
+    shift, halved = difference(full, exact), difference(half, exact)
     exact = exact.masked_fill(torch.isinf(exact), 0.0)
     square = float(shift.square().mean())
     if not math.isfinite(square):
@@ -196,11 +189,9 @@ def predict(
     parts = contributions(flow, table, assignment)
     random = torch.zeros(table.probes, dtype=torch.float64)
     known = torch.zeros(table.probes, dtype=torch.float64)
-    from_input = _input_casts(flow, table, assignment)
     for p in parts.values():
         random = random + p["kernel"] + p["casts"]
-        known = known + p["weights"]
-    random, known = random - from_input, known + from_input
+        known = known + p["weights"] + p["inputs"]
     raw = random + known
     if shift is not None and math.isfinite(shift.square):
         known = torch.full_like(known, shift.square)
@@ -230,16 +221,6 @@ def _spread(totals: Tensor) -> float:
     return float(totals.std()) / average if len(totals) > 1 and average > 0 else 0.0
 
 
-def _input_casts(flow: Dataflow, table: Sensitivity, assignment: Assignment) -> Tensor:
-    total = torch.zeros(table.probes, dtype=torch.float64)
-    for e in flow.edge_list(constant=False):
-        if e.source in flow.graph.inputs and e.consumer != SINK:
-            if not FORMATS[assignment[e.consumer]].holds(held_format(flow, assignment, e.source)):
-                entry = table.cast.get((e.operand, e.consumer), {})
-                total = total + entry.get(assignment[e.consumer], 0.0)
-    return total
-
-
 def blame(
     flow: Dataflow, table: Sensitivity, assignment: Assignment, prediction: Prediction
 ) -> list[Share]:
@@ -259,7 +240,7 @@ def blame(
             Share(
                 flow.labels[c], flow.calls[c].packet, assignment[c], share,
                 share * prediction.value, p["kernel"] * unit, p["weights"] * unit,
-                p["casts"] * unit,
+                (p["casts"] + p["inputs"]) * unit,
             )
         )  # fmt: skip
     return sorted(shares, key=lambda s: -s.share)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchsheaf.outcome import ConvergenceError, Outcome
-from torchsheaf.precision.assemble import input_label, sink_format
+from torchsheaf.precision.assemble import sink_format
 from torchsheaf.precision.dataflow import SINK, Dataflow
-from torchsheaf.precision.execute import uniform
-from torchsheaf.precision.formats import FORMATS, format_of
+from torchsheaf.precision.execute import held_format, uniform
+from torchsheaf.precision.formats import FORMATS
 from torchsheaf.precision.measure import Measurement
-from torchsheaf.precision.predict import held_format
 from torchsheaf.precision.profile import Profile
 
 
@@ -62,9 +61,9 @@ def price_assignment(
 
     A value that several operations read in one format is converted once.
     """
-    shapes, floating = dict(flow.shapes), set(flow.source)
+    floating = set(flow.source)
     operations = sum(
-        profile.operation(flow.calls[c], FORMATS[f], shapes, floating)
+        profile.operation(flow.calls[c], FORMATS[f], flow.shapes, floating)
         for c, f in assignment.items()
     )
     made: dict[tuple[str, str], float] = {}
@@ -83,13 +82,3 @@ def price(flow: Dataflow, assignment: Mapping[str, str], profile: Profile) -> Co
     operations, casts = price_assignment(flow, assignment, profile)
     plain = sum(price_assignment(flow, uniform(flow, "fp32"), profile))
     return Cost(operations + casts, operations, casts, plain, profile.unit, profile.name)
-
-
-def ends(flow: Dataflow) -> dict[str, str]:
-    """The fixed formats of inputs and output, by their pseudo-labels."""
-    fixed = {
-        input_label(n): format_of(dtype).name
-        for n, (_, dtype) in flow.graph.input_meta.items()
-        if dtype.is_floating_point
-    }
-    return {**fixed, SINK: sink_format(flow).name}

@@ -6,7 +6,7 @@ budget row is a sum of non-negative terms over operations and casts. Nothing her
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 Pair = tuple[str, str]
 
@@ -74,7 +74,6 @@ class AssignmentProblem:
     casts: tuple[Cast, ...]
     rows: tuple[Row, ...]
     ties: tuple[tuple[str, ...], ...] = ()
-    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         price: dict[tuple[str, Pair], float] = {}

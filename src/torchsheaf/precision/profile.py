@@ -44,8 +44,9 @@ class Profile:
         return form.name in table
 
     def operation(
-        self, call: AtenCall, form: Format, shapes: dict[str, tuple[int, ...]], floating: set[str]
-    ) -> float:
+        self, call: AtenCall, form: Format, shapes: Mapping[str, tuple[int, ...]],
+        floating: set[str],
+    ) -> float:  # fmt: skip
         """Cost of one call in one format, its floating operands read and its result written."""
         flops, elements = flops_of(call, shapes)
         work = flops * self.contraction.get(form.name, 0.0)

@@ -18,7 +18,7 @@ EXCESS = 1e6
 
 @dataclass(frozen=True)
 class Program:
-    """min c·x subject to equal·x = equal_rhs, upper·x ≤ upper_rhs, low ≤ x ≤ high, z integer.
+    """min c·x subject to equal·x = equal_rhs, upper·x ≤ upper_rhs, 0 ≤ x ≤ 1, z integer.
 
     The last `budgets` rows of `upper` are the budget rows, each divided by its limit. A term over
     the limit excludes its format however large it is, so it is written as `EXCESS` at most: solvers
@@ -30,7 +30,6 @@ class Program:
     equal_rhs: np.ndarray
     upper: csr_array
     upper_rhs: np.ndarray
-    high: np.ndarray
     z: dict[tuple[int, str], int]
     groups: tuple[tuple[str, ...], ...]
     budgets: int
@@ -107,7 +106,7 @@ def build(problem: AssignmentProblem) -> Program:
     n = len(cost)
     return Program(
         np.array(cost), equal.matrix(n), np.array(equal.rhs), upper.matrix(n), np.array(upper.rhs),
-        np.ones(n), z, groups, len(problem.rows), scale,
+        z, groups, len(problem.rows), scale,
     )  # fmt: skip
 
 

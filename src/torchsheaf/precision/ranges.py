@@ -12,7 +12,7 @@ from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import AssignedRun, run_exact
 from torchsheaf.precision.formats import Format
 from torchsheaf.precision.masking import ALL_READERS, masked_scores
-from torchsheaf.precision.operators import CONTRACTION, MODELS
+from torchsheaf.precision.operators import CONTRACTION, model_of
 from torchsheaf.precision.profile import Profile
 
 
@@ -90,8 +90,7 @@ def needed_range(flow: Dataflow, ranges: Mapping[tuple[str, str], Range]) -> dic
         for n in calls[name].operands:
             part = ranges.get((n, name)) or ranges.get((n, ALL_READERS))
             whole = whole.join(part) if part else whole
-        gain = MODELS[calls[name].packet].gain
-        needs[name] = replace(whole, largest=whole.largest * gain)
+        needs[name] = replace(whole, largest=whole.largest * model_of(calls[name]).gain)
     return needs
 
 
@@ -107,7 +106,8 @@ def has_kernel(flow: Dataflow, name: str, form: Format, values: Mapping[str, Any
         run = AssignedRun(
             flow, [values[n] for n in flow.graph.inputs], dict.fromkeys(flow.choices, form)
         )
-        run.values = {n: _as(v, form) for n, v in values.items() if n not in flow.graph.constants}
+        read = [n for n in call.operands if n not in flow.graph.constants]
+        run.values = {n: _as(values[n], form) for n in read}
         try:
             run.step(call)
             _KERNELS[key] = True

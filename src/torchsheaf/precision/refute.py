@@ -26,7 +26,7 @@ from torchsheaf.precision.dataflow import Dataflow
 from torchsheaf.precision.execute import run_assigned, run_exact, uniform
 from torchsheaf.precision.formats import FORMATS, Format, find_format, format_of
 from torchsheaf.precision.masking import ALL_READERS, masked_scores
-from torchsheaf.precision.measure import floating_outputs
+from torchsheaf.precision.measure import difference, floating_outputs
 
 Miss = tuple[float, float, float]
 """An error, what came and what is exact."""
@@ -104,6 +104,7 @@ def grid_distance(value: Fraction, form: Format) -> Fraction:
     return min(rest, step - rest)
 
 
+@torch.inference_mode(False)  # cells are looked for along derivatives
 def refute(
     model: nn.Module | ExportedProgram | AtenGraph, inputs: Any, format: str, budget: float, *,
     sweeps: int = 8,
@@ -346,8 +347,7 @@ def _largest_error(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> Miss | 
     for a, e in zip(actual, exact, strict=True):
         if not e.numel():
             continue
-        error = torch.where(a.double() == e, 0.0, (a.double() - e).abs())
-        error = error.nan_to_num(nan=math.inf, posinf=math.inf).reshape(-1)
+        error = difference(a.double(), e).abs().reshape(-1)
         i = int(error.argmax())
         if best is None or float(error[i]) > best[0]:
             best = (float(error[i]), float(a.reshape(-1)[i]), float(e.reshape(-1)[i]))

@@ -4,12 +4,15 @@ Stalks are finite sets of formats; every edge and tie is a cell whose relation i
 that the backend supports; restriction maps are projections. H⁰ is the set of solutions.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torchsheaf.precision.problem import AssignmentProblem
 
 Relation = frozenset[tuple[str, str]]
+Factor = tuple[tuple[str, ...], dict[tuple[str, ...], int]]
+"""Operations, and for formats of theirs the number of ways in which they occur; absent: none."""
 
 
 @dataclass(frozen=True)
@@ -81,38 +84,31 @@ def count_sections(sheaf: FormatSheaf) -> int:
 
     Cost: exponential in the width of the graph (the number of open neighbours), not in its size.
     """
-    factors: list[tuple[tuple[str, ...], dict[tuple[str, ...], int]]] = [
-        ((v,), {(f,): 1 for f in s}) for v, s in sheaf.stalks.items()
-    ]
+    factors: list[Factor] = [((v,), {(f,): 1 for f in s}) for v, s in sheaf.stalks.items()]
+    open_neighbours: dict[str, set[str]] = {v: set() for v in sheaf.stalks}
     for u, v, relation in sheaf.cells:
         if u == v:
             factors.append(((u,), {(s,): 1 for s, t in relation if s == t}))
         else:
             factors.append(((u, v), dict.fromkeys(relation, 1)))
-    remaining = set(sheaf.stalks)
-    while remaining:
-        v = min(remaining, key=lambda w: _width(w, factors))
-        remaining.remove(v)
+            open_neighbours[u].add(v)
+            open_neighbours[v].add(u)
+    while open_neighbours:
+        v = min(open_neighbours, key=lambda w: len(open_neighbours[w]))
+        around = open_neighbours.pop(v)
+        for w in around:
+            open_neighbours[w] = (open_neighbours[w] | around) - {v, w}
         touching = [f for f in factors if v in f[0]]
         factors = [f for f in factors if v not in f[0]]
         factors.append(_eliminate(v, touching))
-    total = 1
-    for _, table in factors:
-        total *= sum(table.values())
-    return total
+    return math.prod(sum(table.values()) for _, table in factors)
 
 
-def _width(v: str, factors: list[tuple[tuple[str, ...], dict[tuple[str, ...], int]]]) -> int:
-    return len({w for scope, _ in factors if v in scope for w in scope})
-
-
-def _eliminate(
-    v: str, factors: list[tuple[tuple[str, ...], dict[tuple[str, ...], int]]]
-) -> tuple[tuple[str, ...], dict[tuple[str, ...], int]]:
-    scope: tuple[str, ...] = ()
-    table: dict[tuple[str, ...], int] = {(): 1}
-    for other, values in factors:
-        scope, table = _multiply(scope, table, other, values)
+def _eliminate(v: str, factors: list[Factor]) -> Factor:
+    product: Factor = ((), {(): 1})
+    for factor in factors:
+        product = _multiply(product, factor)
+    scope, table = product
     rest = tuple(w for w in scope if w != v)
     keep = [i for i, w in enumerate(scope) if w != v]
     summed: dict[tuple[str, ...], int] = {}
@@ -122,10 +118,8 @@ def _eliminate(
     return rest, summed
 
 
-def _multiply(
-    a: tuple[str, ...], left: dict[tuple[str, ...], int],
-    b: tuple[str, ...], right: dict[tuple[str, ...], int],
-) -> tuple[tuple[str, ...], dict[tuple[str, ...], int]]:  # fmt: skip
+def _multiply(one: Factor, two: Factor) -> Factor:
+    (a, left), (b, right) = one, two
     new = [i for i, w in enumerate(b) if w not in a]
     old = [(a.index(w), i) for i, w in enumerate(b) if w in a]
     index: dict[tuple[str, ...], list[tuple[tuple[str, ...], int]]] = {}
@@ -159,23 +153,3 @@ def sections(problem: AssignmentProblem, *, casts: bool = True) -> Sections:
 def _is_end(v: str) -> bool:
     """Inputs and the output keep the model's own format and are no operations."""
     return v == "output" or v.startswith("input ")
-
-
-def gluing_defect(
-    problem: AssignmentProblem, left: set[str], right: set[str], section: Mapping[str, str]
-) -> float:
-    """A(U ∪ V) − A(U) − A(V) + A(U ∩ V) for the error A that sums the terms inside a set.
-
-    Only casts between U and V outside their overlap contribute: what local budgets cannot see.
-    """
-
-    def inside(part: set[str]) -> float:
-        row = problem.rows[0]
-        total = sum(t.get(section[v], 0.0) for v, t in row.unary.items() if v in part)
-        for i, table in row.pair.items():
-            e = problem.casts[i]
-            if e.source in part and e.consumer in part:
-                total += table.get((section[e.source], section[e.consumer]), 0.0)
-        return total
-
-    return inside(left | right) - inside(left) - inside(right) + inside(left & right)

@@ -78,15 +78,23 @@ class SheafPrecisionOptimizer:
         self.target_accuracy = error_budget(target_accuracy, "target_accuracy")
         self.options: dict[str, Any] = {"formats": ("fp64", "fp32", "bf16", "fp16"), **options}
 
+    @torch.inference_mode(False)
     def analyze(self, sample_input: Any, model: nn.Module | None = None) -> PrecisionResult:
         """Plan the model (or another one, which replaces it) on one input.
 
-        Every call traces anew; nothing is kept from an earlier call.
+        Every call traces anew; nothing is kept from an earlier call. A module in training mode is
+        read in evaluation mode.
         """
         self.model = model if model is not None else self.model
-        if isinstance(self.model, nn.Module):
-            self.model.eval()
-        flow = read_model(self.model, sample_input)
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        training = [m for m in modules if m.training]
+        try:
+            for m in training:
+                m.training = False
+            flow = read_model(self.model, sample_input)
+        finally:
+            for m in training:
+                m.training = True
         inputs = runnable(flow, sample_input)
         errors = {f: uniform_error(flow, inputs, f) for f in UNIFORM}
         works = [f for f, e in errors.items() if e <= self.target_accuracy]

@@ -20,7 +20,7 @@ from torchsheaf.precision.differentiable import DIFFERENTIABLE
 from torchsheaf.precision.execute import keywords
 from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.masking import new_infinities
-from torchsheaf.precision.operators import MODELS, usual_terms_of
+from torchsheaf.precision.operators import model_of, usual_terms_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class _Recorder:
             self.tape.results[c.name] = [p for p in floating if p.requires_grad][:1] + [
                 p for p in floating[1:] if p.requires_grad and c.packet == "var_mean"
             ]
-            self.tape.terms[c.name] = usual_terms_of(c, dict(self.flow.shapes))
+            self.tape.terms[c.name] = usual_terms_of(c, self.flow.shapes)
             born = new_infinities(c, value, floating[0].detach(), self.dtype)
             if kind == "rounding" and born is not None:
                 self.tape.overflows[c.name] = born
@@ -199,7 +199,7 @@ def variance_scale(call: AtenCall | None, form: Format, terms: int) -> float:
     """
     scale = 4.0 ** (1 - form.bits) / 12
     if call is not None:
-        model = MODELS[call.packet]
+        model = model_of(call)
         if model.drifts and form.bits < 24 and not form.is_emulated:
             # n roundings of partial sums s_k: Σ s_k² = n/2·s_n² for a random walk, n/3 for a drift.
             return scale * (1.0 + terms / 2.0)
@@ -267,43 +267,46 @@ def _weighted(squared: Tensor, weight: Tensor) -> Tensor:
     return (squared * weight).masked_fill(nothing, 0.0).sum(dtype=torch.float64)
 
 
+# Formats with the scale of their variance, and what each number weighs in units of it.
+_Group = tuple[dict[str, float], Tensor]
+
+
 class _Table:
     """Accumulates Σ_i (rᵀJ_i)² var_i(format) per tap and probe."""
 
     def __init__(self, flow: Dataflow, tape: Tape, formats: Sequence[Format]) -> None:
         self.flow, self.tape, self.formats = flow, tape, formats
-        self.calls = flow.calls
-        self.rows: list[tuple[str, Any, list[tuple[list[Format], Tensor]]]] = []
+        self.rows: list[tuple[str, Any, list[_Group]]] = []
         for name, parts in tape.results.items():
             for part in parts:
                 self.rows.append(("kernel", name, self.rounding(name, part.detach())))
         for edge, value in tape.operands.items():
+            key = edge.operand, edge.consumer
             if edge.consumer == SINK:
-                self.rows.append(("none", edge, []))
+                self.rows.append(("none", key, []))
             elif edge.source in flow.graph.inputs:
-                self.rows.append(("cast", edge, self.known(value.detach())))
+                self.rows.append(("cast", key, self.known(value.detach())))
             else:
-                self.rows.append(("cast", edge, self.by_floor(value.detach(), formats)))
+                scales = {f: variance_scale(None, f, 1) for f in formats}
+                self.rows.append(("cast", key, self.by_floor(value.detach(), scales)))
         for edge, leaf in tape.weights.items():
-            self.rows.append(("weight", edge, self.known(leaf.detach())))
+            self.rows.append(("weight", edge.consumer, self.known(leaf.detach())))
         self.sums: list[dict[str, list[float]]] = [{f.name: [] for f in formats} for _ in self.rows]
 
-    def rounding(self, name: str, result: Tensor) -> list[Any]:
+    def rounding(self, name: str, result: Tensor) -> list[_Group]:
         """What rounding the result of a call weighs."""
-        c = self.calls[name]
+        c = self.flow.calls[name]
         if self.flow.kinds[name] == "select":
             return []
         if c.packet == "_to_copy":  # integers, which are known beforehand
             return self.known(result, exact=False)
-        overflow = self.tape.overflows.get(name)
-        return self.by_floor(result, self.result_formats(), overflow)
-
-    def result_formats(self) -> list[Format]:
-        return list({f.result.name: f.result for f in self.formats}.values())
+        terms = self.tape.terms[name]
+        scales = {f.result: variance_scale(c, f.result, terms) for f in self.formats}
+        return self.by_floor(result, scales, self.tape.overflows.get(name))
 
     def by_floor(
-        self, value: Tensor, formats: Sequence[Format], overflow: Tensor | None = None
-    ) -> list[Any]:
+        self, value: Tensor, scales: Mapping[Format, float], overflow: Tensor | None = None
+    ) -> list[_Group]:
         """binade² of the value, clamped once per distinct subnormal threshold.
 
         0 for ±∞, which every format holds, unless it stands for a number that overflowed.
@@ -311,14 +314,16 @@ class _Table:
         squared = binade(value.reshape(-1))
         handed = torch.isinf(value) if overflow is None else torch.isinf(value) & ~overflow
         exact = handed.reshape(-1) if handed.any() else None
-        groups = []
-        for floor in sorted({max(2.0**f.emin, 2.0**-126) for f in formats}):
-            members = [f for f in formats if max(2.0**f.emin, 2.0**-126) == floor]
+        groups: dict[float, dict[str, float]] = {}
+        for f, scale in scales.items():
+            groups.setdefault(max(2.0**f.emin, 2.0**-126), {})[f.name] = scale
+        found = []
+        for floor, members in groups.items():
             weight = torch.clamp(squared, min=floor).square_()
-            groups.append((members, weight if exact is None else weight.masked_fill_(exact, 0.0)))
-        return groups
+            found.append((members, weight if exact is None else weight.masked_fill_(exact, 0.0)))
+        return found
 
-    def known(self, value: Tensor, exact: bool = True) -> list[Any]:
+    def known(self, value: Tensor, exact: bool = True) -> list[_Group]:
         """(round(x) − x)² for numbers that are known beforehand: weights, inputs and integers.
 
         exact: the value's own dtype is that of the numbers, so that wider formats hold them.
@@ -327,7 +332,7 @@ class _Table:
         for f in self.formats:
             if not exact or not f.holds(format_of(value.dtype)):
                 delta = (f.round(value).to(value.dtype) - value).reshape(-1)
-                groups.append(([f], torch.nan_to_num(delta).square_()))
+                groups.append(({f.name: 1.0}, torch.nan_to_num(delta).square_()))
         return groups
 
     def add(self, adjoints: list[Tensor | None]) -> None:
@@ -337,41 +342,24 @@ class _Table:
             if squared is not None:
                 found += [_weighted(squared, weight) for _, weight in groups]
         totals = iter(torch.stack(found).tolist() if found else ())  # waits once per probe
-        for (kind, key, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
-            done = dict.fromkeys(sums, 0.0)
-            for members, _ in groups:
+        for (kind, _, groups), sums, g in zip(self.rows, self.sums, adjoints, strict=True):
+            done: dict[str, float] = {}
+            for scales, _ in groups:
                 total = 0.0 if g is None else next(totals)
-                for f in members:
-                    done[f.name] = total * self.scale(kind, key, f)
+                done |= {name: total * scale for name, scale in scales.items()}
             for f in self.formats:
                 held = f.result.name if kind == "kernel" else f.name
                 sums[f.name].append(done.get(held, 0.0))
 
-    def scale(self, kind: str, key: Any, form: Format) -> float:
-        if kind == "weight" or (kind == "cast" and key.source in self.flow.graph.inputs):
-            return 1.0
-        call = self.calls[key] if kind == "kernel" else None
-        if call is not None and call.packet == "_to_copy":
-            return 1.0
-        terms = self.tape.terms.get(key, 1) if kind == "kernel" else 1
-        return variance_scale(call, form, terms)
-
     def finish(self, count: int, elements: int, full: bool, dtype: torch.dtype) -> Sensitivity:
-        kernel: dict[str, dict[str, Tensor]] = {}
-        weight: dict[str, dict[str, Tensor]] = {}
-        cast: dict[tuple[str, str], dict[str, Tensor]] = {}
+        tables: dict[str, dict[Any, dict[str, Tensor]]]
+        tables = {"kernel": {}, "weight": {}, "cast": {}, "none": {}}
         for (kind, key, _), sums in zip(self.rows, self.sums, strict=True):
-            if kind == "none":
-                continue
-            table, name = {
-                "kernel": (kernel, key),
-                "weight": (weight, getattr(key, "consumer", "")),
-                "cast": (cast, (getattr(key, "operand", ""), getattr(key, "consumer", ""))),
-            }[kind]
-            entry = table.setdefault(name, {})  # type: ignore[attr-defined]
+            entry = tables[kind].setdefault(key, {})
             for f in self.formats:
                 column = torch.tensor(sums[f.name], dtype=torch.float64)
                 value = column.sum().reshape(1) if full else column
                 entry[f.name] = entry.get(f.name, 0.0) + value / elements
+        kernel, weight, cast = tables["kernel"], tables["weight"], tables["cast"]
         names = tuple(f.name for f in self.formats)
         return Sensitivity(names, 1 if full else count, elements, kernel, weight, cast, dtype)

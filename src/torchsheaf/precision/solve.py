@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import LinearConstraint, linprog, milp
+from scipy.sparse import csr_array, hstack
 
-from torchsheaf.precision.problem import AssignmentProblem, Row
+from torchsheaf.precision.problem import AssignmentProblem
 from torchsheaf.precision.program import Program, build, read_section
 
 
@@ -50,40 +51,45 @@ def cheapest(
     """
     if any(not problem.stalk_of(g) for g in problem.free()):
         return Solution(None, np.inf, np.inf, {"leaf": "empty stalk"}, "a stalk is empty")
-    program = build(problem)
-    section, status = _integer(program, problem, seconds)
+    section, status = _integer(problem, seconds)
     incumbent = np.inf if section is None else problem.price(section)
     if not prove:
         return Solution(section, incumbent, -np.inf, {}, status)
-    tree, bound = prove_bound(program, problem, incumbent, leaves)
+    tree, bound = prove_bound(build(problem), problem, incumbent, leaves)
     return Solution(section, incumbent, bound, tree, status)
 
 
-def _integer(
-    program: Program, problem: AssignmentProblem, seconds: float
-) -> tuple[dict[str, str] | None, str]:
+def _integer(problem: AssignmentProblem, seconds: float) -> tuple[dict[str, str] | None, str]:
+    """The cheapest section that keeps the budgets, or none, and what HiGHS said."""
+    status = ""
+    # HiGHS accepts rows up to 1e-6 over: such a section is not within budget.
+    for slack in (0.0, 4e-6):
+        rows = tuple(replace(r, limit=r.limit * (1 - slack)) for r in problem.rows)
+        program = build(problem.with_rows(rows))
+        result = _milp(program, program.c, seconds)
+        status = str(result.message)
+        if result.x is None:
+            break
+        section = read_section(program, result.x)
+        if problem.meets(section) and problem.supports(section):
+            return section, status
+        status = "the solver's tolerance was larger than the slack of the budget"
+    return None, status
+
+
+def _milp(
+    program: Program, objective: np.ndarray, seconds: float, *, rows: bool = True, gap: float = 0.0
+) -> Any:
+    """min objective·x over the program with its inequalities (`rows`) or without, z in {0, 1}."""
     constraints = [LinearConstraint(program.equal, program.equal_rhs, program.equal_rhs)]
-    if program.upper.shape[0]:
+    if rows and program.upper.shape[0]:
         constraints.append(LinearConstraint(program.upper, -np.inf, program.upper_rhs))
     integrality = np.zeros(len(program.c))
     integrality[list(program.z.values())] = 1
-    result = milp(
-        program.c, constraints=constraints, integrality=integrality, bounds=(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
+    return milp(
+        objective, constraints=constraints, integrality=integrality, bounds=(0, 1),
+        options={"mip_rel_gap": gap, "time_limit": seconds},
     )  # fmt: skip
-    if result.x is None:
-        return None, str(result.message)
-    section = read_section(program, result.x)
-    # HiGHS accepts rows up to 1e-6 over: such a section is not within budget.
-    if problem.meets(section) and problem.supports(section):
-        return section, str(result.message)
-    tighter = tuple(Row(r.name, r.limit * (1 - 4e-6), r.unary, r.pair) for r in problem.rows)
-    if tighter == problem.rows or problem.notes.get("tightened"):
-        return None, "the solver's tolerance was larger than the slack of the budget"
-    inner = AssignmentProblem(
-        problem.stalks, problem.cost, problem.casts, tighter, problem.ties, {"tightened": "yes"}
-    )
-    return _integer(build(inner), inner, seconds)
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def _branch(program: Program, problem: AssignmentProblem, leaf: _Leaf) -> int | 
 
 
 def _bounds(program: Program, fixed: Mapping[int, str]) -> np.ndarray:
-    high = program.high.copy()
+    high = np.ones_like(program.c)
     for (g, f), j in program.z.items():
         if g in fixed and fixed[g] != f:
             high[j] = 0.0
@@ -187,8 +193,6 @@ def _relax(program: Program, fixed: Mapping[int, str]) -> _Leaf:
 
 def _farkas(program: Program, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Multipliers of the program 'minimise the largest excess over a budget'."""
-    from scipy.sparse import csr_array, hstack
-
     rows = program.upper.shape[0]
     relax = np.zeros((rows, 1))
     relax[rows - program.budgets :] = -1.0
@@ -241,13 +245,7 @@ def least_error(problem: AssignmentProblem, row: int = 0, seconds: float = 10.0)
     unit = wanted.least(problem) or wanted.limit
     program = build(problem.with_rows((replace(wanted, limit=unit),)))
     objective = np.asarray(program.upper[[-1], :].toarray()).ravel()
-    constraints = [LinearConstraint(program.equal, program.equal_rhs, program.equal_rhs)]
-    integrality = np.zeros(len(program.c))
-    integrality[list(program.z.values())] = 1
-    result = milp(
-        objective, constraints=constraints, integrality=integrality, bounds=(0, 1),
-        options={"mip_rel_gap": 1e-6, "time_limit": seconds},
-    )  # fmt: skip
+    result = _milp(program, objective, seconds, rows=False, gap=1e-6)
     if result.x is None:
         return Solution(None, np.inf, np.inf, {}, str(result.message))
     section = read_section(program, result.x)

@@ -21,8 +21,9 @@ from torchsheaf.precision.measure import (
     Measurement,
     batch_of,
     by_sample,
-    compare,
     floating_outputs,
+    measure_all,
+    measured_error,
 )
 from torchsheaf.precision.predict import KnownShift, Prediction, known_shift, predict
 from torchsheaf.precision.problem import AssignmentProblem, Row, mean_square
@@ -69,6 +70,12 @@ class Setting:
         finite = [r.masked_fill(torch.isinf(r), 0.0) for r in self.references]
         return math.sqrt(float(torch.stack([r.square().mean() for r in finite]).mean()))
 
+    def predict(self, assignment: dict[str, str]) -> tuple[KnownShift, Prediction]:
+        """What is known and what is expected of an assignment by call, on the first batch."""
+        flow, norm, table = self.flow, self.norm, self.table
+        shift = known_shift(flow, self.batches[0], assignment, norm, table.dtype)
+        return shift, predict(flow, table, assignment, norm, shift, self.scale())
+
 
 def prepare(
     flow: Dataflow, table: Sensitivity, batches: Sequence[tuple[Any, ...]], norm: str,
@@ -82,25 +89,12 @@ def prepare(
 def attempt(setting: Setting, problem: AssignmentProblem, section: dict[str, str]) -> Attempt:
     """Predict and measure one section on every calibration batch."""
     assignment = setting.by_call(section)
-    shift = known_shift(
-        setting.flow, setting.batches[0], assignment, setting.norm, setting.table.dtype
+    shift, predicted = setting.predict(assignment)
+    measured = measure_all(
+        setting.flow, setting.batches, assignment, setting.norm, setting.references
     )
-    predicted = predict(
-        setting.flow, setting.table, assignment, setting.norm, shift, setting.scale()
-    )
-    measured = _measure(setting, assignment)
     limit = problem.rows[0].limit
     return Attempt(problem, section, problem.price(section), predicted, shift, measured, limit)
-
-
-def _measure(setting: Setting, assignment: dict[str, str]) -> Measurement:
-    total: Measurement | None = None
-    for batch, reference in zip(setting.batches, setting.references, strict=True):
-        outputs = floating_outputs(run_assigned(setting.flow, batch, assignment))
-        one = compare(by_sample(outputs, batch_of(batch)), reference, setting.norm)
-        total = one if total is None else total.join(one)
-    assert total is not None
-    return total
 
 
 def tighten(
@@ -217,13 +211,7 @@ def _first_factor(setting: Setting, problem: AssignmentProblem) -> float:
         v: min(stalk, key=lambda f, v=v: problem.cost[v][f])  # type: ignore[misc]
         for v, stalk in problem.stalks.items()
     }
-    assignment = setting.by_call(section)
-    shift = known_shift(
-        setting.flow, setting.batches[0], assignment, setting.norm, setting.table.dtype
-    )
-    return predict(
-        setting.flow, setting.table, assignment, setting.norm, shift, setting.scale()
-    ).factor
+    return setting.predict(setting.by_call(section))[1].factor
 
 
 def _is_cheapest(problem: AssignmentProblem, section: dict[str, str]) -> bool:
@@ -237,19 +225,11 @@ def _worst_row(setting: Setting, problem: AssignmentProblem, this: Attempt) -> R
 
     Its σ must come down to target/2.5, or by as much as it was over, whichever asks for less.
     """
-    flow = setting.flow
-    assignment = setting.by_call(this.section)
-    outputs = floating_outputs(run_assigned(flow, setting.batches[0], assignment))
-    exact = floating_outputs(run_exact(flow, setting.batches[0]))
-    error = torch.cat(
-        [
-            torch.where(a.double() == e, 0.0, a.double() - e).abs().reshape(-1)
-            for a, e in zip(outputs, exact, strict=True)
-        ]
-    )
-    index = int(torch.nan_to_num(error, nan=math.inf).argmax())
+    flow, batch = setting.flow, setting.batches[0]
+    run = run_assigned(flow, batch, setting.by_call(this.section))
+    index = int(measured_error(run_exact(flow, batch), run).argmax())
     formats = [FORMATS[f] for f in setting.table.formats]
-    table = analyse_output(flow, setting.batches[0], formats, index, setting.table.dtype)
+    table = analyse_output(flow, batch, formats, index, setting.table.dtype)
     unary, pair = error_tables(flow, table, dict(problem.stalks))
     row = Row(f"output element {index}", 1.0, unary, pair)
     over = max(this.measured.value / setting.target, 1.0)
