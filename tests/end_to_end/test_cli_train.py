@@ -152,6 +152,8 @@ def test_a_resumed_run_keeps_the_split_of_its_seed(here: Path) -> None:
         (["mine_to_train:model", "--rate", "inf"], Exit.USAGE, "not a positive finite"),
         (["mine_to_train:model", "--checkpoint", "a.safetensors", "--save", "a.safetensors"],
          Exit.USAGE, "both name a.safetensors"),
+        (["mine_to_train:model", "--checkpoint", "run.safetensors"],
+         Exit.BAD_INPUT, "write run.pt"),
         (["mine_to_train:model", "--save", "weights.pt"], Exit.USAGE, "ends in .safetensors"),
         (["paraboloid", "--rule", "first-order", "--optimizer", "sgd", "--rate", "1e200"],
          Exit.NOT_CONVERGED, "non-finite"),
@@ -163,3 +165,18 @@ def test_failures_have_a_message_and_a_code(
     result = run(*arguments, "--epochs", "3")
     assert result.exit_code == code, result.output
     assert words in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--checkpoint", "kept.pt"), ("--save", "kept.safetensors")]
+)
+def test_a_full_disk_is_a_file_that_cannot_be_written(
+    option: str, name: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = run("mine_to_train:model", "--epochs", "1", option, name)
+    assert result.exit_code == Exit.CANNOT_WRITE, result.output
+    assert f"cannot write {name}: No space left on device" in result.output

@@ -23,7 +23,7 @@ from torchsheaf.cli.loading import (
     seed_option,
     target_argument,
 )
-from torchsheaf.cli.writing import writable
+from torchsheaf.cli.writing import writable, writing
 from torchsheaf.file import write_text
 
 if TYPE_CHECKING:
@@ -142,10 +142,8 @@ def publish(analysis: Analysis, page: str, path: Path) -> None:
     """Write the page, print the findings and the path; exit by name when a check failed."""
     from torchsheaf.report import headlines
 
-    try:
+    with writing(path):
         write_text(path, page)
-    except OSError as error:
-        raise CommandFailed(f"cannot write {path}: {error.strerror}", Exit.CANNOT_WRITE) from error
     console = Console(highlight=False)
     for line in headlines(analysis):
         console.print(Text(f"• {line}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +14,8 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from torchsheaf.cli.choices import LOSSES, OPTIMISERS, RULES, TASKS
-from torchsheaf.cli.exits import Exit
-from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import load, seed_option
-from torchsheaf.cli.writing import writable
+from torchsheaf.cli.writing import writable, writing
 from torchsheaf.file import write_file
 
 if TYPE_CHECKING:
@@ -74,15 +73,16 @@ def train(ctx: click.Context, **options: Any) -> None:
     trainer = SheafTrainer(job.model, loss=loss, rule=rule)
     optimiser, rate = _optimiser(trainer, rule, options["optimizer"], options["rate"])
     whole = rule == "equilibrium" and _is_default(ctx, "batch_size")
-    history = fit(
-        trainer, (job.x, job.y), optimiser, epochs=options["epochs"],
-        batch_size=None if whole else options["batch_size"], validation=job.validation,
-        patience=options["patience"], checkpoint=options["checkpoint"],
-        resume=not options["restart"], progress=options["progress"],
-        generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    with writing(options["checkpoint"]) if options["checkpoint"] else nullcontext():
+        history = fit(
+            trainer, (job.x, job.y), optimiser, epochs=options["epochs"],
+            batch_size=None if whole else options["batch_size"], validation=job.validation,
+            patience=options["patience"], checkpoint=options["checkpoint"],
+            resume=not options["restart"], progress=options["progress"],
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
     if options["save"]:
-        _save(job.model, Path(options["save"]))
+        _save(job.model, options["save"])
     final = evaluate(trainer, *(job.validation or (job.x, job.y)))
     found = {
         "target": options["target"], "rule": rule, "loss": loss, "rate": rate,
@@ -239,13 +239,11 @@ def _is_default(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.DEFAULT
 
 
-def _save(model: nn.Module, path: Path) -> None:
+def _save(model: nn.Module, path: str | Path) -> None:
     from safetensors.torch import save_model
 
-    try:
+    with writing(path):
         write_file(path, lambda part: save_model(model, str(part)))
-    except OSError as error:
-        raise CommandFailed(f"--save: {error}", Exit.CANNOT_WRITE) from error
 
 
 def _print(found: dict[str, Any]) -> None:

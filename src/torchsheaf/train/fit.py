@@ -238,6 +238,8 @@ def _own_file(path: Path) -> Path:
     rank = torch.distributed.get_rank() if is_parallel() else 0
     if path.is_dir():
         raise ValueError(f"checkpoint is {path}, a folder; write a file name")
+    if path.suffix == ".safetensors":  # torch.load takes such a file for bare weights
+        raise ValueError(f"checkpoint is {path}, a name of weights alone; write {path.stem}.pt")
     return path.with_name(f"{path.name}.rank{rank}") if rank else path
 
 
