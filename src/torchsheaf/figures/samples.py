@@ -28,6 +28,15 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return None
 
 
+def as_picture(sample: Tensor) -> Tensor | None:
+    """A sample as float64 pixels (H, W) or (H, W, 3) on the CPU; None where it is no picture."""
+    shape = image_shape(tuple(sample.shape))
+    if shape is None:
+        return None
+    values = sample.detach().double().cpu()
+    return values.permute(1, 2, 0) if len(shape) == 3 else values.reshape(shape)
+
+
 def samples_figure(
     x: Tensor,
     captions: Sequence[str],
@@ -81,19 +90,17 @@ def sample_bars(sample: Tensor, every: Tensor, *, theme: Theme = LIGHT) -> Figur
 
 
 def _draw(axes: Axes, sample: Tensor, every: Tensor, theme: Theme) -> None:
-    shape = image_shape(tuple(sample.shape))
+    picture = as_picture(sample)
     axes.set_xticks([])
     axes.set_yticks([])
     low, high = float(every.min()), float(every.max())
-    values = sample.detach().double().cpu()
-    if shape is not None:
-        picture = values.permute(1, 2, 0) if len(shape) == 3 else values.reshape(shape)
+    if picture is not None:
         scaled = (picture - low) / (high - low) if high > low else picture * 0
         axes.imshow(scaled.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         for spine in axes.spines.values():
             spine.set_visible(False)
         return
-    flat = values.flatten()
+    flat = sample.detach().double().cpu().flatten()
     axes.bar(range(len(flat)), flat.numpy(), color=theme.accent, width=0.9)
     axes.axhline(0, color=theme.muted, linewidth=0.8)
     axes.set_ylim(min(low, 0) - 1e-9, max(high, 0) + 1e-9)

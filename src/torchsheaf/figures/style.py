@@ -106,8 +106,3 @@ def shorten(text: str, length: int = 24) -> str:
         return text
     head = (length - 1) // 3
     return text[:head] + "…" + text[-(length - 1 - head) :]
-
-
-def count(number: int) -> str:
-    """1,234,567."""
-    return f"{number:,}"
