@@ -162,6 +162,17 @@ def test_a_state_that_stops_being_finite_names_vertex_and_time():
     assert bool(result.stationarity.isnan().all())
 
 
+def test_exact_leaves_half_precision_to_the_methods_that_compute_in_float64():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()).bfloat16()
+    x = torch.ones(2, 2, dtype=torch.bfloat16)
+    problem = ts.hold(ts.encode(net, x), x)
+    flow = ts.heat_flow(problem, until=1.0)
+    assert flow.method == "ode"
+    assert flow.final["1"].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="in the network's type, torch.bfloat16"):
+        ts.heat_flow(problem, until=1.0, method="exact")
+
+
 def test_exact_says_which_edge_it_cannot_take():
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sigmoid()).double()
     x = torch.randn(4, 2, dtype=torch.float64)

@@ -50,6 +50,8 @@ class Exact(FlowMethod):
             return jumping
         if walls.unread:
             return f"gate {walls.unread[0]} does not switch coordinate by coordinate"
+        if problem.like.dtype not in (torch.float32, torch.float64):
+            return f"it solves in the network's type, {problem.like.dtype}: encode model.float()"
         if not adjoint_output:
             return "the output force without Jacobian is not the gradient of the energy"
         if problem.free.differs:
