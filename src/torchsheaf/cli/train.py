@@ -180,14 +180,12 @@ def _classifier(generator: torch.Generator) -> nn.Sequential:
     """64–256–256–10, He-normal weights from the generator."""
     from torch import nn
 
+    from torchsheaf.examples.example import he_normal
+
     net = nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )
-    for layer in net:
-        if not isinstance(layer, nn.Linear):
-            continue
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(layer.bias)
+    he_normal(net, generator)
     return net
 
 

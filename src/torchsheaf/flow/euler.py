@@ -11,6 +11,7 @@ from torch import Tensor
 from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
+from torchsheaf.flow.exact import Exact
 from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
@@ -108,7 +109,8 @@ class Euler(FlowMethod):
                 task.recorder.write_all(row, run.c)
                 row += 1
             if step >= min(asked, task.max_steps):
-                outcome = outcome if step >= asked and math.isfinite(task.until) else _LIMIT
+                if step < asked or math.isinf(task.until):
+                    outcome = Outcome.STEP_LIMIT
                 break
             if step % CHECK_EVERY == 0:
                 task.progress(step / max(asked, 1))
@@ -131,11 +133,9 @@ class Euler(FlowMethod):
             step += 1
         for later in range(row, len(places)):
             task.recorder.write_all(later, run.c)
-        advice = f"{RAISE}; method='exact' ends where Euler chatters"
+        exact = Exact().refuses(problem, walls, task.adjoint_output) is None
+        advice = f"{RAISE}; method='exact' ends where Euler chatters" if exact else RAISE
         return Course(run.c, run.start, run.events, run.stopped, step, outcome, where, advice)
-
-
-_LIMIT = Outcome.STEP_LIMIT
 
 
 @dataclass

@@ -240,7 +240,7 @@ class _Run:
 
     def _locate(self, dense: Any, low: float, high: float, sample: int, wall: int) -> float:
         place = sample * self.problem.free.dim + int(self.walls.index[wall])
-        breaks = self.walls.thresholds[wall].cpu().numpy()
+        breaks = self.walls.thresholds[wall].double().cpu().numpy()
         begin = (dense(low)[place] >= breaks).sum()
         for _ in range(60):
             middle = (low + high) / 2
