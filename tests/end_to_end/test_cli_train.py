@@ -167,6 +167,14 @@ def test_failures_have_a_message_and_a_code(
     assert words in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("task", ["paraboloid", "digits"])
+def test_a_task_starts_from_the_weights_that_it_saved(task: str, here: Path) -> None:
+    common = [task, "--epochs", "1", "--json"]
+    first = found(run(*common, "--save", "kept.safetensors"))
+    again = found(run(*common, "--weights", "kept.safetensors"))
+    assert again["records"][0]["loss"] < first["records"][0]["loss"]
+
+
 @pytest.mark.parametrize(
     ("option", "name"), [("--checkpoint", "kept.pt"), ("--save", "kept.safetensors")]
 )

@@ -140,10 +140,13 @@ def _say_resumed(found: dict[str, Any], checkpoint: str, given: int) -> None:
 def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
     from torch import nn
 
-    from torchsheaf.network.target import TargetError
+    from torchsheaf.network.target import TargetError, load_weights
 
-    if target in TASKS and data is None and weights is None:
-        return _task(target, seed)
+    if target in TASKS and data is None:
+        job = _task(target, seed)
+        if weights is not None:
+            load_weights(job.model, Path(weights))
+        return job
     model, inputs, labels = load(target, weights)
     if not isinstance(model, nn.Module):
         raise TargetError("an exported program has fixed weights; name a module:factory to train")

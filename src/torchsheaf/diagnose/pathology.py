@@ -77,7 +77,7 @@ def pathologies(
 
 def _rate(dt: float, top: float | None, alpha: float) -> Finding:
     if top is None:
-        raise ValueError("dt came without `top`; write top=λ_max too, from spectra(problem).top")
+        raise ValueError("dt came without `top`; write top=float(spectra(problem).top.max())")
     return unstable_rate(dt, top, alpha)
 
 
