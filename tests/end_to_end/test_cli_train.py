@@ -26,6 +26,15 @@ def model():
 def unlabelled():
     net, x, y = model()
     return net, x
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 2), nn.Linear(1, 2)
+    def forward(self, a, b):
+        return self.one(a) + self.other(b)
+def two_inputs():
+    net, x, y = model()
+    return Two(), (x, x[:, :1]), y
 def data():
     net, x, y = model()
     return x[:30], y[:30], x[30:], y[30:]
@@ -165,6 +174,11 @@ def test_failures_have_a_message_and_a_code(
     result = run(*arguments, "--epochs", "3")
     assert result.exit_code == code, result.output
     assert words in " ".join(result.output.split())
+
+
+def test_a_model_of_two_inputs_is_trained_on_its_own_labels(here: Path) -> None:
+    records = found(run("mine_to_train:two_inputs", "--epochs", "5", "--json"))["records"]
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
 
 
 @pytest.mark.parametrize("task", ["paraboloid", "digits"])

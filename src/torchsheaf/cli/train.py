@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from torchsheaf.train import SheafTrainer
+    from torchsheaf.train.batches import Input
 
 
 class Job(NamedTuple):
     """A model to train, its data, and the loss that fits it."""
 
     model: nn.Module
-    x: Tensor
+    x: Input
     y: Tensor
     validation: tuple[Tensor, Tensor] | None
     loss: str
@@ -150,10 +151,11 @@ def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
     model, inputs, labels = load(target, weights)
     if not isinstance(model, nn.Module):
         raise TargetError("an exported program has fixed weights; name a module:factory to train")
+    split: tuple[Any, ...]
     if data:
         split = _data(data)
-    elif len(inputs) == 1 and labels is not None:
-        split = (inputs[0], labels)
+    elif labels is not None:
+        split = (inputs if len(inputs) > 1 else inputs[0], labels)
     else:
         raise TargetError(
             f"{target} gives no labels to train on; let its factory return (model, x, labels), or "
