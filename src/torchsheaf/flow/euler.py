@@ -12,7 +12,7 @@ from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
-from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, never
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
 from torchsheaf.harmonic import spectrum
@@ -102,7 +102,7 @@ class Euler(FlowMethod):
         asked = math.ceil(task.until / dt - 1e-9) if math.isfinite(task.until) else task.max_steps
         places = (task.recorder.times / dt).tolist()
         state = walls.state(problem.free.flatten(c))
-        run = _Run(c, state, state, problem.like.new_full((problem.batch,), torch.inf), [])
+        run = _Run(c, state, state, never(problem), [])
         row, outcome, where, step = 0, Outcome.COMPLETED, "", 0
         while True:
             while row < len(places) and places[row] <= step + SAME:
