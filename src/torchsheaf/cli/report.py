@@ -128,14 +128,16 @@ def in_dtype(target: Target, dtype: str) -> Target:
 @contextmanager
 def stages() -> Iterator[Progress]:
     """A progress bar over the stages of an analysis."""
+    from torchsheaf.report.analysis import STAGES
+
     with progress_bar() as bar:
-        task = bar.add_task("analysing", total=6)
+        task = bar.add_task("analysing", total=len(STAGES))
 
         def announce(stage: str, number: int, of: int) -> None:
-            bar.update(task, description=stage, completed=number, total=of)
+            bar.update(task, description=stage, completed=number)
 
         yield announce
-        bar.update(task, description="done", completed=6)
+        bar.update(task, description="done", completed=len(STAGES))
 
 
 def publish(analysis: Analysis, page: str, path: Path) -> None:

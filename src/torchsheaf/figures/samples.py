@@ -55,13 +55,14 @@ def samples_figure(
         figure = new_figure(rows * (1.12 + 0.16 * lines))
         grid = figure.subplots(rows, PER_ROW, squeeze=False)
         for i, axes in enumerate(grid.flat):
-            axes.set_axis_off() if i >= n else None
-            if i < n:
-                _draw(axes, x[i], x, theme)
-                axes.set_title(captions[i], fontsize=8.2, fontweight="normal", loc="center", pad=4)
-                if marked is not None and marked[i]:
-                    for spine in axes.spines.values():
-                        spine.set(visible=True, color=theme.contrast, linewidth=2.2)
+            if i >= n:
+                axes.set_axis_off()
+                continue
+            _draw(axes, x[i], x, theme)
+            axes.set_title(captions[i], fontsize=8.2, fontweight="normal", loc="center", pad=4)
+            if marked is not None and marked[i]:
+                for spine in axes.spines.values():
+                    spine.set(visible=True, color=theme.contrast, linewidth=2.2)
     return figure
 
 

@@ -30,7 +30,7 @@ _DARK_KINDS = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure. `surface` is transparent, so that the page shows through."""
+    """Colours of a figure, whose ground is transparent, so that the page shows through."""
 
     name: str
     ink: str
