@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import torchsheaf as ts
-from benchmarks.measurement import write_result
+from benchmarks.measurement import peak_megabytes, seconds, write_result
 
 SEQUENCE, BATCH = 64, 4
 
@@ -52,18 +52,8 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def peak() -> float:
-    """Largest resident memory so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def median_time(action: Callable[[], object], repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    return statistics.median(seconds(action) for _ in range(repeats))
 
 
 def forward() -> dict[str, Any]:
@@ -71,17 +61,17 @@ def forward() -> dict[str, Any]:
     model, ids = gpt2_small()
     start = resident()
     with torch.no_grad():
-        seconds = median_time(lambda: model(ids))
+        plain = median_time(lambda: model(ids))
     before = resident()
     logits = model(ids)
     kept = resident() - before
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "parameters": parameters,
-        "seconds_without_gradients": seconds,
+        "seconds_without_gradients": plain,
         "model_mib": start,
         "kept_activations_mib": kept,
-        "peak_mib": peak(),
+        "peak_mib": peak_megabytes(),
         "finite": bool(logits.isfinite().all()),
     }
 
@@ -91,12 +81,12 @@ def encode() -> dict[str, Any]:
     before = resident()
     begin = time.perf_counter()
     sheaf = ts.encode(model, ids)
-    seconds = time.perf_counter() - begin
+    taken = time.perf_counter() - begin
     return {
-        "seconds": seconds,
+        "seconds": taken,
         "vertices": len(sheaf.vertices),
         "free_coordinates_per_sample": sheaf.edge_space.dim,
-        "added_peak_mib": peak() - before,
+        "added_peak_mib": peak_megabytes() - before,
     }
 
 
@@ -107,13 +97,13 @@ def substitution() -> dict[str, Any]:
     with torch.no_grad():
         plain = median_time(lambda: model(ids))
         expected = model(ids)
-    seconds = median_time(lambda: problem.start("forward"))
+    taken = median_time(lambda: problem.start("forward"))
     extension = ts.harmonic_extension(problem)
     error = (extension.output - expected).abs().max() / expected.abs().max()
     return {
-        "seconds": seconds,
+        "seconds": taken,
         "model_seconds": plain,
-        "forward_passes": seconds / plain,
+        "forward_passes": taken / plain,
         "relative_error": float(error),
         "energy": float(extension.energy.max()),
     }
@@ -125,14 +115,14 @@ def gap() -> dict[str, Any]:
     problem = ts.hold(ts.encode(model, ids), ids)
     begin = time.perf_counter()
     spectrum = ts.spectrum(problem, vectors=False)
-    seconds = time.perf_counter() - begin
+    taken = time.perf_counter() - begin
     return {
-        "seconds": seconds,
+        "seconds": taken,
         "sweeps": spectrum.passes,
         "gap": spectrum.values[:, 0].tolist(),
         "relative_residual": float(spectrum.residual.max()),
-        "added_peak_mib": peak() - before,
-        "peak_mib": peak(),
+        "added_peak_mib": peak_megabytes() - before,
+        "peak_mib": peak_megabytes(),
     }
 
 

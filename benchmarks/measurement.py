@@ -1,4 +1,4 @@
-"""Timing, memory, environment and atomic results, shared by the questions in this folder."""
+"""Timing, memory, environment and results, for the questions here and for reproduce/."""
 
 import fcntl
 import json
@@ -8,13 +8,14 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from torchsheaf.file import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -45,37 +46,25 @@ def write_result(name: str, result: Mapping[str, Any]) -> Path:
     """results/<name>.json with the environment, written whole or not at all; also printed."""
     text = as_json({**result, "environment": environment()}) + "\n"
     sys.stdout.write(text)
-    return write_text(f"{name}.json", text)
+    return write_text(RESULTS / f"{name}.json", text)
 
 
 def update_result(name: str, part: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace one part of results/<name>.json, with its own environment; returns all parts.
+    """Replace one part of results/<name>.json, with its own environment; returns all parts."""
+    measured = {**entry, "environment": environment()}
+    return revise(RESULTS / f"{name}.json", lambda known: known | {part: measured})
 
-    Parts may be measured by several processes at once: reading and writing are one locked step.
+
+def revise(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Change what a JSON file holds ({} where there is none); returns what it holds then.
+
+    Several processes may do so at once: reading and writing are one locked step.
     """
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / f"{name}.lock", "w") as lock:
+    with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = read_result(name) | {part: {**entry, "environment": environment()}}
-        write_text(f"{name}.json", as_json(known) + "\n")
+        known = change(json.loads(path.read_text()) if path.exists() else {})
+        write_text(path, as_json(known) + "\n")
     return known
-
-
-def read_result(name: str) -> dict[str, Any]:
-    """What results/<name>.json holds; nothing where there is none."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_text(name: str, text: str) -> Path:
-    """A file of the results folder, whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / name
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS, delete=False, suffix=".tmp") as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-    return path
 
 
 def as_json(value: Any, indent: str = "") -> str:

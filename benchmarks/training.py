@@ -32,7 +32,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.measurement import RESULTS, update_result, write_text
+from benchmarks.measurement import RESULTS, update_result
+from torchsheaf.file import write_text
 from torchsheaf.train import EdgeRule, EquilibriumRule, RecursiveRule, SheafTrainer
 from torchsheaf.train.joint_euler import JointEuler
 
@@ -409,7 +410,7 @@ ORDER = (
 def write(name: str, entry: dict[str, Any]) -> None:
     """Replace one part of the results, and their tables."""
     known = update_result("training", name, entry)
-    write_text("training.md", "\n".join(table(known[n]) for n in TASKS if n in known))
+    write_text(RESULTS / "training.md", "\n".join(table(known[n]) for n in TASKS if n in known))
 
 
 def table(entry: dict[str, Any]) -> str:
@@ -444,8 +445,9 @@ def publish() -> None:
     before, _, rest = page.read_text().partition("<!-- benchmark tables -->")
     _, _, after = rest.partition("<!-- end of benchmark tables -->")
     tables = (RESULTS / "training.md").read_text().strip()
-    page.write_text(
-        f"{before}<!-- benchmark tables -->\n\n{tables}\n\n<!-- end of benchmark tables -->{after}"
+    write_text(
+        page,
+        f"{before}<!-- benchmark tables -->\n\n{tables}\n\n<!-- end of benchmark tables -->{after}",
     )
 
 

@@ -7,11 +7,7 @@ twice) a few minutes each on one core. Each replaces its entry of reproduce/resu
 and writes it as it goes.
 """
 
-import json
-import os
-import platform
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measurement import as_json, environment, revise
 from torchsheaf.boundary import Pin, hold, stationarity
 from torchsheaf.diagnose import discord, spectra
 from torchsheaf.examples.paper_tasks import PAPER_TASKS
@@ -179,19 +176,9 @@ PARTS = {"depth": depth, "sheaf": sheaf_trained, "descent": descent_trained}
 
 
 def write(part: str, value: Any) -> None:
-    """Replace one entry of the results file atomically."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    environment = {
-        "torch": torch.__version__, "python": platform.python_version(),
-        "machine": platform.machine(), "load": round(os.getloadavg()[0], 1),
-    }  # fmt: skip
-    known[part] = {"result": value, "environment": environment}
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
-        json.dump(known, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, RESULTS)
+    """Replace one entry of the results file."""
+    entry = {part: {"result": value, "environment": environment()}}
+    revise(RESULTS, lambda known: known | entry)
 
 
 def main(arguments: list[str]) -> int:
@@ -201,7 +188,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     result = PARTS[arguments[0]]()
     write(arguments[0], result)
-    print(json.dumps(result, indent=1))
+    print(as_json(result))
     return 0
 
 

@@ -6,10 +6,7 @@ the output; so its numbers can be matched, as far as the seeds are published.
 Source: Bosca & Ghrist 2026, Fig. 6, notebook 01 and Appendix E of the authors' repository.
 """
 
-import json
 import math
-import os
-import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from pathlib import Path
 import torch
 
 import torchsheaf as ts
+from benchmarks.measurement import environment, revise
 from torchsheaf.flow import euler_step
 from torchsheaf.flow.walls import Walls
 
@@ -142,16 +140,15 @@ def euler_run(run: Run, dt: float = 0.01) -> dict:
 
 
 def write(run: Run, measured: dict) -> None:
-    """Merge one run into the results, atomically."""
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
-    runs[run.name] = {"published": run.published, "measured": measured}
-    document = {
-        "environment": {"torch": torch.__version__, "python": platform.python_version()},
-        "runs": {r.name: runs[r.name] for r in RUNS if r.name in runs},
-    }
-    partial = RESULTS.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(partial, RESULTS)
+    """Merge one run into the results."""
+    entry = {run.name: {"published": run.published, "measured": measured}}
+
+    def merged(known: dict) -> dict:
+        runs = known.get("runs", {}) | entry
+        ordered = {r.name: runs[r.name] for r in RUNS if r.name in runs}
+        return {"environment": environment(), "runs": ordered}
+
+    revise(RESULTS, merged)
 
 
 def main() -> None:

@@ -6,12 +6,7 @@ Each part takes one to five minutes on one core and replaces its own entry of
 reproduce/results/training.json; `beta` replaces one row after the other.
 """
 
-import fcntl
-import json
-import os
-import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.measurement import as_json, environment, revise
 from torchsheaf.examples.paper_tasks import PAPER_TASKS, PaperTask
 from torchsheaf.train import EquilibriumRule, SheafTrainer
 from torchsheaf.train.joint_euler import JointEuler, JointState
@@ -189,31 +185,18 @@ PARTS = {
 }  # fmt: skip
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-    }
-
-
 def write(part: str, value: Any, *, keep: bool = False) -> None:
-    """Replace one entry of the results file atomically; `keep` merges rows by β."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(Path(tempfile.gettempdir()) / "torchsheaf-reproduce.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # parts may run side by side
-        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    """Replace one entry of the results file; `keep` merges rows by β."""
+
+    def replaced(known: dict[str, Any]) -> dict[str, Any]:
+        result = value
         if keep:
             old = known.get(part, {}).get("result", [])
             rows = {row["beta"]: row for row in [*old, *value]}
-            value = [rows[b] for b in sorted(rows)]
-        known[part] = {"result": value, "environment": environment()}
-        temporary = RESULTS.with_suffix(".part")
-        temporary.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-        os.replace(temporary, RESULTS)
+            result = [rows[b] for b in sorted(rows)]
+        return known | {part: {"result": result, "environment": environment()}}
+
+    revise(RESULTS, replaced)
 
 
 def main(arguments: list[str]) -> int:
@@ -226,7 +209,7 @@ def main(arguments: list[str]) -> int:
     else:
         result = PARTS[arguments[0]]()
         write(arguments[0], result)
-    print(json.dumps(result, indent=1))
+    print(as_json(result))
     return 0
 
 

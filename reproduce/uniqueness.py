@@ -10,16 +10,15 @@ of the energy beyond a step's own discretisation error is counted.
     python -m reproduce.uniqueness            # writes results/uniqueness.json
 """
 
-import json
-import os
-import platform
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from benchmarks.measurement import as_json, environment
+from torchsheaf.file import write_text
 
 RESULTS = Path(__file__).parent / "results" / "uniqueness.json"
 KINDS = ("sum", "product", "affine", "relu", "abs", "tanh", "sigmoid", "softmax", "rms-norm")
@@ -224,15 +223,11 @@ def main() -> None:
     report = {
         "networks": totals,
         "cpu_seconds": time.process_time() - begin,
-        "environment": {"python": platform.python_version(), "torch": torch.__version__},
+        "environment": environment(),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
-        json.dump(report, file, indent=2)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, RESULTS)
-    print(json.dumps(report, indent=2))
+    text = as_json(report)
+    write_text(RESULTS, text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

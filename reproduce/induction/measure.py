@@ -9,10 +9,7 @@ the disagreement is left.
     python -m reproduce.induction.measure      # writes results/induction.json and docs/images
 """
 
-import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import torchsheaf as ts
+from benchmarks.measurement import as_json
 from reproduce.induction.model import (
     HEADS,
     LENGTH,
@@ -36,6 +34,7 @@ from reproduce.induction.model import (
     sequences,
     trained,
 )
+from torchsheaf.file import write_text
 
 ROOT = Path(__file__).parents[2]
 RESULTS, IMAGES = ROOT / "reproduce" / "results" / "induction.json", ROOT / "docs" / "images"
@@ -206,15 +205,10 @@ def pictures(found: dict[str, Any]) -> None:
 
 def main() -> None:
     found = study()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS.parent, delete=False) as file:
-        json.dump(found, file, indent=2)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, RESULTS)
+    write_text(RESULTS, as_json(found) + "\n")
     pictures(found)
     shown = ("accuracy", "attention", "patching", "discord_share", "rank_correlation", "passes")
-    print(json.dumps({k: found[k] for k in (*shown, "worst_stationarity")}, indent=1))
+    print(as_json({k: found[k] for k in (*shown, "worst_stationarity")}))
     print(found["head_pin_energy_forward_and_relaxed"])
 
 

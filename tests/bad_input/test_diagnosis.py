@@ -178,7 +178,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda p: pathologies(p, dt=NAN, top=3.0), "dt is nan; write a positive number"),
         (lambda p: pathologies(p, dt=0.1, top=0.0), "top is 0.0; write a positive number"),
         (lambda p: pathologies(p, dt=0.1, top=3.0, alpha="a"), "alpha is 'a'; write a positive"),
-        (lambda p: pathologies(p, dt=0.1), "dt came without `top`; write top="),
+        (lambda p: pathologies(p, dt=0.1), r"write top=float\(spectra\(problem\)\.top\.max"),
         (lambda p: pathologies(p, decay=NAN), "decay is nan; write a positive number"),
         (lambda p: pathologies(p, decay=True), "decay is True; write a positive number"),
         (lambda p: label_energy(p, Y, margin=NAN), "margin is nan; write a finite number"),

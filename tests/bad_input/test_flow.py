@@ -127,6 +127,22 @@ def test_the_step_limit_counts_what_it_limits_and_names_its_own_remedies(problem
     assert "max_passes" not in str(caught.value)
 
 
+def test_euler_names_exact_only_where_that_takes_the_problem():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
+    x = torch.ones(2, 2, dtype=torch.float64)
+    problem = ts.hold(ts.encode(net.double(), x), x)
+    with pytest.raises(ts.ConvergenceError, match="raise max_steps or loosen tol$"):
+        ts.heat_flow(problem, "zeros", None, "euler", max_steps=3)
+
+
+def test_numbers_may_be_tensors_without_axes(problem):
+    start, two = problem.start("zeros"), torch.tensor(2.0)
+    flow = ts.heat_flow(problem, start, two, alpha=two, tol=torch.tensor(1e-9), times=3)
+    plain = ts.heat_flow(problem, start, 2.0, alpha=2.0, tol=1e-9, times=3)
+    assert (type(flow.alpha), flow.times[-1]) == (float, 2.0)
+    assert torch.equal(flow.energy, plain.energy)
+
+
 def test_euler_above_the_bound_says_the_bound(problem):
     with pytest.raises(ValueError, match=r"2/\(αλ_max\) = ([\d.]+)") as caught:
         ts.heat_flow(problem, method="euler", dt=5.0)
@@ -160,6 +176,21 @@ def test_a_state_that_stops_being_finite_names_vertex_and_time():
     result = ts.heat_flow(problem, start, method="euler", dt=0.5, until=100.0, throw=False)
     assert result.outcome is ts.Outcome.NONFINITE
     assert bool(result.stationarity.isnan().all())
+
+
+def test_exact_leaves_half_precision_to_the_methods_that_compute_in_float64():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()).bfloat16()
+    x = torch.ones(2, 2, dtype=torch.bfloat16)
+    problem = ts.hold(ts.encode(net, x), x)
+    start = problem.clamp({n: torch.full((2, 3), -1.0).to(x) for n in problem.free.shapes})
+    with torch.no_grad():
+        net[0].bias.fill_(3.0)  # every gate opens on the way
+    flow = ts.heat_flow(problem, start, until=5.0)
+    assert flow.method == "ode"
+    assert len(flow.events) >= 6
+    assert flow.final["1"].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="in the network's type, torch.bfloat16"):
+        ts.heat_flow(problem, until=1.0, method="exact")
 
 
 def test_exact_says_which_edge_it_cannot_take():

@@ -210,6 +210,31 @@ def test_watch_does_not_change_an_ordinary_training_run() -> None:
     assert spectral_evolution_figure(seen).axes
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_watch_draws_nothing_that_the_loop_would_draw(own: bool) -> None:
+    x, y = torch.randn(24, 2), torch.arange(24) % 2
+    source = torch.Generator().manual_seed(3)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, y), 8, shuffle=True, generator=source if own else None
+    )
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    before = torch.get_rng_state(), source.get_state()
+    watch(net, loader)
+    after = torch.get_rng_state(), source.get_state()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_watch_refuses_a_spectrum_in_half_precision_before_the_loop() -> None:
+    net, x = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).bfloat16(), torch.randn(8, 2).bfloat16()
+    with pytest.raises(ValueError, match="Lanczos needs float32: write spectral=0"):
+        watch(net, (x, None))
+    monitor = watch(net, (x, None), spectral=0)
+    monitor()
+    assert monitor.evolution.steps == [0]
+    edge = prediction(hold(monitor.sheaf, x), hold(monitor.sheaf, x).start("random"), "1")
+    assert len(prediction_figure(edge).axes) == 2
+
+
 def test_watch_is_a_callback_of_fit_and_reads_loaders() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2))

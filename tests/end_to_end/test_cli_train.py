@@ -26,6 +26,15 @@ def model():
 def unlabelled():
     net, x, y = model()
     return net, x
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 2), nn.Linear(1, 2)
+    def forward(self, a, b):
+        return self.one(a) + self.other(b)
+def two_inputs():
+    net, x, y = model()
+    return Two(), (x, x[:, :1]), y
 def data():
     net, x, y = model()
     return x[:30], y[:30], x[30:], y[30:]
@@ -152,6 +161,8 @@ def test_a_resumed_run_keeps_the_split_of_its_seed(here: Path) -> None:
         (["mine_to_train:model", "--rate", "inf"], Exit.USAGE, "not a positive finite"),
         (["mine_to_train:model", "--checkpoint", "a.safetensors", "--save", "a.safetensors"],
          Exit.USAGE, "both name a.safetensors"),
+        (["mine_to_train:model", "--checkpoint", "run.safetensors"],
+         Exit.BAD_INPUT, "write run.pt"),
         (["mine_to_train:model", "--save", "weights.pt"], Exit.USAGE, "ends in .safetensors"),
         (["paraboloid", "--rule", "first-order", "--optimizer", "sgd", "--rate", "1e200"],
          Exit.NOT_CONVERGED, "non-finite"),
@@ -163,3 +174,31 @@ def test_failures_have_a_message_and_a_code(
     result = run(*arguments, "--epochs", "3")
     assert result.exit_code == code, result.output
     assert words in " ".join(result.output.split())
+
+
+def test_a_model_of_two_inputs_is_trained_on_its_own_labels(here: Path) -> None:
+    records = found(run("mine_to_train:two_inputs", "--epochs", "5", "--json"))["records"]
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
+
+
+@pytest.mark.parametrize("task", ["paraboloid", "digits"])
+def test_a_task_starts_from_the_weights_that_it_saved(task: str, here: Path) -> None:
+    common = [task, "--epochs", "1", "--json"]
+    first = found(run(*common, "--save", "kept.safetensors"))
+    again = found(run(*common, "--weights", "kept.safetensors"))
+    assert again["records"][0]["loss"] < first["records"][0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--checkpoint", "kept.pt"), ("--save", "kept.safetensors")]
+)
+def test_a_full_disk_is_a_file_that_cannot_be_written(
+    option: str, name: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = run("mine_to_train:model", "--epochs", "1", option, name)
+    assert result.exit_code == Exit.CANNOT_WRITE, result.output
+    assert f"cannot write {name}: No space left on device" in result.output

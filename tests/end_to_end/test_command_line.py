@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 
 import torchsheaf
 from torchsheaf.cli import VERBS, Exit, choices, main
+from torchsheaf.cli.checkout import named
 from torchsheaf.cli.loading import TARGET_HELP
 from torchsheaf.examples import EXAMPLES
 from torchsheaf.examples.paper_tasks import PAPER_TASKS
@@ -434,7 +436,23 @@ def test_the_checkout_lists_its_scripts() -> None:
     done = run("reproduce", folder=root)
     assert done.returncode == Exit.OK, done.stderr
     for name in done.stdout.split():
-        assert (root / "reproduce" / f"{name}.py").is_file()
+        assert find_spec(f"reproduce.{name.replace('/', '.')}"), name
+
+
+def test_a_script_of_the_checkout_runs_whole_packages_too() -> None:
+    """`reproduce NAME` runs it as `python -m`, so that scripts may import what is beside them."""
+    root = Path(__file__).parents[2]
+    if not (root / "reproduce").is_dir():
+        pytest.skip("no reproduce/ in this tree")
+    names = named(root / "reproduce", ".py")
+    assert {"errata", "training", "induction/measure"} <= set(names)
+    assert not any(name.startswith("errata/") for name in names)  # parts, not scripts
+    done = run("reproduce", "errata", "ch08.homogeneous", folder=root)
+    assert done.returncode == Exit.OK, done.stderr
+    assert "refuted" in done.stdout
+    listed = run("reproduce", "errata", "--list", folder=root)  # the script's own option
+    assert listed.returncode == Exit.OK, listed.stderr
+    assert "ch08.homogeneous" in listed.stdout
 
 
 def test_every_exit_code_is_documented() -> None:

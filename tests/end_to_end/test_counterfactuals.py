@@ -1,6 +1,7 @@
 """Pins beside real forward hooks, the command, the figures, the nearest consistent input."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -172,11 +173,27 @@ def test_nearest_consistent_asks_which_output():
 
 def test_figures_are_figures(sheaf, x):
     assert isinstance(pin_figure(ts.counterfactual(sheaf, x, ts.Pin("2", 1.0))), Figure)
-    square = relu_mlp([4, 6, 2], 1)
-    y = randn(3, 4, 4)
+    square = relu_mlp([36, 6, 2], 1)
+    y = randn(3, 4, 36)
     found = ts.nearest_consistent(ts.encode(square, y), y, 1)
     figure = nearest_figure(found, count=2)
     assert len(figure.axes) == 6
+
+
+def test_inputs_are_pictures_in_colour_or_none_as_everywhere(sheaf, x):
+    net = fill(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)), 1)
+    pictures = randn(5, 6, 3, 4, 4)
+    found = ts.nearest_consistent(ts.encode(net, pictures), pictures, 1)
+    moved = found.distance.masked_fill(~(found.reached & (found.distance > 0)), math.inf)
+    first = int(moved.argmin())
+    before, change, _ = (axes.images[0].get_array() for axes in nearest_figure(found, count=1).axes)
+    assert before.shape == (4, 4, 3)
+    expected = (found.changed - found.reference)[first].mean(0)
+    torch.testing.assert_close(torch.as_tensor(change.data), expected)
+    four = randn(3, 4, 4)  # numbers, no picture of 2 × 2
+    found = ts.nearest_consistent(ts.encode(relu_mlp([4, 6, 2], 1), four), four, 1)
+    with pytest.raises(ValueError, match="no picture"):
+        nearest_figure(found)
 
 
 def test_the_command_prints_what_the_function_returns():
@@ -199,7 +216,7 @@ def test_the_command_refuses_a_vertex_that_is_not_there():
 def test_the_report_shows_what_would_have_to_change_when_asked():
     from torchsheaf.report import report
 
-    square, y = relu_mlp([4, 6, 2], 1), randn(3, 6, 4)
+    square, y = relu_mlp([36, 6, 2], 1), randn(3, 6, 36)
     page = report(square, y, nearest=1)
     assert "What would have to change" in page
     assert "Red must rise" in page

@@ -150,6 +150,48 @@ def test_a_small_picture_keeps_its_pixels() -> None:
     assert figures.sample_picture(torch.ones(5), torch.ones(5)) is None
 
 
+class Scalar(nn.Module):
+    """One number per sample, `(batch,)`: a stalk without axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).squeeze(1)
+
+
+@pytest.mark.parametrize("start", ["forward", "random"])  # at rest from the beginning, or not
+@pytest.mark.parametrize("scalar", [False, True])
+def test_a_flow_is_drawn_whatever_its_energy_and_its_stalks(
+    start: str, scalar: bool, tmp_path: Path
+) -> None:
+    net = Scalar() if scalar else Scalar().layers
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    problem = ts.hold(ts.encode(net, x), x)
+    flow = ts.heat_flow(problem, start=start, until=1.0, times=5, record="states")
+    for drawn in (
+        figures.flow_energy_figure(flow), figures.flow_energy_figure(flow, 0),
+        figures.energy_shares_figure(flow), figures.output_figure(flow),
+        figures.relaxation_figure(flow.times, flow.energy, rate=0.1),
+    ):  # fmt: skip
+        drawn.canvas.draw()
+    assert figures.flow_animation(flow, tmp_path / "flow.gif", goal=flow.final, frames=2).is_file()
+
+
+def test_a_vertex_of_a_flow_is_drawn_by_any_of_its_names_if_all_of_it_was_kept() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    x = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    problem = ts.hold(ts.encode(net, x), x)
+    flow = ts.heat_flow(problem, until=1.0, times=5, record={"output": None, "0": [1, 3]})
+    (axes,) = figures.phase_plane_figure(flow, "output", (2, 0)).axes
+    path = flow.states["2"]
+    assert np.allclose(np.asarray(axes.lines[1].get_xydata()), path[:, 1, [2, 0]])
+    for vertex in ("0", "1"):  # two coordinates of four, and none
+        with pytest.raises(ValueError, match=f"'{vertex}' was not recorded, or not all of it"):
+            figures.phase_plane_figure(flow, vertex)
+
+
 def test_figures_compute_nothing() -> None:
     """They may read results and take means and quantiles; solvers and flows are out of reach."""
     folder = Path(figures.__file__).parent

@@ -462,6 +462,24 @@ def test_a_bar_only_where_there_is_a_terminal(capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_module_that_takes_the_place_in_memory_of_another_is_noticed() -> None:
+    """An id may be used again: the first gate stood in for a later one."""
+    net, x, y = relu_mlp([3, 5, 2], 1).train(), randn(1, 6, 3), randn(2, 6, 2)
+    trainer = SheafTrainer(net, loss="l2", rule="first-order")
+    trainer.local_gradients(x, y)
+    first = id(net[1])
+    for _ in range(100):
+        net[1] = nn.Tanh()
+        net[1] = nn.Sigmoid()
+        if id(net[1]) == first:
+            break
+    trainer.local_gradients(x, y)
+    found = net[0].weight.grad
+    net.zero_grad()
+    (0.5 * (net(x) - y).square().sum(1).mean()).backward()
+    torch.testing.assert_close(found, net[0].weight.grad)
+
+
 def test_a_replaced_module_and_a_changed_mode_are_noticed() -> None:
     net = (
         nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)).double().eval()

@@ -58,6 +58,15 @@ def test_relax_refuses_a_step_above_the_bound(here):
     assert done.exit_code != 0
 
 
+@pytest.mark.parametrize("taken", ["output.png", "relaxation.gif"])
+def test_relax_says_which_picture_it_cannot_write(here, taken):
+    (here / "pictures" / taken).mkdir(parents=True)
+    arguments = ["--until", "1", "--samples", "1", "--out", "pictures"]
+    done = CliRunner().invoke(main, ["relax", "relaxing_model:net", *arguments])
+    assert done.exit_code == Exit.CANNOT_WRITE, done.output
+    assert f"cannot write pictures/{taken}: " in done.output
+
+
 @pytest.mark.parametrize("folder", ["relaxing_model.py", "relaxing_model.py/pictures"])
 def test_relax_notices_before_the_run_that_it_cannot_write(here, folder, monkeypatch):
     monkeypatch.setattr("torchsheaf.flow.heat_flow", None)  # it must not come to this

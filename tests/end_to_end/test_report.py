@@ -91,6 +91,10 @@ def test_nothing_hostile_becomes_markup(hostile_page: str) -> None:
     assert json.loads(data)["title"] == HOSTILE
 
 
+def test_the_same_results_give_the_same_page(analysed: Analysed) -> None:
+    assert render(analysed[3]) == analysed[4]
+
+
 def test_names_inside_pictures_are_text_too(hostile_page: str) -> None:
     found = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", hostile_page)
     assert found

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchsheaf as ts
-from tests.reference.networks import fill, randn
+from tests.reference.networks import fill, randn, relu_mlp
 from torchsheaf.flow import Exact, Walls, euler_step
 from torchsheaf.flow.euler import step_bound
 
@@ -299,3 +299,12 @@ def test_a_tight_step_limit_is_reported_and_float32_flows():
     assert flow.energy.dtype == torch.float32
     np.testing.assert_allclose(flow.output, single(x.float()).detach(), atol=1e-3)
     assert math.isfinite(float(flow.stopped.max()))
+
+
+@pytest.mark.parametrize("method", ["exact", "euler", "ode"])
+def test_times_are_float64_whatever_the_network_is(method):
+    x = randn(1, 2, 2, dtype=torch.float32)
+    problem = ts.hold(ts.encode(relu_mlp([2, 3, 1], 1, dtype=torch.float32), x), x)
+    flow = ts.heat_flow(problem, "zeros", None, method)
+    assert bool(flow.stopped.isfinite().all())
+    assert {t.dtype for t in (flow.times, flow.stopped, flow.events.time)} == {torch.float64}

@@ -27,26 +27,27 @@ def find(folder: str, start: Path | None = None) -> Path:
     )
 
 
-def named(folder: Path, suffix: str) -> dict[str, Path]:
-    """What can be run: files below the folder, by path without suffix; `_private` ones left out."""
-    files = sorted(folder.rglob(f"*{suffix}"))
-    return {
-        str(f.relative_to(folder).with_suffix("")): f
-        for f in files
-        if not any(part.startswith(("_", ".")) for part in f.relative_to(folder).parts)
-    }
+def named(folder: Path, suffix: str) -> list[str]:
+    """What can be run: files below the folder, by path without suffix; `_private` ones left out.
+
+    A package that runs as a whole (it has a `__main__`) is one of them; its parts are not.
+    """
+    whole = {main.parent for main in folder.rglob("__main__.py")}
+    files = [f.with_suffix("") for f in folder.rglob(f"*{suffix}") if whole.isdisjoint(f.parents)]
+    found = sorted(f.relative_to(folder) for f in (*files, *whole))
+    return [f.as_posix() for f in found if not any(p.startswith(("_", ".")) for p in f.parts)]
 
 
-def choose(available: dict[str, Path], name: str) -> Path:
+def choose(available: list[str], name: str) -> str:
     """One of them: by its whole name, or by a beginning that fits only one."""
     fitting = [n for n in available if n == name] or [n for n in available if n.startswith(name)]
     if len(fitting) != 1:
         found = "fits none" if not fitting else f"fits {', '.join(fitting)}"
         raise click.BadParameter(f"{name!r} {found}; write one of: {', '.join(available)}")
-    return available[fitting[0]]
+    return fitting[0]
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def reproduce(name: str | None, arguments: tuple[str, ...]) -> None:
@@ -56,8 +57,8 @@ def reproduce(name: str | None, arguments: tuple[str, ...]) -> None:
     if name is None:
         click.echo("\n".join(available))
         return
-    script = choose(available, name)
-    run([sys.executable, str(script), *arguments], folder.parent)
+    module = ".".join([folder.name, *choose(available, name).split("/")])
+    run([sys.executable, "-m", module, *arguments], folder.parent)
 
 
 @click.command()
@@ -69,8 +70,8 @@ def lab(name: str | None) -> None:
     if name is None:
         click.echo("\n".join(available))
         return
-    notebook = choose(available, name)
-    run([sys.executable, "-m", "jupyter", "execute", "--inplace", str(notebook)], folder.parent)
+    notebook = f"{folder.name}/{choose(available, name)}.ipynb"
+    run([sys.executable, "-m", "jupyter", "execute", "--inplace", notebook], folder.parent)
 
 
 def run(command: list[str], folder: Path) -> None:

@@ -13,10 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from torchsheaf.cli.choices import EXAMPLES
-from torchsheaf.cli.exits import Exit
-from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, target_argument
-from torchsheaf.cli.writing import writable
+from torchsheaf.cli.writing import writable, writing
 from torchsheaf.file import write_file
 
 if TYPE_CHECKING:
@@ -79,11 +77,8 @@ def pin(
     if figure is not None:
         from torchsheaf.figures.pin import pin_figure
 
-        try:
+        with writing(figure):
             write_file(figure, pin_figure(found, sample=sample).savefig)
-        except OSError as error:
-            message = f"cannot write {figure}: {error.strerror}"
-            raise CommandFailed(message, Exit.CANNOT_WRITE) from error
 
 
 def describe(found: Counterfactual, sample: int | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torchsheaf.cli.choices import DEMOS, FORMATS, NORMS, PROFILES
 from torchsheaf.cli.exits import Exit
 from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import TARGET_HELP, budget_of, checked, load, target_argument
-from torchsheaf.cli.writing import writable
+from torchsheaf.cli.writing import writable, writing
 from torchsheaf.file import write_file, write_text
 
 if TYPE_CHECKING:
@@ -97,10 +97,7 @@ def plan_command(
         click.echo(json.dumps(describe(found), indent=2))
     else:
         print_plan(found)
-    try:
-        _write(found, target, certificate, figures, html)
-    except OSError as error:
-        raise CommandFailed(f"cannot write: {error}", Exit.CANNOT_WRITE) from error
+    _write(found, target, certificate, figures, html)
 
 
 def _write(
@@ -111,12 +108,15 @@ def _write(
     from torchsheaf.report.precision_section import precision_page
 
     if certificate:
-        save_certificate(found.certificate, certificate)
+        with writing(certificate):
+            save_certificate(found.certificate, certificate)
     if figures:
-        write_file(f"{figures}-error.svg", error_and_cost_figure(found).savefig)
-        write_file(f"{figures}-graph.svg", assignment_figure(found).savefig)
+        with writing(f"{figures}-error.svg and {figures}-graph.svg"):
+            write_file(f"{figures}-error.svg", error_and_cost_figure(found).savefig)
+            write_file(f"{figures}-graph.svg", assignment_figure(found).savefig)
     if html:
-        write_text(html, precision_page(found, target))
+        with writing(html):
+            write_text(html, precision_page(found, target))
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -281,10 +281,9 @@ def profile_command(file: str, device: str) -> None:
     writable(file, "FILE")
     from torchsheaf.precision.profile import measure_profile, write_profile
 
-    try:
-        write_profile(measure_profile(Path(file).stem, device), file)
-    except OSError as error:
-        raise CommandFailed(f"cannot write {file}: {error}", Exit.CANNOT_WRITE) from error
+    measured = measure_profile(Path(file).stem, device)
+    with writing(file):
+        write_profile(measured, file)
     click.echo(f"written to {file}")
 
 

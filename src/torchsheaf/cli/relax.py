@@ -11,7 +11,7 @@ import click
 
 from torchsheaf.cli.choices import FORMS, METHODS
 from torchsheaf.cli.loading import TARGET_HELP, load, one_thread, seed_option, target_argument
-from torchsheaf.cli.writing import writable_folder
+from torchsheaf.cli.writing import writable_folder, writing
 from torchsheaf.file import write_file
 
 if TYPE_CHECKING:
@@ -127,8 +127,11 @@ def draw(flow: Trajectory, folder: Path, forward: Any) -> list[str]:
     written = []
     for stem, figure in pictures.items():
         path = folder / f"{stem}.png"
-        write_file(path, partial(figure().savefig, dpi=130, facecolor="white"))
+        with writing(path):
+            write_file(path, partial(figure().savefig, dpi=130, facecolor="white"))
         written.append(str(path))
     goal = None if flow.problem.pins else forward
-    written.append(str(flow_animation(flow, folder / "relaxation.gif", goal=goal, frames=40)))
-    return written
+    path = folder / "relaxation.gif"
+    with writing(path):
+        flow_animation(flow, path, goal=goal, frames=40)
+    return [*written, str(path)]

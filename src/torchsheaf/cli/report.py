@@ -23,7 +23,7 @@ from torchsheaf.cli.loading import (
     seed_option,
     target_argument,
 )
-from torchsheaf.cli.writing import writable
+from torchsheaf.cli.writing import writable, writing
 from torchsheaf.file import write_text
 
 if TYPE_CHECKING:
@@ -128,24 +128,24 @@ def in_dtype(target: Target, dtype: str) -> Target:
 @contextmanager
 def stages() -> Iterator[Progress]:
     """A progress bar over the stages of an analysis."""
+    from torchsheaf.report.analysis import STAGES
+
     with progress_bar() as bar:
-        task = bar.add_task("analysing", total=6)
+        task = bar.add_task("analysing", total=len(STAGES))
 
         def announce(stage: str, number: int, of: int) -> None:
-            bar.update(task, description=stage, completed=number, total=of)
+            bar.update(task, description=stage, completed=number)
 
         yield announce
-        bar.update(task, description="done", completed=6)
+        bar.update(task, description="done", completed=len(STAGES))
 
 
 def publish(analysis: Analysis, page: str, path: Path) -> None:
     """Write the page, print the findings and the path; exit by name when a check failed."""
     from torchsheaf.report import headlines
 
-    try:
+    with writing(path):
         write_text(path, page)
-    except OSError as error:
-        raise CommandFailed(f"cannot write {path}: {error.strerror}", Exit.CANNOT_WRITE) from error
     console = Console(highlight=False)
     for line in headlines(analysis):
         console.print(Text(f"• {line}"))

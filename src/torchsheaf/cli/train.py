@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +14,8 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from torchsheaf.cli.choices import LOSSES, OPTIMISERS, RULES, TASKS
-from torchsheaf.cli.exits import Exit
-from torchsheaf.cli.failures import CommandFailed
 from torchsheaf.cli.loading import load, seed_option
-from torchsheaf.cli.writing import writable
+from torchsheaf.cli.writing import writable, writing
 from torchsheaf.file import write_file
 
 if TYPE_CHECKING:
@@ -24,13 +23,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from torchsheaf.train import SheafTrainer
+    from torchsheaf.train.batches import Input
 
 
 class Job(NamedTuple):
     """A model to train, its data, and the loss that fits it."""
 
     model: nn.Module
-    x: Tensor
+    x: Input
     y: Tensor
     validation: tuple[Tensor, Tensor] | None
     loss: str
@@ -74,15 +74,16 @@ def train(ctx: click.Context, **options: Any) -> None:
     trainer = SheafTrainer(job.model, loss=loss, rule=rule)
     optimiser, rate = _optimiser(trainer, rule, options["optimizer"], options["rate"])
     whole = rule == "equilibrium" and _is_default(ctx, "batch_size")
-    history = fit(
-        trainer, (job.x, job.y), optimiser, epochs=options["epochs"],
-        batch_size=None if whole else options["batch_size"], validation=job.validation,
-        patience=options["patience"], checkpoint=options["checkpoint"],
-        resume=not options["restart"], progress=options["progress"],
-        generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    with writing(options["checkpoint"]) if options["checkpoint"] else nullcontext():
+        history = fit(
+            trainer, (job.x, job.y), optimiser, epochs=options["epochs"],
+            batch_size=None if whole else options["batch_size"], validation=job.validation,
+            patience=options["patience"], checkpoint=options["checkpoint"],
+            resume=not options["restart"], progress=options["progress"],
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
     if options["save"]:
-        _save(job.model, Path(options["save"]))
+        _save(job.model, options["save"])
     final = evaluate(trainer, *(job.validation or (job.x, job.y)))
     found = {
         "target": options["target"], "rule": rule, "loss": loss, "rate": rate,
@@ -140,17 +141,21 @@ def _say_resumed(found: dict[str, Any], checkpoint: str, given: int) -> None:
 def _job(target: str, weights: str | None, data: str | None, seed: int) -> Job:
     from torch import nn
 
-    from torchsheaf.network.target import TargetError
+    from torchsheaf.network.target import TargetError, load_weights
 
-    if target in TASKS and data is None and weights is None:
-        return _task(target, seed)
+    if target in TASKS and data is None:
+        job = _task(target, seed)
+        if weights is not None:
+            load_weights(job.model, Path(weights))
+        return job
     model, inputs, labels = load(target, weights)
     if not isinstance(model, nn.Module):
         raise TargetError("an exported program has fixed weights; name a module:factory to train")
+    split: tuple[Any, ...]
     if data:
         split = _data(data)
-    elif len(inputs) == 1 and labels is not None:
-        split = (inputs[0], labels)
+    elif labels is not None:
+        split = (inputs if len(inputs) > 1 else inputs[0], labels)
     else:
         raise TargetError(
             f"{target} gives no labels to train on; let its factory return (model, x, labels), or "
@@ -180,14 +185,12 @@ def _classifier(generator: torch.Generator) -> nn.Sequential:
     """64–256–256–10, He-normal weights from the generator."""
     from torch import nn
 
+    from torchsheaf.examples.example import he_normal
+
     net = nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )
-    for layer in net:
-        if not isinstance(layer, nn.Linear):
-            continue
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(layer.bias)
+    he_normal(net, generator)
     return net
 
 
@@ -239,13 +242,11 @@ def _is_default(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.DEFAULT
 
 
-def _save(model: nn.Module, path: Path) -> None:
+def _save(model: nn.Module, path: str | Path) -> None:
     from safetensors.torch import save_model
 
-    try:
+    with writing(path):
         write_file(path, lambda part: save_model(model, str(part)))
-    except OSError as error:
-        raise CommandFailed(f"--save: {error}", Exit.CANNOT_WRITE) from error
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
-"""Where results are written: noticed before the work begins if that cannot be done."""
+"""Results that cannot be written: noticed before the work begins where that can be known."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torchsheaf.cli.exits import Exit
@@ -21,4 +23,14 @@ def writable_folder(folder: Path, option: str = "--out") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         said = f"{option}: {folder} cannot be made: {error.strerror}"
+        raise CommandFailed(said, Exit.CANNOT_WRITE) from error
+
+
+@contextmanager
+def writing(result: str | Path) -> Iterator[None]:
+    """Inside, an error of the system means that this result cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        said = f"cannot write {result}: {error.strerror or error}"
         raise CommandFailed(said, Exit.CANNOT_WRITE) from error

@@ -1,7 +1,7 @@
 """Results → findings: how much each edge disagrees, and whether the claims about a network hold.
 
 `discord` reads the disagreement of every edge off an equilibrium; `agreement` checks that the
-forward pass is the harmonic extension. Nothing here relaxes, trains or draws.
+forward pass is the harmonic extension. Nothing here trains or draws.
 """
 
 from torchsheaf.diagnose.agreement import agreement as agreement

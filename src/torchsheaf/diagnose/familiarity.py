@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
-from torchsheaf.diagnose.findings import Finding, at_most
+from torchsheaf.diagnose.findings import Finding, at_most, listed
 
 FOREIGN = 0.02
 """Share of samples that may lie outside: the reference itself has 1% there."""
@@ -83,7 +83,6 @@ class Familiarity:
         flagged = (distance > self.limit).nonzero().flatten()
         ranked = flagged[distance[flagged].argsort(descending=True)].tolist()
         share = len(ranked) / problem.batch
-        shown = ", ".join(map(str, ranked[:8])) + (", …" if len(ranked) > 8 else "")
         return at_most(
             "foreign inputs",
             share,
@@ -94,7 +93,7 @@ class Familiarity:
                 "These inputs move the network as the reference inputs do."
                 if share <= FOREIGN
                 else f"{len(ranked)} samples drive the network where no reference input does: "
-                f"{shown}. Do not trust its answers there; check units, scaling and "
+                f"{listed(ranked, 8)}. Do not trust its answers there; check units, scaling and "
                 "preprocessing, or collect such samples."
             ),
         )

@@ -1,6 +1,7 @@
 """A finding: one number, what it should be, and what to do when it is not."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,6 +40,11 @@ class Finding:
         unit = f" {self.unit}" if self.unit else ""
         bound = f" ({self.relation} {self.bound:.3g})" if self.bound is not None else ""
         return f"{self.name}: {self.value:.3g}{unit}{bound}: {self.verdict.value}"
+
+
+def listed(found: Sequence[object], most: int) -> str:
+    """The first ones of a list as text, with "…" where there are more."""
+    return ", ".join(map(str, found[:most])) + (", …" if len(found) > most else "")
 
 
 def at_most(

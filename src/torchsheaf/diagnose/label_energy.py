@@ -9,7 +9,7 @@ from torchsheaf.arguments import finite_number, whole_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import class_numbers
-from torchsheaf.diagnose.discord import Discord, discord_edges
+from torchsheaf.diagnose.discord import Discord, DiscordEdge, discord_edges
 from torchsheaf.sheaf import Coboundary
 
 SIGMOIDS = ("sigmoid", "hardsigmoid")
@@ -71,12 +71,12 @@ def label_energy(
     name = problem.sheaf.output(output)
     at = problem.start("forward")
     labels = class_numbers("labels", labels, at[name])
-    coboundary = problem.coboundary(at)
+    coboundary, edges = problem.coboundary(at), discord_edges(problem)
     probability = at[name].shape[1] == 1 and problem.sheaf.edges[name].operation in SIGMOIDS
     boundary = 0.5 if probability else 0.0  # of the rest, both classes' numbers move alike
     best: LabelEnergy | None = None
     for rival, u in _directions(at[name], labels, rivals):
-        found = _one(problem, coboundary, name, at[name] - boundary, u, rival, margin)
+        found = _one(problem, coboundary, edges, name, at[name] - boundary, u, rival, margin)
         best = found if best is None else _larger(found, best)
     assert best is not None
     return best
@@ -94,21 +94,18 @@ def _directions(output: Tensor, labels: Tensor, rivals: int | None) -> list[tupl
 
 
 def _one(
-    problem: Problem, coboundary: Coboundary, name: str, output: Tensor, u: Tensor, rival: Tensor,
-    margin: float,
+    problem: Problem, coboundary: Coboundary, edges: tuple[DiscordEdge, ...], name: str,
+    output: Tensor, u: Tensor, rival: Tensor, margin: float,
 ) -> LabelEnergy:  # fmt: skip
     pulled = coboundary.domain.zeros(problem.batch, output)
     swept = coboundary.solve_adjoint(Cochain({**pulled, name: u}))
-    weights = problem.weights
-    edges = discord_edges(problem)
-    parts = [coordinates(swept[e.name]).square().sum(1) / weights.get(e.name, 1.0) for e in edges]
-    stacked = torch.stack(parts, 1)
-    stiffness = stacked.sum(1)
+    squares = torch.stack([coordinates(swept[e.name]).square().sum(1) for e in edges], 1)
+    weights = squares.new_tensor([problem.weights.get(e.name, 1.0) for e in edges])
+    stiffness = (squares / weights).sum(1)
     gap = margin - (u * output).sum(1)
     signed = 0.5 * gap * gap.abs() / stiffness
     scale = (gap / stiffness).square()
-    unweighted = torch.tensor([weights.get(e.name, 1.0) for e in edges]).to(stacked)
-    values = stacked * scale[:, None] / unweighted
+    values = squares * scale[:, None] / weights.square()
     return LabelEnergy(signed, gap, rival, Discord(edges, values))
 
 

@@ -1,6 +1,6 @@
 """What is wrong with a network: dead units, signals that fade or blow up, saturation, bad rates."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, require_problem
 from torchsheaf.cochain import Cochain, coordinates
 from torchsheaf.diagnose.classes import are_classes
-from torchsheaf.diagnose.findings import Finding, at_most
+from torchsheaf.diagnose.findings import Finding, at_most, listed
 from torchsheaf.diagnose.nudge import nudged_residual, output_error
 from torchsheaf.diagnose.suspicion import suspicious_labels
 from torchsheaf.network import Kind, Node, ScalarGate
@@ -77,7 +77,7 @@ def pathologies(
 
 def _rate(dt: float, top: float | None, alpha: float) -> Finding:
     if top is None:
-        raise ValueError("dt came without `top`; write top=λ_max too, from spectra(problem).top")
+        raise ValueError("dt came without `top`; write top=float(spectra(problem).top.max())")
     return unstable_rate(dt, top, alpha)
 
 
@@ -94,7 +94,7 @@ def overflow(at: Cochain, vertex: str) -> Finding:
 
 def without_effect(problem: Problem) -> list[Finding]:
     """Steps with parameters on no path to any output: wired wrong, or left over."""
-    used = _feeding(problem, problem.sheaf.outputs)
+    used = problem.sheaf.upstream(problem.sheaf.outputs)
     idle = [e.name for e in problem.sheaf.edges.values() if e.parameters and e.head not in used]
     if not idle:
         return []
@@ -102,19 +102,10 @@ def without_effect(problem: Problem) -> list[Finding]:
         at_most(
             "steps without effect on any output", len(idle), 0, unit="steps",
             source="no path leads from them to an output",
-            advice=f"{', '.join(idle[:6])}{', …' if len(idle) > 6 else ''}: computed, and used "
-            "by nothing; their parameters never learn. Wire the result in, or remove them.",
+            advice=f"{listed(idle, 6)}: computed, and used by nothing; "
+            "their parameters never learn. Wire the result in, or remove them.",
         )
     ]  # fmt: skip
-
-
-def _feeding(problem: Problem, outputs: Iterable[str]) -> set[str]:
-    """The outputs and all vertices that they are computed from."""
-    used = set(outputs)
-    for edge in reversed(problem.sheaf.edges.values()):
-        if edge.head in used:
-            used.update(edge.parents)
-    return used
 
 
 def dead_units(problem: Problem, at: Cochain) -> Finding:
@@ -135,7 +126,6 @@ def dead_units(problem: Problem, at: Cochain) -> Finding:
                 flat = flat.movedim(-1, 1)
             units = flat.reshape(flat.shape[0], flat.shape[1], -1).all(2).all(0)
             dead += [f"{node.name}[{j}]" for j in units.nonzero().flatten().tolist()]
-    shown = ", ".join(dead[:6]) + (", …" if len(dead) > 6 else "")
     bound = f"{3 / problem.batch:.1%}" if problem.batch >= 3 else "an unknown share"
     return at_most(
         "dead units",
@@ -148,9 +138,10 @@ def dead_units(problem: Problem, at: Cochain) -> Finding:
             f"GELU and tanh, at most {FLAT:g})."
             if not dead
             else f"Flat on all {problem.batch} samples (so, with 95% confidence, sloped on fewer "
-            f"than {bound} of such inputs): {shown}. They pass on a constant, and learn nothing. "
-            "Lower the learning rate, start their biases where the gate has a slope (ReLU: at 0 or "
-            "above; tanh, sigmoid: near 0, with smaller weights), use a leaky gate, or remove them."
+            f"than {bound} of such inputs): {listed(dead, 6)}. They pass on a constant, and "
+            "learn nothing. Lower the learning rate, start their biases where the gate has a slope "
+            "(ReLU: at 0 or above; tanh, sigmoid: near 0, with smaller weights), use a leaky gate, "
+            "or remove them."
         ),
     )
 
@@ -170,7 +161,7 @@ def _flat(problem: Problem, node: Node, at: Cochain) -> Iterator[Tensor]:
 
 def discord_decay(problem: Problem, name: str, pulled: Cochain, decay: float) -> list[Finding]:
     """d at the first step with parameters over d at the last one, of those that output uses."""
-    used = _feeding(problem, [name])
+    used = problem.sheaf.upstream([name])
     edges = [e for e in problem.sheaf.edges.values() if e.parameters and e.head in used]
     if len(edges) < 2:
         return []

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
-from torchsheaf.diagnose.findings import Finding, at_most, noted
+from torchsheaf.diagnose.findings import Finding, at_most, listed, noted
 from torchsheaf.diagnose.label_energy import label_energy
 
 SUSPECT = 0.01
@@ -34,7 +34,7 @@ def suspicious_labels(problem: Problem, y: Tensor, output: str | None = None) ->
     bar = FAIR_PART * float(won.median()) if len(won) else 0.0
     flagged = (signed > bar).nonzero().flatten()
     ranked = flagged[signed[flagged].argsort(descending=True)].tolist()
-    shown = ", ".join(map(str, ranked[:8])) + (", …" if len(ranked) > 8 else "")
+    shown = listed(ranked, 8)
     share = len(ranked) / problem.batch
     if agreed < JUDGES:
         return noted(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from torchsheaf.arguments import INPUTS, kind, whole_number
 from torchsheaf.boundary import Problem, hold
@@ -16,7 +17,7 @@ from torchsheaf.diagnose.pathology import pathologies
 from torchsheaf.diagnose.spectra import Spectra, spectra
 from torchsheaf.network.placement import placement
 from torchsheaf.sheaf import Sheaf, encode
-from torchsheaf.train.batches import inputs, placed
+from torchsheaf.train.batches import generators, inputs, placed
 from torchsheaf.train.fit import Progressed
 
 Data = Iterable[Any] | tuple[Tensor | tuple[Tensor, ...], Tensor | None]
@@ -127,12 +128,19 @@ def watch(
         raise TypeError(
             f"writer is a {type(writer).__name__}; it needs add_scalar(tag, value, step)"
         )
-    x, y = _first(loader, whole_number("samples", samples))
+    own = generators(loader) if isinstance(loader, DataLoader) else []
+    states = [g.get_state() for g in own]
+    with torch.random.fork_rng(devices=[]):  # the loop draws what it would draw unwatched
+        x, y = _first(loader, whole_number("samples", samples))
+    for generator, state in zip(own, states, strict=True):
+        generator.set_state(state)
     x = inputs(placed(x, placement(model.parameters())))
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:
         sheaf = encode(model, tuple(t[: max(2, len(t) // 8)] for t in x))
+        if spectral and (dtype := sheaf.network.nodes[0].dtype).itemsize < 4:
+            raise ValueError(f"the network is {dtype}; Lanczos needs float32: write spectral=0")
     finally:
         for module in training:  # not model.train(): some parts may be frozen on purpose
             module.training = True

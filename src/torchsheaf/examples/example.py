@@ -56,14 +56,15 @@ def train(
     x, y, held_x, held_y = example.data(generator)
     with torch.random.fork_rng(devices=[]):
         model = example.build().to(torch.float64)
-    _initialise(model, generator)
+    he_normal(model, generator)
     if train:
         _fit(model, example, x, y, generator, progress)
     model.eval()
     return TrainedExample(example.name, model, held_x, held_y, _score(model, held_x, held_y))
 
 
-def _initialise(model: nn.Module, generator: torch.Generator) -> None:
+def he_normal(model: nn.Module, generator: torch.Generator) -> None:
+    """Weights of linear layers and convolutions anew: He-normal for ReLU; biases zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

@@ -11,18 +11,28 @@ from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from torchsheaf.figures.relaxation import FLOOR, draw_energies, drawable
 from torchsheaf.figures.style import LIGHT, Theme, new_figure, shorten
 from torchsheaf.file import write_file
 from torchsheaf.flow import Trajectory
 
-FLOOR = 1e-32
-"""Energies below this are rounding and are not drawn on a log axis."""
 MAX_BANDS = 40
 """Rows of a band picture."""
 
 
 def _array(t: Tensor) -> np.ndarray:
     return t.detach().double().cpu().numpy()
+
+
+def _recorded(flow: Trajectory, name: str) -> np.ndarray:
+    """All coordinates of a vertex at the recorded times, `(T, batch, dim)`."""
+    vertex = flow.problem.sheaf.vertices[name]
+    kept = flow.states.get(name)
+    if kept is None or kept.shape[2:] != vertex.shape:
+        raise ValueError(
+            f'{name!r} was not recorded, or not all of it; pass record="states" or ["{name}"]'
+        )
+    return _array(kept).reshape(*kept.shape[:2], vertex.dim)
 
 
 def _last_move(flow: Trajectory) -> float:
@@ -42,17 +52,14 @@ def flow_energy_figure(
 ) -> Figure:
     """E(t) on a log axis: one sample with its switches marked, or all samples and their median."""
     t, e = _array(flow.times), _array(flow.energy)
-    e = np.where(e > FLOOR, e, np.nan)
     with theme.applied():
         figure = new_figure(3.1)
         axes = figure.add_subplot()
         if sample is None:
-            axes.plot(t, e, color=theme.accent, linewidth=0.7, alpha=0.3)
-            axes.plot(
-                t, np.nanmedian(e, 1), color=theme.accent, linewidth=2.2, label="median sample"
-            )
+            draw_energies(axes, t, e, theme)
         else:
-            axes.plot(t, e[:, sample], color=theme.accent, linewidth=2, label=f"sample {sample}")
+            one = drawable(e[:, sample])
+            axes.plot(t, one, color=theme.accent, linewidth=2, label=f"sample {sample}")
             _mark_switches(axes, flow, sample, theme)
         axes.set_yscale("log")
         axes.set_ylabel("energy E = ½ Σ w ‖r‖²")
@@ -94,10 +101,9 @@ def energy_shares_figure(
         axes = figure.add_subplot()
         dashes = ["-", "--", ":", "-."]
         for i, (label, value) in enumerate(groups.items()):
-            shown = np.where(value > FLOOR, value, np.nan)
             style = "-" if by == "kind" else dashes[i // 2 % len(dashes)]
             axes.plot(
-                _array(flow.times), shown, style, color=theme.kind(kinds[label]),
+                _array(flow.times), drawable(value), style, color=theme.kind(kinds[label]),
                 label=label if by == "kind" else f"{shorten(label, 18)} ({kinds[label]})",
             )  # fmt: skip
         axes.set_yscale("log")
@@ -158,12 +164,11 @@ def phase_plane_figure(
 ) -> Figure:
     """Trajectories of two coordinates of a vertex, with the walls of their gates.
 
-    Needs `record="states"` or a record of that vertex (all of it).
+    Raises ValueError without `record="states"` or a record of that vertex, all of it.
     """
-    if vertex not in flow.states:
-        raise ValueError(f'{vertex!r} was not recorded; pass record="states" or ["{vertex}"]')
+    vertex = flow.problem.sheaf.vertex(vertex)
     i, j = neurons
-    path = _array(flow.states[vertex].flatten(2))
+    path = _recorded(flow, vertex)
     with theme.applied():
         figure = new_figure(3.9)
         axes = figure.add_subplot()
@@ -189,12 +194,10 @@ def output_figure(
 ) -> Figure:
     """The output stalk of a sample over time; `target` (outputs,), say the forward pass, dashed.
 
-    Needs a record of the output vertex.
+    Raises ValueError without a record of the output vertex, all of it.
     """
     name = flow.problem.sheaf.outputs[0]
-    if name not in flow.states:
-        raise ValueError(f'the output {name!r} was not recorded; pass record=["output"]')
-    path = _array(flow.states[name].flatten(2)[:, sample])
+    path = _recorded(flow, name)[:, sample]
     with theme.applied():
         figure = new_figure(3.1)
         axes = figure.add_subplot()
@@ -231,21 +234,19 @@ def flow_animation(
     """
     if Path(path).suffix != ".gif":
         raise ValueError(f"path is {str(path)!r}; write a name that ends in .gif")
-    names = [n for n in flow.problem.sheaf.vertices if n in flow.states]
-    if len(names) < len(flow.problem.sheaf.vertices):
-        raise ValueError('the animation needs every vertex: pass record="states"')
+    names = list(flow.problem.sheaf.vertices)
+    values = [_recorded(flow, n)[:, sample] for n in names]
     rows = np.unique(np.linspace(0, flow.times.numel() - 1, frames).round().astype(int))
-    values = [_array(flow.states[n].flatten(2)[:, sample]) for n in names]
     x = np.concatenate([_spread(k, v.shape[1]) for k, v in enumerate(values)])
     y = np.concatenate(values, 1)
     edges = [n for n in flow.edge_energy if n in names]
-    parts = np.stack([_array(flow.edge_energy[n])[:, sample] for n in edges], 1)
+    parts = np.stack([_array(flow.edge_energy[n])[:, sample] for n in edges], 1).clip(FLOOR)
     with theme.applied():
         figure = new_figure(4.2)
         figure.patch.set_facecolor(theme.paper)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         if goal is not None:
-            end = np.concatenate([_array(goal[n].flatten(1)[sample]) for n in names])
+            end = np.concatenate([_array(goal[n][sample]).ravel() for n in names])
             above.plot(x, end, "o", ms=7, mfc="none", mec=theme.contrast, label="goal")
         (dots,) = above.plot(x, y[0], "o", ms=4, color=theme.accent, label="cochain")
         bars = below.bar(
@@ -263,7 +264,7 @@ def flow_animation(
         def draw(row: int) -> list[Artist]:
             dots.set_ydata(y[row])
             for bar, height in zip(bars, parts[row], strict=True):
-                bar.set_height(max(height, FLOOR))
+                bar.set_height(height)
             title.set_text(f"t = {float(flow.times[row]):.2f}")
             return [dots, *bars, title]
 

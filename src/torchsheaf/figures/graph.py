@@ -103,12 +103,18 @@ def _arrow(axes: Axes, start: _Place, end: _Place, colour: str) -> None:
     )  # fmt: skip
 
 
-def _repeated(axes: Axes, sheaf: Sheaf, name: str, place: _Place, theme: Theme) -> None:
+def _mark(sheaf: Sheaf, name: str, theme: Theme) -> tuple[str, str]:
+    """Marker and colour of a vertex."""
     edge = sheaf.edges.get(name)
-    kind = str(edge.kind) if edge is not None else "input"
-    marker = "s" if edge is not None and len(edge.parents) > 1 else "o"
+    if edge is None:
+        return "o", theme.kind("input")
+    return "s" if len(edge.parents) > 1 else "o", theme.kind(str(edge.kind))
+
+
+def _repeated(axes: Axes, sheaf: Sheaf, name: str, place: _Place, theme: Theme) -> None:
+    marker, colour = _mark(sheaf, name, theme)
     axes.plot(
-        *place.xy, marker, markersize=8, markerfacecolor="none", markeredgecolor=theme.kind(kind),
+        *place.xy, marker, markersize=8, markerfacecolor="none", markeredgecolor=colour,
         markeredgewidth=1.4, zorder=3,
     )  # fmt: skip
     axes.annotate(
@@ -119,16 +125,14 @@ def _repeated(axes: Axes, sheaf: Sheaf, name: str, place: _Place, theme: Theme) 
 
 def _vertex(axes: Axes, sheaf: Sheaf, name: str, place: _Place, theme: Theme) -> None:
     vertex = sheaf.vertices[name]
-    edge = sheaf.edges.get(name)
-    kind = str(edge.kind) if edge is not None else "input"
-    marker = "s" if edge is not None and len(edge.parents) > 1 else "o"
+    marker, colour = _mark(sheaf, name, theme)
     axes.plot(
-        *place.xy, marker, markersize=8.5, color=theme.kind(kind),
+        *place.xy, marker, markersize=8.5, color=colour,
         markeredgecolor=theme.ink if name in sheaf.outputs or vertex.is_input else "none",
         markeredgewidth=1.4, zorder=3,
     )  # fmt: skip
     shape = "×".join(map(str, vertex.shape)) or "1"
-    role = "given" if vertex.is_input else edge.operation if edge is not None else ""
+    role = "given" if vertex.is_input else sheaf.edges[name].operation
     if name in sheaf.outputs:
         role += ", output"
     axes.annotate(

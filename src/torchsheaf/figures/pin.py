@@ -1,6 +1,7 @@
 """A counterfactual: how far each vertex moves when coordinates are pinned, beside patching."""
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from torchsheaf.figures.style import LIGHT, Theme, new_figure, shorten
 from torchsheaf.harmonic import Counterfactual
@@ -15,7 +16,7 @@ def pin_figure(found: Counterfactual, *, sample: int | None = None, theme: Theme
     """
     rows = found.changes
 
-    def level(values):  # type: ignore[no-untyped-def]
+    def level(values: Tensor) -> float:
         return float(values.mean() if sample is None else values[sample])
 
     pinned = [level(r.pinned) for r in rows]

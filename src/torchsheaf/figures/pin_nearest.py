@@ -3,8 +3,8 @@
 import math
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from torchsheaf.figures.samples import as_picture
 from torchsheaf.figures.style import LIGHT, Theme, new_figure
 from torchsheaf.harmonic import Nearest
 
@@ -12,8 +12,9 @@ from torchsheaf.harmonic import Nearest
 def nearest_figure(found: Nearest, *, count: int = 8, theme: Theme = LIGHT) -> Figure:
     """Rows: the reference, what must change, the changed input; one column per sample.
 
-    Samples whose class was reached come first, by distance. Raises ValueError for inputs that
-    are neither pictures nor square.
+    Samples whose class was reached come first, by distance. Of coloured pictures the change is
+    that of brightness, the mean of the channels. Raises ValueError for inputs that are no pictures
+    (see `torchsheaf.figures.samples.image_shape`).
     """
     moved = found.reached & (found.distance > 0)
     order = found.distance.masked_fill(~moved, math.inf).argsort()[:count].tolist()
@@ -21,17 +22,23 @@ def nearest_figure(found: Nearest, *, count: int = 8, theme: Theme = LIGHT) -> F
         figure = new_figure(4.4)
         grid = figure.subplots(3, max(len(order), 1), squeeze=False)
         for column, sample in enumerate(order):
-            before, after = _picture(found.reference[sample]), _picture(found.changed[sample])
+            before, after = as_picture(found.reference[sample]), as_picture(found.changed[sample])
+            if before is None or after is None:
+                shape = tuple(found.reference.shape[1:])
+                raise ValueError(f"the input has shape {shape} and is no picture")
             change = after - before
+            change = change.mean(2) if change.ndim == 3 else change
             top = float(change.abs().max()) or 1.0
-            low, high = float(before.min()), float(before.max())
+            low, span = before.min(), before.max() - before.min()
+            before, after = (((t - low) / (span or 1)).clamp(0, 1) for t in (before, after))
             shown = (
-                (before, "gray_r", low, high), (change, "RdBu_r", -top, top),
-                (after, "gray_r", low, high),
-            )  # fmt: skip
+                (before, "gray_r", 0, 1),
+                (change, "RdBu_r", -top, top),
+                (after, "gray_r", 0, 1),
+            )
             for row, (image, colours, least, most) in enumerate(shown):
                 axes = grid[row][column]
-                axes.imshow(image.cpu().numpy(), cmap=colours, vmin=least, vmax=most)
+                axes.imshow(image.numpy(), cmap=colours, vmin=least, vmax=most)
                 axes.set_xticks([])
                 axes.set_yticks([])
             title = f"says {int(found.wanted[sample])}\n‖Δ‖ {float(found.distance[sample]):.2f}"
@@ -39,15 +46,3 @@ def nearest_figure(found: Nearest, *, count: int = 8, theme: Theme = LIGHT) -> F
         for row, name in enumerate(("reference", "change", "changed")):
             grid[row][0].set_ylabel(name)
     return figure
-
-
-def _picture(values: Tensor) -> Tensor:
-    """The last two axes of a picture, or a flat square folded into one."""
-    while values.ndim > 2:
-        values = values[0]
-    if values.ndim == 2:
-        return values.detach()
-    side = math.isqrt(values.numel())
-    if side * side != values.numel():
-        raise ValueError(f"the input has {values.numel()} entries and is no picture")
-    return values.detach().reshape(side, side)

@@ -109,10 +109,11 @@ def _arrow(
     (column, start), (_, end) = place[source], place[consumer]
     cast = plan.assignment[source] != plan.assignment[consumer]
     bend = 0.0 if end - start == 1 else min(0.35, 1.4 / (end - start))
+    x = 3.0 * column - (0.3 if bend else 0.0)
     axes.add_patch(
         FancyArrowPatch(
-            (3.0 * column - (0.0 if bend == 0 else 0.3), -start),
-            (3.0 * column - (0.0 if bend == 0 else 0.3), -end),
+            (x, -start),
+            (x, -end),
             connectionstyle=f"arc3,rad={bend}",
             arrowstyle="-|>",
             mutation_scale=7,

@@ -24,8 +24,8 @@ def prediction_figure(seen: Prediction, *, theme: Theme = LIGHT) -> Figure:
         low, high = float(across.min()), float(across.max())
         if gate:
             order = across.flatten().argsort()
-            x, y = across.flatten()[order], seen.predicted.flatten()[order]
-            left.plot(x.cpu().numpy(), y.cpu().numpy(), color=theme.ink, linewidth=0.9)
+            x, y = (t.flatten()[order].double().cpu().numpy() for t in (across, seen.predicted))
+            left.plot(x, y, color=theme.ink, linewidth=0.9)
         else:
             left.plot([low, high], [low, high], color=theme.ink, linewidth=0.9)
         left.set_title(f"{shorten(seen.edge)}: predicted and actual")

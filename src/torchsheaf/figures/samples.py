@@ -28,6 +28,15 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return None
 
 
+def as_picture(sample: Tensor) -> Tensor | None:
+    """A sample as float64 pixels (H, W) or (H, W, 3) on the CPU; None where it is no picture."""
+    shape = image_shape(tuple(sample.shape))
+    if shape is None:
+        return None
+    values = sample.detach().double().cpu()
+    return values.permute(1, 2, 0) if len(shape) == 3 else values.reshape(shape)
+
+
 def samples_figure(
     x: Tensor,
     captions: Sequence[str],
@@ -46,13 +55,14 @@ def samples_figure(
         figure = new_figure(rows * (1.12 + 0.16 * lines))
         grid = figure.subplots(rows, PER_ROW, squeeze=False)
         for i, axes in enumerate(grid.flat):
-            axes.set_axis_off() if i >= n else None
-            if i < n:
-                _draw(axes, x[i], x, theme)
-                axes.set_title(captions[i], fontsize=8.2, fontweight="normal", loc="center", pad=4)
-                if marked is not None and marked[i]:
-                    for spine in axes.spines.values():
-                        spine.set(visible=True, color=theme.contrast, linewidth=2.2)
+            if i >= n:
+                axes.set_axis_off()
+                continue
+            _draw(axes, x[i], x, theme)
+            axes.set_title(captions[i], fontsize=8.2, fontweight="normal", loc="center", pad=4)
+            if marked is not None and marked[i]:
+                for spine in axes.spines.values():
+                    spine.set(visible=True, color=theme.contrast, linewidth=2.2)
     return figure
 
 
@@ -81,19 +91,17 @@ def sample_bars(sample: Tensor, every: Tensor, *, theme: Theme = LIGHT) -> Figur
 
 
 def _draw(axes: Axes, sample: Tensor, every: Tensor, theme: Theme) -> None:
-    shape = image_shape(tuple(sample.shape))
+    picture = as_picture(sample)
     axes.set_xticks([])
     axes.set_yticks([])
     low, high = float(every.min()), float(every.max())
-    values = sample.detach().double().cpu()
-    if shape is not None:
-        picture = values.permute(1, 2, 0) if len(shape) == 3 else values.reshape(shape)
+    if picture is not None:
         scaled = (picture - low) / (high - low) if high > low else picture * 0
         axes.imshow(scaled.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         for spine in axes.spines.values():
             spine.set_visible(False)
         return
-    flat = values.flatten()
+    flat = sample.detach().double().cpu().flatten()
     axes.bar(range(len(flat)), flat.numpy(), color=theme.accent, width=0.9)
     axes.axhline(0, color=theme.muted, linewidth=0.8)
     axes.set_ylim(min(low, 0) - 1e-9, max(high, 0) + 1e-9)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchsheaf.arguments import positive_number
 from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.cochain import Cochain
-from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task
+from torchsheaf.flow.exact import Exact
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, never
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
 from torchsheaf.harmonic import spectrum
@@ -101,14 +102,15 @@ class Euler(FlowMethod):
         asked = math.ceil(task.until / dt - 1e-9) if math.isfinite(task.until) else task.max_steps
         places = (task.recorder.times / dt).tolist()
         state = walls.state(problem.free.flatten(c))
-        run = _Run(c, state, state, problem.like.new_full((problem.batch,), torch.inf), [])
+        run = _Run(c, state, state, never(problem), [])
         row, outcome, where, step = 0, Outcome.COMPLETED, "", 0
         while True:
             while row < len(places) and places[row] <= step + SAME:
                 task.recorder.write_all(row, run.c)
                 row += 1
             if step >= min(asked, task.max_steps):
-                outcome = outcome if step >= asked and math.isfinite(task.until) else _LIMIT
+                if step < asked or math.isinf(task.until):
+                    outcome = Outcome.STEP_LIMIT
                 break
             if step % CHECK_EVERY == 0:
                 task.progress(step / max(asked, 1))
@@ -131,11 +133,9 @@ class Euler(FlowMethod):
             step += 1
         for later in range(row, len(places)):
             task.recorder.write_all(later, run.c)
-        advice = f"{RAISE}; method='exact' ends where Euler chatters"
+        exact = Exact().refuses(problem, walls, task.adjoint_output) is None
+        advice = f"{RAISE}; method='exact' ends where Euler chatters" if exact else RAISE
         return Course(run.c, run.start, run.events, run.stopped, step, outcome, where, advice)
-
-
-_LIMIT = Outcome.STEP_LIMIT
 
 
 @dataclass

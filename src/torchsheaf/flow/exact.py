@@ -11,7 +11,7 @@ from torchsheaf.arguments import whole_number
 from torchsheaf.boundary import Problem
 from torchsheaf.cochain import is_finite
 from torchsheaf.flow.crossing import Guards, first_crossing
-from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps, never
 from torchsheaf.flow.region import KrylovRegions, Piece, Region, RegionSolver, SpectralRegions
 from torchsheaf.flow.walls import Walls
 from torchsheaf.linalg.exponential import integral
@@ -50,6 +50,8 @@ class Exact(FlowMethod):
             return jumping
         if walls.unread:
             return f"gate {walls.unread[0]} does not switch coordinate by coordinate"
+        if problem.like.dtype not in (torch.float32, torch.float64):
+            return f"it solves in the network's type, {problem.like.dtype}: encode model.float()"
         if not adjoint_output:
             return "the output force without Jacobian is not the gradient of the energy"
         if problem.free.differs:
@@ -122,12 +124,11 @@ class _Run:
         state = walls.state(flat)
         z = flat[:, walls.index, None]
         fresh = (z == walls.thresholds).any(-1)
-        time = torch.zeros(flat.shape[0], dtype=torch.float64, device=flat.device)
         everyone = torch.arange(flat.shape[0], device=flat.device)
-        inf = torch.full_like(time, torch.inf)
+        stopped = never(task.problem)
         return cls(
-            task, solver, flat, time, torch.where(fresh, state - 1, state), state.clone(),
-            inf, everyone, fresh, torch.zeros_like(everyone),
+            task, solver, flat, torch.zeros_like(stopped), torch.where(fresh, state - 1, state),
+            state.clone(), stopped, everyone, fresh, torch.zeros_like(everyone),
             torch.full_like(flat[:, 0], 1 / task.alpha), [],
         )  # fmt: skip
 

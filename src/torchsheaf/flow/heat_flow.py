@@ -76,17 +76,20 @@ def heat_flow(
     require_problem(problem, finite=False)
     if problem.free.dim == 0:
         raise ValueError("every coordinate is held: nothing can flow; free something or pin less")
-    if tol is None:
-        tol = tolerance_of(problem.coarsest[1], float64=1e-10, float32=1e-5)
+    usual = tolerance_of(problem.coarsest[1], float64=1e-10, float32=1e-5)
+    tol = usual if tol is None else nonnegative_number("tol", tol)
     max_steps = whole_number("max_steps", max_steps)
-    _check(until, alpha, tol, output_force)
+    forever = "a positive time, or None (until stationary)"
+    end = math.inf if until is None else positive_number("until", until, forever)
+    alpha = positive_number("alpha", alpha, "a positive rate")
+    if output_force not in ("jacobian", "identity"):
+        raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
     walls = Walls.of(problem)
     if output_force == "identity":
         identity_output(problem)
     chosen = _choose(method, problem, walls, output_force == "jacobian", dt)
     first = problem.clamp(problem.start(start, generator))
     _check_domain(problem, first, start)
-    end = math.inf if until is None else float(until)
     recorder = Recorder(problem, _grid(times, end, alpha, problem.like), record)
     with progress_bar(progress, f"{chosen.name} flow") as tell:
         task = Task(
@@ -117,15 +120,6 @@ def heat_flow(
         advice = "" if course.outcome is Outcome.NONFINITE else course.advice
         raise ConvergenceError(course.outcome, f"{chosen.name} flow: {said}", result, advice)
     return result
-
-
-def _check(until: float | None, alpha: float, tol: float, output_force: str) -> None:
-    if until is not None:
-        positive_number("until", until, "a positive time, or None (until stationary)")
-    positive_number("alpha", alpha, "a positive rate")
-    nonnegative_number("tol", tol)
-    if output_force not in ("jacobian", "identity"):
-        raise ValueError(f'output_force is {output_force!r}; write "jacobian" or "identity"')
 
 
 def _check_domain(problem: Problem, first: Cochain, start: str | Cochain) -> None:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from torchsheaf.boundary import Problem
@@ -66,6 +67,11 @@ class FlowMethod(ABC):
     @abstractmethod
     def integrate(self, task: Task) -> Course:
         """Run the flow, writing to the task's recorder on the way."""
+
+
+def never(problem: Problem) -> Tensor:
+    """`Course.stopped` before anything has: ∞ for every sample; times are float64 everywhere."""
+    return problem.like.new_full((problem.batch,), torch.inf, dtype=torch.float64)
 
 
 def jumps(problem: Problem) -> str | None:

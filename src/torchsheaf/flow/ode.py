@@ -15,7 +15,7 @@ from torchsheaf.boundary import Problem, stationarity
 from torchsheaf.boundary.widening import widened
 from torchsheaf.cochain import Cochain
 from torchsheaf.flow.exact import Exact
-from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps
+from torchsheaf.flow.method import RAISE, Course, FlowMethod, Task, jumps, never
 from torchsheaf.flow.regularised import Geometry, regularised
 from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
@@ -209,8 +209,7 @@ class _Run:
         """Gate states and recorded row at t = 0."""
         problem = task.problem
         state = task.walls.state(problem.free.flatten(task.start))
-        run = cls(problem, task.walls, state, state, problem.like.new_full(
-            (problem.batch,), torch.inf), [])  # fmt: skip
+        run = cls(problem, task.walls, state, state, never(problem), [])
         if float(task.recorder.times[0]) == 0:
             task.recorder.write_all(0, task.start)
             run.row = 1
@@ -240,7 +239,7 @@ class _Run:
 
     def _locate(self, dense: Any, low: float, high: float, sample: int, wall: int) -> float:
         place = sample * self.problem.free.dim + int(self.walls.index[wall])
-        breaks = self.walls.thresholds[wall].cpu().numpy()
+        breaks = self.walls.thresholds[wall].double().cpu().numpy()
         begin = (dense(low)[place] >= breaks).sum()
         for _ in range(60):
             middle = (low + high) / 2

@@ -63,7 +63,7 @@ def load_target(
     else:
         raise TargetError(f"target is {text!r}; write {FORMS}")
     if weights is not None:
-        _restore(target, Path(weights))
+        load_weights(target.model, Path(weights))
     if isinstance(target.model, nn.Module):
         target.model.eval()
     return target
@@ -136,13 +136,16 @@ def _check_made(text: str, made: Any) -> Target:
     return Target(model, inputs, labels)
 
 
-def _restore(target: Target, path: Path) -> None:
-    """Load a state dictionary into the model; every tensor must have a place and a value."""
-    if not isinstance(target.model, nn.Module):
+def load_weights(model: nn.Module | ExportedProgram, path: Path) -> None:
+    """Load a state dictionary into the model; every tensor must have a place and a value.
+
+    Raises `TargetError` where that is not so; OSError for an unreadable file.
+    """
+    if not isinstance(model, nn.Module):
         raise TargetError("an exported program carries its own weights; leave out --weights")
     state = _read_state(path)
     try:
-        target.model.load_state_dict(state)
+        model.load_state_dict(state)
     except RuntimeError as error:
         lines = " ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise TargetError(f"the weights in {path} do not fit the model: {lines}") from error

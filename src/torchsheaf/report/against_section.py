@@ -1,6 +1,6 @@
 """Two models side by side on the same samples, and where the two computations part."""
 
-from torchsheaf.diagnose import FaultProfile, fault_profile
+from torchsheaf.diagnose import FaultProfile, Finding, fault_profile
 from torchsheaf.report.analysis import Analysis
 from torchsheaf.report.diagnosis_section import amount, verdict
 from torchsheaf.report.headlines import typical
@@ -43,7 +43,7 @@ def _rows(a: Analysis, b: Analysis) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _seen(finding) -> str:  # type: ignore[no-untyped-def]
+def _seen(finding: Finding | None) -> str:
     if finding is None:
         return "–"
     return f"{amount(finding, finding.value)}: {verdict(finding)}"

@@ -42,8 +42,8 @@ class Analysis:
     """The results behind a report.
 
     A result that could not be had is None, and `missing` says why, by section: "spectrum",
-    "relaxation", "labels", "precision". `given` counts the samples that came, of which the first
-    `problem.batch` are analysed.
+    "relaxation", "labels", "diagnosis", "precision". `given` counts the samples that came, of
+    which the first `problem.batch` are analysed.
     """
 
     title: str
@@ -136,10 +136,11 @@ def analyse(
     announce(4)
     pulled = _pull(problem, labels, weight, missing)
     table = None if pulled is None else discord(pulled)
+    faults = _faults(problem, labels, missing)
     return Analysis(
         title or _title(model), problem, inputs, given, forward, findings, smallest, largest, flow,
         labels, pulled, table, missing, time.perf_counter() - began,
-        _faults(problem, labels, missing), nearest=nearest,
+        faults, nearest=nearest,
     )  # fmt: skip
 
 

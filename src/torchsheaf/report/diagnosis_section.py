@@ -14,8 +14,7 @@ def diagnosis_section(analysis: Analysis) -> Section:
     """The pathologies as a table, failures first."""
     findings = analysis.pathologies
     if not findings:
-        reason = analysis.missing.get("diagnosis", "It was not computed.")
-        return absent("diagnosis", TITLE, reason)
+        return absent("diagnosis", TITLE, analysis.missing["diagnosis"])
     failed = [f for f in findings if not f.holds]
     found = (
         f"{len(failed)} found: " + "; ".join(f.name for f in failed) if failed else "none was found"

@@ -15,8 +15,7 @@ def labels_section(analysis: Analysis) -> Section:
     """Discord per edge with the label held at the output."""
     discord, pulled, labels = analysis.table, analysis.pulled, analysis.labels
     if discord is None or pulled is None or labels is None:
-        reason = analysis.missing.get("labels", "It was not computed.")
-        return absent("labels", TITLE, reason)
+        return absent("labels", TITLE, analysis.missing["labels"])
     total = float(discord.total.mean())
     body = paragraph(
         "Now hold both ends: the input, and at the output the answer that the label asks for.",

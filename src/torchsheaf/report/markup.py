@@ -69,10 +69,11 @@ def table(
 
 def figure(draw: "Draw", alt: str, caption: str = "", css: str = "") -> str:
     """A figure in the light and the dark theme, as images inside the page."""
-    from torchsheaf.figures import DARK, LIGHT
+    from torchsheaf.figures.style import DARK, LIGHT, as_svg
 
-    light, size = _svg(draw(LIGHT))
-    dark, _ = _svg(draw(DARK))
+    drawn = draw(LIGHT)
+    light, dark = (_data("image/svg+xml", as_svg(f)) for f in (drawn, draw(DARK)))
+    size = [round(inches * 96) for inches in drawn.get_size_inches()]
     legend = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     # A wide plot scrolls on a phone rather than shrinking its text away.
     wide = ' class="plot" tabindex="0"' if size[0] > 420 else ""
@@ -97,14 +98,6 @@ def embedded_json(value: Any, name: str) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return f'<script type="application/json" id="{escape(name)}">{text}</script>\n'
-
-
-def _svg(drawn: "Figure") -> tuple[str, tuple[int, int]]:
-    buffer = io.BytesIO()
-    # No date, so that the same results give the same page.
-    drawn.savefig(buffer, format="svg", metadata={"Date": None})
-    width, height = drawn.get_size_inches() * 96
-    return _data("image/svg+xml", buffer.getvalue()), (round(width), round(height))
 
 
 def _data(kind: str, content: bytes) -> str:

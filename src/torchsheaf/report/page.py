@@ -1,10 +1,7 @@
 """An analysis → one HTML page."""
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,34 +10,24 @@ from torch import Tensor, nn
 from torchsheaf.network import ExportedProgram
 from torchsheaf.report.analysis import Analysis, Progress, analyse
 from torchsheaf.report.headlines import headlines
-from torchsheaf.report.markup import embedded_json, escape, number, paragraph
+from torchsheaf.report.markup import number
+from torchsheaf.report.template import page_of, version
 
 if TYPE_CHECKING:
     from torchsheaf.precision import Plan
 
-GLOSSARY = (
-    ("vertex", "One intermediate value of the network: a list of numbers per sample."),
-    ("edge, step", "The rule that should produce a vertex from earlier ones: a layer, a gate…"),
-    (
-        "disagreement r",
-        "A vertex's value minus what its step makes of the earlier values. Zero where the step "
-        "has been carried out.",
-    ),
-    (
-        "discord, energy",
-        "Discord of a step is ‖r‖², the squared length of its disagreement. Energy is half the "
-        "sum over all steps.",
-    ),
-    (
-        "to hold, free",
-        "A held value cannot move; a free one takes whatever value makes the energy smallest.",
-    ),
-    (
-        "sheaf",
-        "The mathematician's name for this structure: values on vertices, and maps that carry "
-        "them to the edges, where they are compared.",
-    ),
-)
+GLOSSARY = {
+    "vertex": "One intermediate value of the network: a list of numbers per sample.",
+    "edge, step": "The rule that should produce a vertex from earlier ones: a layer, a gate…",
+    "disagreement r": "A vertex's value minus what its step makes of the earlier values. Zero "
+    "where the step has been carried out.",
+    "discord, energy": "Discord of a step is ‖r‖², the squared length of its disagreement. Energy "
+    "is half the sum over all steps.",
+    "to hold, free": "A held value cannot move; a free one takes whatever value makes the energy "
+    "smallest.",
+    "sheaf": "The mathematician's name for this structure: values on vertices, and maps that carry "
+    "them to the edges, where they are compared.",
+}
 
 
 def report(
@@ -87,22 +74,11 @@ def render(analysis: Analysis, *, plan: "Plan | None" = None) -> str:
     # The sections draw: matplotlib is imported when a page is written, not with the package.
     from torchsheaf.report.sections import sections_of
 
-    sections = sections_of(analysis, plan=plan)
-    folder = files("torchsheaf.report")
-    contents = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>\n' for s in sections)
-    terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(d)}</dd>" for t, d in GLOSSARY)
-    return Template((folder / "page.html").read_text("utf-8")).substitute(
-        version=escape(_version()),
-        title=escape(analysis.title),
-        style=(folder / "style.css").read_text("utf-8"),
-        lead=_lead(analysis),
-        contents=contents,
-        headlines="".join(f"<li>{escape(line)}</li>\n" for line in headlines(analysis)),
-        glossary=f"<details><summary>The words on this page</summary><dl>{terms}</dl></details>",
-        sections="".join(s.html() for s in sections),
-        footer=_footer(analysis),
-        data=embedded_json(_data(analysis), "findings"),
-    )
+    return page_of(
+        sections_of(analysis, plan=plan), title=analysis.title, lead=_lead(analysis),
+        headlines=headlines(analysis), footer=_footer(analysis), data=_data(analysis),
+        glossary=GLOSSARY,
+    )  # fmt: skip
 
 
 def _lead(analysis: Analysis) -> str:
@@ -111,25 +87,21 @@ def _lead(analysis: Analysis) -> str:
     if used < analysis.given:
         samples = f"the first {used} of {analysis.given} samples"
     return (
-        '<p class="lead">A trained network is a chain of local rules: every layer says what its '
-        "own value should be, given the layers before it. This page looks at those rules on "
+        "A trained network is a chain of local rules: every layer says what its own value should "
+        "be, given the layers before it. This page looks at those rules on "
         f"{samples}: whether they agree, how they find agreement, and which of them give way last "
-        "when the answer is prescribed.</p>\n"
+        "when the answer is prescribed."
     )
 
 
 def _footer(analysis: Analysis) -> str:
     like = analysis.problem.like
-    return paragraph(
-        f"Computed in {number(analysis.seconds, 2)} s with torchsheaf {_version()}, torch "
+    return (
+        f"Computed in {number(analysis.seconds, 2)} s with torchsheaf {version()}, torch "
         f"{torch.__version__}, Python {platform.python_version()}, in {like.dtype} on "
         f"{like.device.type}. The construction is due to Bosca and Ghrist, Neural Networks as "
         "Local-to-Global Computations (arXiv 2603.14831, 2026)."
     )
-
-
-def _version() -> str:
-    return importlib.metadata.version("torchsheaf")
 
 
 def _data(analysis: Analysis) -> dict[str, Any]:

@@ -1,22 +1,12 @@
 """How few bits each step needs: a precision plan as a section, or as a page of its own."""
 
-import importlib.metadata
 import math
-from importlib.resources import files
-from string import Template
 
 from torchsheaf.figures.precision import assignment_figure, error_and_cost_figure
 from torchsheaf.precision import Plan
-from torchsheaf.report.markup import (
-    embedded_json,
-    escape,
-    figure,
-    number,
-    paragraph,
-    percent,
-    table,
-)
+from torchsheaf.report.markup import figure, number, paragraph, percent, table
 from torchsheaf.report.section import Section
+from torchsheaf.report.template import page_of, version
 
 TITLE = "How few bits each step needs"
 
@@ -95,25 +85,15 @@ def _worst(plan: Plan) -> str:
 
 def precision_page(plan: Plan, title: str) -> str:
     """A self-contained page with the section alone."""
-    section = precision_section(plan)
-    folder = files("torchsheaf.report")
-    version = importlib.metadata.version("torchsheaf")
     data = {
         "title": title,
         "budget": plan.budget,
         "measured": plan.measured.value,
         "assignment": dict(plan.assignment),
     }
-    return Template((folder / "page.html").read_text("utf-8")).substitute(
-        version=escape(version),
-        title=escape(title),
-        style=(folder / "style.css").read_text("utf-8"),
-        lead='<p class="lead">Every operation of a network can compute in fewer bits at a price '
-        "in accuracy. This page says which can, by how much, and who is to blame.</p>\n",
-        contents=f'<li><a href="#{section.name}">{escape(section.title)}</a></li>\n',
-        headlines="".join(f"<li>{escape(line)}</li>\n" for line in precision_headlines(plan)),
-        glossary="",
-        sections=section.html(),
-        footer=paragraph(f"Made with torchsheaf {version}."),
-        data=embedded_json(data, "findings"),
-    )
+    return page_of(
+        [precision_section(plan)], title=title, headlines=precision_headlines(plan), data=data,
+        lead="Every operation of a network can compute in fewer bits at a price in accuracy. This "
+        "page says which can, by how much, and who is to blame.",
+        footer=f"Made with torchsheaf {version()}.",
+    )  # fmt: skip

@@ -17,8 +17,7 @@ def relaxation_section(analysis: Analysis) -> Section:
     """Energy of a relaxation from a random start, on a log axis."""
     flow, distance = analysis.flow, arrival(analysis)
     if flow is None or distance is None:
-        reason = analysis.missing.get("relaxation", "It was not computed.")
-        return absent("relaxation", TITLE, reason)
+        return absent("relaxation", TITLE, analysis.missing["relaxation"])
     samples = flow.energy.shape[1]
     first, last = (float(flow.energy[i].median()) for i in (0, -1))
     end = number(float(flow.times[-1]))

@@ -18,8 +18,7 @@ def samples_section(analysis: Analysis) -> Section:
     """Pictures (or bars) of the samples of largest discord, with label and prediction."""
     discord, labels = analysis.table, analysis.labels
     if discord is None or labels is None:
-        reason = analysis.missing.get("labels", "It was not computed.")
-        return absent("samples", TITLE, reason)
+        return absent("samples", TITLE, analysis.missing["labels"])
     output = analysis.output
     total = discord.total
     usual = float(total.median())

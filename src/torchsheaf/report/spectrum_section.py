@@ -15,8 +15,7 @@ def spectrum_section(analysis: Analysis) -> Section:
     """Extreme eigenvalues of the Laplacian and the vertices of their eigenvectors."""
     low, high, gap = analysis.smallest, analysis.largest, analysis.gap
     if low is None or high is None or gap is None:
-        reason = analysis.missing.get("spectrum", "It was not computed.")
-        return absent("spectrum", TITLE, reason)
+        return absent("spectrum", TITLE, analysis.missing["spectrum"])
     top = typical(high.values[:, 0])
     slow, fast = home(low), home(high)
     body = paragraph(

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -85,6 +85,14 @@ class Sheaf:
             for parent in edge.parents:
                 found[parent].append(edge.name)
         return {v: tuple(e) for v, e in found.items()}
+
+    def upstream(self, names: Iterable[str]) -> set[str]:
+        """The vertices that these depend on, themselves among them."""
+        found = set(names)
+        for edge in reversed(self.edges.values()):
+            if edge.head in found:
+                found.update(edge.parents)
+        return found
 
     @cached_property
     def _gates(self) -> dict[str, None]:

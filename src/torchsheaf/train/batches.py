@@ -72,6 +72,12 @@ def samplers(loader: DataLoader[Any]) -> list[Any]:
     return [loader.sampler, batches, getattr(batches, "sampler", None)]
 
 
+def generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """The generators of its own that a loader draws from."""
+    found = (getattr(one, "generator", None) for one in (loader, *samplers(loader)))
+    return [g for g in found if isinstance(g, torch.Generator)]
+
+
 def every_epoch(
     data: Data, size: int | None, generator: torch.Generator, device: torch.device | None = None
 ) -> Callable[[int], Iterator[tuple[Input, Tensor]]]:

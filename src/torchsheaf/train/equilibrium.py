@@ -93,8 +93,9 @@ class EquilibriumRule(LocalRule):
         force = problem.force(problem.residual(relaxed))
         at = replace(batch, values=relaxed)
         total = LocalGradients(batch.size, {})
+        upstream = batch.sheaf.upstream([batch.output])
         for edge in batch.sheaf.edges.values():
-            if edge.parameters and edge.name in batch.upstream:
+            if edge.parameters and edge.name in upstream:
                 total.add_edge(at, edge, -force[edge.name])
         if self.warm:
             self.memory = dict(relaxed.items()) | {_TARGET: batch.target}

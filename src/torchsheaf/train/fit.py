@@ -18,7 +18,7 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.network.placement import placement
 from torchsheaf.outcome import ConvergenceError, Outcome
 from torchsheaf.progress import standard_error
-from torchsheaf.train.batches import Data, Input, every_epoch, every_validation, samplers, sizes
+from torchsheaf.train.batches import Data, Input, every_epoch, every_validation, generators, sizes
 from torchsheaf.train.checkpoint import load_checkpoint, save_checkpoint
 from torchsheaf.train.parallel import is_parallel
 from torchsheaf.train.random_state import device_states, restore_device_states
@@ -238,6 +238,8 @@ def _own_file(path: Path) -> Path:
     rank = torch.distributed.get_rank() if is_parallel() else 0
     if path.is_dir():
         raise ValueError(f"checkpoint is {path}, a folder; write a file name")
+    if path.suffix == ".safetensors":  # torch.load takes such a file for bare weights
+        raise ValueError(f"checkpoint is {path}, a name of weights alone; write {path.stem}.pt")
     return path.with_name(f"{path.name}.rank{rank}") if rank else path
 
 
@@ -312,13 +314,8 @@ class _Loop:
         self.history.epochs = len(state["records"])
 
     def _generators(self) -> list[torch.Generator]:
-        found = [self.generator]
-        if isinstance(self.data, DataLoader):
-            for one in (self.data, *samplers(self.data)):
-                g = getattr(one, "generator", None)
-                if isinstance(g, torch.Generator) and all(g is not f for f in found):
-                    found.append(g)
-        return found
+        loaders = generators(self.data) if isinstance(self.data, DataLoader) else []
+        return list(dict.fromkeys([self.generator, *loaders]))
 
 
 def _bar(shown: bool) -> Progress:

@@ -37,15 +37,6 @@ class Batch:
         return self.potential.shape[0]
 
     @cached_property
-    def upstream(self) -> set[str]:
-        """The vertices on which the output depends, itself among them."""
-        found = {self.output}
-        for edge in reversed(self.sheaf.edges.values()):
-            if edge.name in found:
-                found.update(edge.parents)
-        return found
-
-    @cached_property
     def force(self) -> Tensor:
         """∂Φ/∂z at the output of the forward pass."""
         return self.loss.gradient(self.values[self.output], self.target)

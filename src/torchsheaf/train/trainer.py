@@ -78,7 +78,7 @@ class SheafTrainer:
         self.reluctance = reluctance
         self.unused_parameters = unused_parameters
         self.output = output
-        self._sheaves: dict[tuple[tuple[int, bool], ...], dict[int, Sheaf]] = {}
+        self._sheaves: dict[tuple[tuple[nn.Module, bool], ...], dict[int, Sheaf]] = {}
 
     @staticmethod
     def _rule(rule: str | LocalRule) -> LocalRule:
@@ -106,7 +106,8 @@ class SheafTrainer:
         """
         xs = inputs(x)
         batch = xs[0].shape[0] if xs[0].ndim else 0
-        modules = tuple((id(m), m.training) for m in self.model.modules())
+        # The modules themselves: the id of one that is gone may be that of its successor.
+        modules = tuple((m, m.training) for m in self.model.modules())
         sheaves = self._sheaves.setdefault(modules, {})
         if not sheaves:
             first = encode(self.model, xs, unused_parameters=self.unused_parameters)
