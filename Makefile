@@ -90,7 +90,7 @@ mutants: $(VENV)/.installed-test
 labs: $(VENV)/.installed-test
 	@shopt -s nullglob; for notebook in labs/*.ipynb; do \
 		echo "executing $$notebook"; \
-		$(EXPORT) $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
+		MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
 
 QUESTIONS := substitution_cost spectral_gap heat_flow equilibrium training architectures \
 	edge_rate diagnosis precision

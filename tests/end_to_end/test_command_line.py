@@ -433,8 +433,48 @@ def test_the_checkout_lists_its_scripts() -> None:
         pytest.skip("no reproduce/ in this tree")
     done = run("reproduce", folder=root)
     assert done.returncode == Exit.OK, done.stderr
-    for name in done.stdout.split():
-        assert (root / "reproduce" / f"{name}.py").is_file()
+    names = done.stdout.split()
+    assert {"flow", "errata", "induction/measure"} <= set(names)
+    assert "errata/entry" not in names, "a part of a script is not one"
+    for name in names:
+        place = root / "reproduce" / name
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A source checkout with a package of scripts and a notebook that draws."""
+    (tmp_path / "src" / "torchsheaf").mkdir(parents=True)
+    parts = tmp_path / "reproduce" / "study"
+    parts.mkdir(parents=True)
+    for folder in (parts.parent, parts):
+        (folder / "__init__.py").write_text("")
+    (parts / "numbers.py").write_text("VALUE = 42\n")
+    (parts / "__main__.py").write_text(
+        "import sys\nfrom reproduce.study.numbers import VALUE\nprint(VALUE, *sys.argv[1:])\n"
+    )
+    return tmp_path
+
+
+def test_a_script_of_the_checkout_may_import_its_neighbours(checkout: Path) -> None:
+    listed = run("reproduce", folder=checkout)
+    assert listed.stdout.split() == ["study"]
+    done = run("reproduce", "study", "all", folder=checkout)
+    assert done.returncode == Exit.OK, done.stderr
+    assert done.stdout.split() == ["42", "all"]
+
+
+def test_a_notebook_keeps_its_pictures(checkout: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    source = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    (checkout / "labs").mkdir()
+    nbformat.write(notebook, checkout / "labs" / "drawing.ipynb")
+    done = run("lab", "drawing", folder=checkout)
+    assert done.returncode == Exit.OK, done.stderr
+    outputs = nbformat.read(checkout / "labs" / "drawing.ipynb", 4).cells[0].outputs
+    assert ["image/png" in o.data for o in outputs if o.output_type == "display_data"] == [True]
 
 
 def test_every_exit_code_is_documented() -> None:

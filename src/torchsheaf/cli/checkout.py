@@ -28,12 +28,17 @@ def find(folder: str, start: Path | None = None) -> Path:
 
 
 def named(folder: Path, suffix: str) -> dict[str, Path]:
-    """What can be run: files below the folder, by path without suffix; `_private` ones left out."""
-    files = sorted(folder.rglob(f"*{suffix}"))
+    """What can be run: files below the folder, by path without suffix; `_private` ones left out.
+
+    A folder with a `__main__.py` is one script, and what else lies in it are its parts.
+    """
+    mains = {f.parent for f in folder.rglob("__main__.py")}
+    files = [f for f in folder.rglob(f"*{suffix}") if not mains & {f, *f.parents}]
+    places = {p.relative_to(folder).with_suffix(""): p for p in sorted([*files, *mains])}
     return {
-        str(f.relative_to(folder).with_suffix("")): f
-        for f in files
-        if not any(part.startswith(("_", ".")) for part in f.relative_to(folder).parts)
+        str(place): path
+        for place, path in places.items()
+        if not any(part.startswith(("_", ".")) for part in place.parts)
     }
 
 
@@ -56,8 +61,8 @@ def reproduce(name: str | None, arguments: tuple[str, ...]) -> None:
     if name is None:
         click.echo("\n".join(available))
         return
-    script = choose(available, name)
-    run([sys.executable, str(script), *arguments], folder.parent)
+    script = choose(available, name).relative_to(folder.parent).with_suffix("")
+    run([sys.executable, "-m", ".".join(script.parts), *arguments], folder.parent, "Agg")
 
 
 @click.command()
@@ -70,11 +75,12 @@ def lab(name: str | None) -> None:
         click.echo("\n".join(available))
         return
     notebook = choose(available, name)
-    run([sys.executable, "-m", "jupyter", "execute", "--inplace", str(notebook)], folder.parent)
+    execute = [sys.executable, "-m", "jupyter", "execute", "--inplace", str(notebook)]
+    run(execute, folder.parent, "module://matplotlib_inline.backend_inline")
 
 
-def run(command: list[str], folder: Path) -> None:
-    """Run in the checkout; its exit status is ours."""
-    finished = subprocess.run(command, cwd=folder, env={**os.environ, "MPLBACKEND": "Agg"})
+def run(command: list[str], folder: Path, backend: str) -> None:
+    """Run in the checkout, pictures drawn by this backend; its exit status is ours."""
+    finished = subprocess.run(command, cwd=folder, env={**os.environ, "MPLBACKEND": backend})
     if finished.returncode:
         raise SystemExit(finished.returncode)
