@@ -41,6 +41,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@$(PIP) --no-build-isolation --editable '.[test,docs,labs,zoo]'
 	@touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "installing what the benchmarks compare with into $(VENV)"
+	@$(PIP) --no-build-isolation --editable '.[test,zoo,evidence]'
+	@touch $@
+
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
 
@@ -85,11 +90,11 @@ mutants: $(VENV)/.installed-test
 labs: $(VENV)/.installed-test
 	@shopt -s nullglob; for notebook in labs/*.ipynb; do \
 		echo "executing $$notebook"; \
-		$(EXPORT) $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
+		MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/python -m jupyter execute --inplace "$$notebook"; done
 
 QUESTIONS := substitution_cost spectral_gap heat_flow equilibrium training architectures \
 	edge_rate diagnosis precision
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-bench
 	@for question in $(QUESTIONS); do \
 		echo "== $$question"; $(BIN)/python -m benchmarks.$$question || exit 1; done
 

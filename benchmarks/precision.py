@@ -1,11 +1,12 @@
 """Does the prediction hold, does the plan beat autocast's list, and what does the analysis cost?
 
-Five questions, each a part; results and environment go to results/precision.json.
+Five questions, a part or two each; results and environment go to results/precision.json.
 
     zoo        predicted/measured RMS error per model and format
     analysis   time of the probe analysis in forward passes, at 2, 4 and 8 probes
     autocast   the plan against autocast's list at autocast's own measured error
     holdout    violations on fresh inputs against the stated probability, three budgets
+    holdout of gpt-like    the same, on fewer inputs
     timing     seconds and peak bytes of fp32, autocast, uniform and planned runs (CUDA if there is)
 
     python -m benchmarks.precision                # all parts, some minutes on one core
@@ -134,28 +135,29 @@ def autocast_part() -> list[dict[str, Any]]:
     return rows
 
 
-def holdout_part() -> list[dict[str, Any]]:
+def violations(name: str, calibration: int, held_out: int, fresh: int) -> list[dict[str, Any]]:
     rows = []
-    model, x = zoo.toy_transformer()
+    model, x = zoo.ZOO[name]()
     flow = read_dataflow(trace_aten(model, x))
-    generator = torch.Generator().manual_seed(11)
+    words, generator = int(model.tokens.num_embeddings), torch.Generator().manual_seed(11)
 
     def draw(samples: int) -> torch.Tensor:
-        return torch.randint(1000, (samples, 32), generator=generator)
+        return torch.randint(words, (samples, x.shape[1]), generator=generator)
 
     for form in LOW:
         base = measure(flow, (x,), uniform(flow, form), "max").value
         for share in (0.5, 0.8, 1.2):
             budget = share * base
             found = plan(
-                flow.graph, x, budget, formats=("fp32", form), calibration=draw(30),
-                holdout=draw(100),
+                flow.graph, x, budget, formats=("fp32", form), calibration=draw(calibration),
+                holdout=draw(held_out),
             )  # fmt: skip
-            fresh = measure_all(flow, chunks(flow, draw(200)), found.by_call, "max")
-            said, then = found.statement, state(fresh.errors, budget)
+            again = measure_all(flow, chunks(flow, draw(fresh)), found.by_call, "max")
+            said, then = found.statement, state(again.errors, budget)
             assert said is not None
             rows.append(
                 {
+                    "model": name,
                     "format": form,
                     "budget": budget,
                     "cost": found.cost.relative,
@@ -272,7 +274,8 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "zoo": zoo_part,
     "analysis": analysis_part,
     "autocast": autocast_part,
-    "holdout": holdout_part,
+    "holdout": lambda: violations("toy-transformer", 30, 100, 200),
+    "holdout of gpt-like": lambda: violations("gpt-like", 8, 60, 60),
     "timing": timing_part,
 }
 

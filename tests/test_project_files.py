@@ -1,6 +1,8 @@
 """What the project says about itself outside the code: versions, pins, targets, first example."""
 
+import ast
 import re
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -132,3 +134,32 @@ def test_targets_that_the_documents_name_exist() -> None:
     named = {t for page in pages for t in re.findall(r"^(?:\$ )?make ([a-z-]+)", page, re.M)}
     assert {"demo", "test", "mutants", "format"} <= named
     assert named <= targets
+
+
+# Where a module is called otherwise than what is installed for it.
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
+def imported(folder: str) -> set[str]:
+    """Distributions whose modules the files of a folder import, inside functions too."""
+    found = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module)
+    roots = {name.partition(".")[0] for name in found} - sys.stdlib_module_names
+    ours = {"torchsheaf", "benchmarks", "tests"}
+    return {canonicalize_name(DISTRIBUTIONS.get(root, root)) for root in roots - ours}
+
+
+def test_make_bench_installs_what_the_benchmarks_import() -> None:
+    """From a fresh clone: the target's stamp names the groups that are installed for it."""
+    (stamp,) = re.findall(r"^bench: \$\(VENV\)/(\S+)$", text("Makefile"), re.MULTILINE)
+    recipe = text("Makefile").partition(f"\n$(VENV)/{stamp}:")[2].partition("\n\n")[0]
+    (groups,) = re.findall(r"--editable '\.\[(.+)\]'", recipe)
+    wanted = [*PROJECT["dependencies"]]
+    for group in groups.split(","):
+        wanted += PROJECT["optional-dependencies"][group]
+    assert imported("benchmarks") <= {canonicalize_name(Requirement(r).name) for r in wanted}

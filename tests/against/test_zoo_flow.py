@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchsheaf as ts
+from tests.against.zoo import example
 from tests.reference.networks import fill
 
 
@@ -52,16 +53,23 @@ MEMBERS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_the_flow_returns_to_the_forward_pass(name: str) -> None:
+def case(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    if name == "elman":  # one sample of the zoo's recurrence
+        model, inputs = example(name)
+        return model, tuple(x[:1] for x in inputs)
     build, shape = MEMBERS[name]
-    model = fill(build(), 3)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    problem = ts.hold(ts.encode(model, x), x)
+    return fill(build(), 3), (x,)
+
+
+@pytest.mark.parametrize("name", [*MEMBERS, "elman"])
+def test_the_flow_returns_to_the_forward_pass(name: str) -> None:
+    model, inputs = case(name)
+    problem = ts.hold(ts.encode(model, inputs), inputs)
     generator = torch.Generator().manual_seed(5)
     flow = ts.heat_flow(problem, "random", until=None, tol=1e-6, generator=generator)
     with torch.no_grad():
-        assert float((flow.output - model(x)).abs().max()) < 1e-5
+        assert float((flow.output - model(*inputs)).abs().max()) < 1e-5
     energy = flow.energy
     assert float(energy.flatten().max()) > 1e-3
     rise = energy.diff(dim=0)

@@ -44,16 +44,17 @@ def check_against_differences(
     energy(way, 0.0)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("widths", [[2, 12, 1], [3, 8, 6, 2], [2, 7, 5, 6, 1]])
 def test_gradient_is_the_derivative_of_the_equilibrium_energy_with_sliding_neurons(
-    seed: int,
+    widths: list[int], seed: int
 ) -> None:
-    net = relu_mlp([2, 12, 1], seed)
-    x, y = randn(seed + 10, 10, 2), 3 * randn(seed + 20, 10, 1)
+    net = relu_mlp(widths, seed)
+    x, y = randn(seed + 10, 10, widths[0]), 3 * randn(seed + 20, 10, widths[-1])
     rule = EquilibriumRule(warm=True, tol=1e-11)
     check_against_differences(net, x, y, "l2", rule)
     assert rule.last is not None
-    held = rule.last.problem.pin(Pin("2", y, weight=1.0))
+    held = rule.last.problem.pin(Pin("output", y, weight=1.0))
     sliding = stationarity(held, rule.last.cochain).gates.sliding
     assert int(sliding.sum()) > 0, "no neuron slides here, so the hard case is not tested"
 

@@ -16,7 +16,6 @@ from torch import nn
 
 import torchsheaf
 from torchsheaf.cli import VERBS, Exit, choices, main
-from torchsheaf.cli.checkout import named
 from torchsheaf.cli.loading import TARGET_HELP
 from torchsheaf.examples import EXAMPLES
 from torchsheaf.examples.paper_tasks import PAPER_TASKS
@@ -435,24 +434,59 @@ def test_the_checkout_lists_its_scripts() -> None:
         pytest.skip("no reproduce/ in this tree")
     done = run("reproduce", folder=root)
     assert done.returncode == Exit.OK, done.stderr
-    for name in done.stdout.split():
+    names = done.stdout.split()
+    assert {"flow", "errata", "induction/measure"} <= set(names)
+    assert "errata/entry" not in names, "a part of a script is not one"
+    for name in names:
         assert find_spec(f"reproduce.{name.replace('/', '.')}"), name
 
 
-def test_a_script_of_the_checkout_runs_whole_packages_too() -> None:
-    """`reproduce NAME` runs it as `python -m`, so that scripts may import what is beside them."""
+def test_a_script_of_the_checkout_takes_its_own_options() -> None:
     root = Path(__file__).parents[2]
     if not (root / "reproduce").is_dir():
         pytest.skip("no reproduce/ in this tree")
-    names = named(root / "reproduce", ".py")
-    assert {"errata", "training", "induction/measure"} <= set(names)
-    assert not any(name.startswith("errata/") for name in names)  # parts, not scripts
     done = run("reproduce", "errata", "ch08.homogeneous", folder=root)
     assert done.returncode == Exit.OK, done.stderr
     assert "refuted" in done.stdout
-    listed = run("reproduce", "errata", "--list", folder=root)  # the script's own option
+    listed = run("reproduce", "errata", "--list", folder=root)
     assert listed.returncode == Exit.OK, listed.stderr
     assert "ch08.homogeneous" in listed.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A source checkout with a package of scripts and a notebook that draws."""
+    (tmp_path / "src" / "torchsheaf").mkdir(parents=True)
+    parts = tmp_path / "reproduce" / "study"
+    parts.mkdir(parents=True)
+    for folder in (parts.parent, parts):
+        (folder / "__init__.py").write_text("")
+    (parts / "numbers.py").write_text("VALUE = 42\n")
+    (parts / "__main__.py").write_text(
+        "import sys\nfrom reproduce.study.numbers import VALUE\nprint(VALUE, *sys.argv[1:])\n"
+    )
+    return tmp_path
+
+
+def test_a_script_of_the_checkout_may_import_its_neighbours(checkout: Path) -> None:
+    listed = run("reproduce", folder=checkout)
+    assert listed.stdout.split() == ["study"]
+    done = run("reproduce", "study", "all", folder=checkout)
+    assert done.returncode == Exit.OK, done.stderr
+    assert done.stdout.split() == ["42", "all"]
+
+
+def test_a_notebook_keeps_its_pictures(checkout: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    source = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    (checkout / "labs").mkdir()
+    nbformat.write(notebook, checkout / "labs" / "drawing.ipynb")
+    done = run("lab", "drawing", folder=checkout)
+    assert done.returncode == Exit.OK, done.stderr
+    outputs = nbformat.read(checkout / "labs" / "drawing.ipynb", 4).cells[0].outputs
+    assert ["image/png" in o.data for o in outputs if o.output_type == "display_data"] == [True]
 
 
 def test_every_exit_code_is_documented() -> None:

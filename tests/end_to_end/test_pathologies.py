@@ -173,17 +173,21 @@ def trained(labels: Tensor, x: Tensor, steps: int) -> list[Tensor]:
     return [w.detach() for w in p]
 
 
-def test_flipped_labels_and_foreign_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("share", "most"), [(0.05, 4), (0.10, 0)])
+def test_flipped_labels_and_foreign_inputs(
+    share: float, most: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     g = torch.Generator().manual_seed(1)
     n = 240
     y = torch.randint(0, 3, (CASES, n), generator=g)
     angle = 2 * torch.pi * y / 3
     centres = 3 * torch.stack([angle.cos(), angle.sin()], 2).double()
     x = centres + 0.8 * torch.randn(CASES, n, 2, generator=g, dtype=torch.float64)
-    chosen = torch.rand(CASES, n, generator=g).argsort(1) < n // 20
+    chosen = torch.rand(CASES, n, generator=g).argsort(1) < round(share * n)
     flipped = torch.where(chosen, (y + 1) % 3, y)
     sheaf = sheaf_of((2, 16, 3), smooth=False)
-    counts = {"mislabelled samples": [0, 0], "foreign inputs": [0, 0]}
+    labels = f"mislabelled samples ({share:.0%} flipped)"
+    counts = {labels: [0, 0], "foreign inputs": [0, 0]}
     for given, faulty in ((y, False), (flipped, True)):
         parameters = trained(given, x, 60)  # stopped before flips are memorised
         for case in range(CASES):
@@ -204,8 +208,8 @@ def test_flipped_labels_and_foreign_inputs(capsys: pytest.CaptureFixture[str]) -
     for name, (misses, alarms) in counts.items():
         report(capsys, name, misses, alarms)
     # of two in three labels that lose near the boundary, the flips may be the network's own errors
-    assert counts["mislabelled samples"][0] <= 4
-    assert counts["mislabelled samples"][1] == 0
+    assert counts[labels][0] <= most
+    assert counts[labels][1] == 0
     assert counts["foreign inputs"] == [0, 0]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchsheaf.precision import SheafPrecisionOptimizer, refute
+from torchsheaf.precision import NoSection, SheafPrecisionOptimizer, plan, refute
 from torchsheaf.precision.seed_surface import PrecisionResult
 
 
@@ -124,6 +124,34 @@ def test_a_double_exponential_is_not_impossible_and_meets_its_target(target: flo
     assert r.uniform_errors["bf16"] > target
 
 
+class ExponentialsInside(nn.Module):
+    """A double exponential between two linear layers, as in the seed's pathological network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(50, 100), nn.Linear(100, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(torch.exp(torch.exp(torch.tanh(self.fc1(x)))))
+
+
+def test_float64_goes_where_the_error_is_and_not_to_the_exponentials() -> None:
+    """The seed gave the exponentials 64 bits and the rest 32: the error of uniform fp32, still."""
+    torch.manual_seed(0)
+    model, x, target = ExponentialsInside(), sample(4, 50), 3e-7
+    r = analyse(model, x, target)
+    assert r.uniform_errors["fp32"] > target
+    assert r.impossibility_proof is None
+    assert r.plan is not None
+    assert r.plan.measured.value <= target
+    assert r.precision_map["fc2"].precision_bits == 64
+    pins = dict.fromkeys(r.precision_map, "fp32") | {"exp": "fp64", "exp_1": "fp64"}
+    with pytest.raises(NoSection) as refused:
+        plan(model, x, target, formats=("fp64", "fp32"), pins=pins)
+    assert refused.value.measured is not None
+    assert refused.value.measured.value > target
+
+
 def test_memory_counts_nested_parameters_once_and_compares_like_with_like() -> None:
     nested = nn.Sequential(nn.Sequential(mlp()))
     optimizer = SheafPrecisionOptimizer(nested, target_accuracy=1e-3)
@@ -159,7 +187,7 @@ def test_an_absent_mask_is_not_traced_as_present() -> None:
 
 
 def test_the_ranking_is_measured_not_a_table_of_names() -> None:
-    from torchsheaf.precision import plan, zoo
+    from torchsheaf.precision import zoo
 
     model, x = zoo.toy_transformer()
     r = SheafPrecisionOptimizer(model, 1.0, formats=("fp16",)).analyze(x)

@@ -58,7 +58,7 @@ def reproduce(name: str | None, arguments: tuple[str, ...]) -> None:
         click.echo("\n".join(available))
         return
     module = ".".join([folder.name, *choose(available, name).split("/")])
-    run([sys.executable, "-m", module, *arguments], folder.parent)
+    run([sys.executable, "-m", module, *arguments], folder.parent, "Agg")
 
 
 @click.command()
@@ -71,11 +71,12 @@ def lab(name: str | None) -> None:
         click.echo("\n".join(available))
         return
     notebook = f"{folder.name}/{choose(available, name)}.ipynb"
-    run([sys.executable, "-m", "jupyter", "execute", "--inplace", notebook], folder.parent)
+    execute = [sys.executable, "-m", "jupyter", "execute", "--inplace", notebook]
+    run(execute, folder.parent, "module://matplotlib_inline.backend_inline")
 
 
-def run(command: list[str], folder: Path) -> None:
-    """Run in the checkout; its exit status is ours."""
-    finished = subprocess.run(command, cwd=folder, env={**os.environ, "MPLBACKEND": "Agg"})
+def run(command: list[str], folder: Path, backend: str) -> None:
+    """Run in the checkout, pictures drawn by this backend; its exit status is ours."""
+    finished = subprocess.run(command, cwd=folder, env={**os.environ, "MPLBACKEND": backend})
     if finished.returncode:
         raise SystemExit(finished.returncode)

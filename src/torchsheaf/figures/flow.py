@@ -11,6 +11,7 @@ from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from torchsheaf.diagnose.discord import discord_edges
 from torchsheaf.figures.relaxation import FLOOR, draw_energies, drawable
 from torchsheaf.figures.style import LIGHT, Theme, new_figure, shorten
 from torchsheaf.file import write_file
@@ -81,30 +82,30 @@ def _mark_switches(axes: Axes, flow: Trajectory, sample: int, theme: Theme) -> N
 def energy_shares_figure(
     flow: Trajectory, by: str = "kind", sample: int | None = None, *, theme: Theme = LIGHT
 ) -> Figure:
-    """Where the energy sits over time, on a log axis: `by` "kind" of edge or "layer" (edge).
+    """Where the energy sits over time, on a log axis: added up by "kind" of edge or by "layer".
 
-    One sample, or the mean over samples.
+    A layer is a step with parameters and what follows it, as in `Discord.by_layer`. One sample, or
+    the mean over samples.
     """
     if by not in ("kind", "layer"):
         raise ValueError(f'by is {by!r}; write "kind" or "layer"')
-    edges = flow.problem.sheaf.edges
     groups: dict[str, np.ndarray] = {}
-    kinds: dict[str, str] = {}
-    for name, table in flow.edge_energy.items():
-        kind = str(edges[name].kind) if name in edges else "pin"
-        label = kind if by == "kind" else name
-        value = _array(table).mean(1) if sample is None else _array(table)[:, sample]
+    for row in discord_edges(flow.problem):
+        table = _array(flow.edge_energy[row.name])
+        value = table.mean(1) if sample is None else table[:, sample]
+        label = row.kind if by == "kind" else row.layer
         groups[label] = groups.get(label, 0) + value
-        kinds[label] = kind
+    colours = [colour for kind, colour in theme.kinds.items() if kind != "input"]
+    dashes = ["-", "--", ":", "-."]
     with theme.applied():
         figure = new_figure(3.3)
         axes = figure.add_subplot()
-        dashes = ["-", "--", ":", "-."]
         for i, (label, value) in enumerate(groups.items()):
-            style = "-" if by == "kind" else dashes[i // 2 % len(dashes)]
+            turn, place = divmod(i, len(colours))
             axes.plot(
-                _array(flow.times), drawable(value), style, color=theme.kind(kinds[label]),
-                label=label if by == "kind" else f"{shorten(label, 18)} ({kinds[label]})",
+                _array(flow.times), drawable(value), dashes[turn % len(dashes)],
+                color=theme.kind(label) if by == "kind" else colours[place],
+                label=shorten(label),
             )  # fmt: skip
         axes.set_yscale("log")
         axes.set_ylabel("energy on edges")
@@ -208,8 +209,7 @@ def output_figure(
             for line, value in zip(lines, _array(target).ravel(), strict=True):
                 axes.axhline(value, color=line.get_color(), linewidth=0.9, dashes=(4, 2))
             axes.plot([], [], color=theme.muted, dashes=(4, 2), label="forward pass")
-        for time in _array(flow.events.of_sample(sample).time):
-            axes.axvline(time, color=theme.contrast, linewidth=0.6, alpha=0.5)
+        _mark_switches(axes, flow, sample, theme)
         axes.set_ylabel("output stalk")
         _time_axis(axes, flow)
         axes.grid(axis="y")
