@@ -61,9 +61,9 @@ def read_network(
         raise UnsupportedModel(
             "a ScriptModule cannot be traced; pass the nn.Module that it was made from"
         )
-    _refuse_nonfinite(model, inputs)
-    _refuse_other_kind(model, inputs)
     module = model.module() if isinstance(model, ExportedProgram) else model
+    _check_values(module, inputs)
+    _check_kinds(module, inputs)
     # first of all: tracing what cannot run fails with a long log
     with layer_by_layer():
         returned, changed = run(module, inputs, keywords)
@@ -79,10 +79,10 @@ def read_network(
     return network
 
 
-def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
-    states = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
-    masks = set() if isinstance(model, ExportedProgram) else dict(model.named_buffers()).keys()
-    require_finite({n: t for n, t in states.items() if isinstance(t, Tensor)}, masks)
+def _check_values(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Finite numbers, and inputs that are tensors of one batch size."""
+    states = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    require_finite(states, dict(model.named_buffers()))
     if not inputs:
         raise ValueError("no input came; pass a tensor (batch, *shape), or a tuple of them")
     for i, x in enumerate(inputs):
@@ -99,16 +99,14 @@ def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tenso
         raise ValueError(f"batch sizes must be equal; the inputs have {sizes} samples")
 
 
-def _refuse_other_kind(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
-    """Inputs on another device than the weights, or of another dtype."""
-    states = (
-        model.state_dict if isinstance(model, ExportedProgram) else dict(model.named_parameters())
-    )
-    own_device = placement(states.values())
+def _check_kinds(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Inputs on the device of the weights, and of their dtype."""
+    weights = list(model.parameters())
+    own_device = placement(weights)
     for i, x in enumerate(inputs):
         write = f"x.to({str(own_device)!r}), or model.to({str(x.device)!r})"
         require_beside(f"input {i}", x, own_device, "the model's weights", write)
-    types = {t.dtype for t in states.values() if t.is_floating_point()}
+    types = {t.dtype for t in weights if t.is_floating_point()}
     if len(types) != 1:
         return
     (own,) = types
