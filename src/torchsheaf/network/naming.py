@@ -84,12 +84,6 @@ def _computed_last(nodes: Sequence[Node]) -> set[str]:
 
 def _rename(op: Operation, names: Mapping[str, str]) -> Operation:
     def leaf(arg: Any) -> Any:
-        if isinstance(arg, Value):
-            return Value(names.get(arg.name, arg.name))
-        if isinstance(arg, list | tuple):
-            return type(arg)(leaf(a) for a in arg)
-        return arg
+        return Value(names.get(arg.name, arg.name)) if isinstance(arg, Value) else arg
 
-    operands = tuple(names.get(n, n) for n in op.operands)
-    kwargs = {k: leaf(v) for k, v in op.kwargs.items()}
-    return replace(op, args=tuple(leaf(a) for a in op.args), kwargs=kwargs, operands=operands)
+    return replace(op.mapped(leaf), operands=tuple(names.get(n, n) for n in op.operands))

@@ -12,7 +12,7 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.network.composition import Composition, differential
 from torchsheaf.network.differential import Differential
 from torchsheaf.network.gates import Gate
-from torchsheaf.network.operation import Operation
+from torchsheaf.network.operation import Operation, evaluate
 from torchsheaf.network.rules import Kind
 from torchsheaf.network.rules.piecewise import jump
 
@@ -159,11 +159,7 @@ class Network:
             op = node.operations[0]
             args, kwargs = op.resolve(values, self.state, batch)
             return op.target(*args, **kwargs)
-        # The parents only: copying a whole cochain for every node would be quadratic in depth.
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
-        for op in node.operations:
-            args, kwargs = op.resolve(scope, self.state, batch)
-            scope[op.name] = op.target(*args, **kwargs)
+        scope = evaluate(node.operations, _of_parents(node, values), self.state, batch)
         return scope[node.operations[-1].name]
 
     def linearise(
@@ -187,7 +183,7 @@ class Network:
         computed here and not again.
         """
         batch = values[node.parents[0]].shape[0]
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
+        scope = _of_parents(node, values)
         parts: dict[str, Differential] = {}
         for op in node.operations:
             args, kwargs = op.resolve(scope, self.state, batch)
@@ -214,19 +210,19 @@ class Network:
     def _operands(
         self, node: Node, values: Mapping[str, Tensor], chosen: tuple[Operation, ...]
     ) -> dict[str, tuple[Gate, Tensor]]:
-        names = {op.name for op in chosen}
         batch = values[node.parents[0]].shape[0]
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
+        scope = evaluate(node.operations[:-1], _of_parents(node, values), self.state, batch)
         found: dict[str, tuple[Gate, Tensor]] = {}
-        for op in node.operations:
-            args, kwargs = op.resolve(scope, self.state, batch)
-            if op.name in names:
-                gate = op.rule.gate_of(args, kwargs)
-                assert gate is not None
-                found[op.name] = (gate, scope[op.operands[0]])
-            if op is not node.operations[-1]:
-                scope[op.name] = op.target(*args, **kwargs)
+        for op in chosen:
+            gate = op.rule.gate_of(*op.resolve(scope, self.state, batch))
+            assert gate is not None
+            found[op.name] = (gate, scope[op.operands[0]])
         return found
+
+
+def _of_parents(node: Node, values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The parents' values only: a whole cochain for every node would be quadratic in depth."""
+    return {p: values[p] for p in node.parents}
 
 
 def require_finite(states: Mapping[str, Tensor], masks: Container[str]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from torchsheaf.network.differential import Differential
 from torchsheaf.network.gates import Gate, GateFactory, Kinks
@@ -106,14 +106,9 @@ class Rule:
 
 def occurrences(operation: Operation, name: str) -> list[int]:
     """Positions of the arguments in which a value occurs, once per occurrence."""
-
-    def count(arg: Any) -> int:
-        if isinstance(arg, list | tuple):
-            return sum(count(a) for a in arg)
-        return int(isinstance(arg, Value) and arg.name == name)
-
-    found = [i for i, arg in enumerate(operation.args) for _ in range(count(arg))]
-    return found + [-1] * sum(count(v) for v in operation.kwargs.values())
+    places = [*enumerate(operation.args), *((-1, v) for v in operation.kwargs.values())]
+    leaves = [(i, leaf) for i, arg in places for leaf in tree_leaves(arg)]
+    return [i for i, leaf in leaves if isinstance(leaf, Value) and leaf.name == name]
 
 
 def training_flag(position: int, name: str, what: str) -> Refusal:
@@ -128,8 +123,3 @@ def training_flag(position: int, name: str, what: str) -> Refusal:
         return None
 
     return refuse
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether a resolved argument is a tensor."""
-    return isinstance(value, Tensor)
