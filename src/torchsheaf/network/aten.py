@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from torchsheaf.network.errors import Offender, UnsupportedModel, first_line
+from torchsheaf.network.naming import module_path, source_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,6 @@ def references(nest: Any) -> Iterator[str]:
     elif isinstance(nest, Mapping):
         for item in nest.values():
             yield from references(item)
-    elif isinstance(nest, slice):
-        yield from references((nest.start, nest.stop, nest.step))
 
 
 def substitute(nest: Any, value: Callable[[str], Any]) -> Any:
@@ -198,7 +197,6 @@ def _call(node: Any) -> AtenCall:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, tuple | list) and value else value
     is_tensor = isinstance(first, Tensor)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
     return AtenCall(
         name=node.name,
         target="getitem" if node.target is operator.getitem else str(node.target),
@@ -207,19 +205,9 @@ def _call(node: Any) -> AtenCall:
         kwargs=_plain(dict(node.kwargs)),
         shape=tuple(int(s) for s in first.shape) if is_tensor else None,
         dtype=first.dtype if is_tensor else None,
-        module=str(stack[-1][0]) if stack else "",
-        source=_source(node.meta.get("stack_trace") or ""),
+        module=module_path(node),
+        source=source_line(node),
     )
-
-
-def _source(trace: str) -> str:
-    """`file.py:12` of the deepest line that is not torch's own."""
-    lines = [x.strip() for x in trace.splitlines() if x.strip().startswith('File "')]
-    own = [x for x in lines if "/torch/" not in x] or lines
-    if not own:
-        return ""
-    path, line = own[-1].split('"')[1], own[-1].split(", line ")[1].split(",")[0]
-    return f"{path.rsplit('/', 1)[-1]}:{line}"
 
 
 def _plain(nest: Any) -> Any:

@@ -1,7 +1,6 @@
 """Traced calls rewritten so that they mean the same at every batch size and without autograd."""
 
 from collections.abc import Callable, Mapping
-from operator import getitem
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
-from torchsheaf.network.rules import Kind, Rule, functional, rule_for
+from torchsheaf.network.rules import Kind, Rule, functional, operation_called, rule_for
 
 
 def writes_into_views(program: ExportedProgram) -> bool:
@@ -21,7 +20,7 @@ def writes_into_views(program: ExportedProgram) -> bool:
         written = node.args[0] if node.args else None
         if not isinstance(written, FxNode) or written.op != "call_function":
             continue
-        rule = rule_for("getitem" if written.target is getitem else str(written.target))
+        rule = rule_for(operation_called(written.target))
         if rule is not None and rule.kind is Kind.RESHAPE and not rule.constant:
             return True
     return False

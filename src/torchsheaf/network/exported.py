@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from torchsheaf.network.errors import first_line
+
 # What `torch.export.save` writes for a model of plain tensors. Compiled libraries, script objects
 # and opaque (pickled) constants are not on the list.
 _MEMBERS = re.compile(
@@ -48,9 +50,8 @@ def load_exported(path: str | Path) -> ExportedProgram:
         try:
             program = torch.export.load(str(path))
         except Exception as error:
-            first = str(error).strip().splitlines()[:1]
             raise UnsafeArchive(
-                f"{path} could not be read as an exported program: {' '.join(first)}"
+                f"{path} could not be read as an exported program: {first_line(error)}"
             ) from error
     # Guards are source text that torch would compile; shapes are checked by us anyway.
     if getattr(program, "_guards_code", None):

@@ -20,7 +20,7 @@ from torchsheaf.network.layout import Layout, Stalk
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
 from torchsheaf.network.operation import Operation, State, Value
-from torchsheaf.network.rules import Kind, Rule, functional, rule_for
+from torchsheaf.network.rules import Kind, Rule, functional, operation_called, rule_for
 from torchsheaf.network.rules.jumps import CHOSEN, no_rule, no_tangent
 
 _IDENTITY = Rule(Kind.RESHAPE)
@@ -94,7 +94,7 @@ class Reader:
             self._offend(node, str(problem))
             expression = Expression(Value(self._name(node)), parents=(self._name(node),), live=True)
         self._env[node] = expression
-        if str(node.target) != str(functional(node.target)) and isinstance(node.args[0], FxNode):
+        if functional(node.target) is not node.target and isinstance(node.args[0], FxNode):
             self._env[node.args[0]] = expression
 
     def add_output(self, outputs: Any) -> None:
@@ -162,7 +162,7 @@ class Reader:
             elif inner.op == "call_function":
                 self.add_call(inner)
             elif inner.op == "get_attr" and isinstance(getattr(body, inner.target), Tensor):
-                target = f"{self._name(inner)}"
+                target = self._name(inner)
                 self._states[target] = getattr(body, inner.target)
                 self.add_state(inner, target)
             elif inner.op == "output":
@@ -184,7 +184,7 @@ class Reader:
 
     def _call(self, node: FxNode) -> Expression:
         target = functional(node.target)
-        op_name = "getitem" if target is operator.getitem else str(target)
+        op_name = operation_called(target)
         used = [self._env[n] for n in node.all_input_nodes]
         from_complex = any(is_complex(n.meta.get("val")) for n in node.all_input_nodes)
         rule = rule_for(op_name, of_complex=from_complex)
@@ -363,9 +363,6 @@ class Reader:
             return self._env[arg].leaf
         if isinstance(arg, torch.SymInt):
             return self._batch.size(arg)
-        if isinstance(arg, slice):
-            parts = (arg.start, arg.stop, arg.step)
-            return slice(*(self._symbolic(p) for p in parts))
         if isinstance(arg, list | tuple):
             return type(arg)(self._symbolic(a) for a in arg)
         return arg

@@ -15,9 +15,17 @@ def _beside(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([t if t.shape == shape else t.expand(shape) for t in (a, b)], -1)
 
 
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    return _beside(a, b).amax(-1)
+
+
+def _smaller(a: Tensor, b: Tensor) -> Tensor:
+    return _beside(a, b).amin(-1)
+
+
 def _clamp(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    x = x if low is None else _beside(x, low).amax(-1)
-    return x if high is None else _beside(x, high).amin(-1)
+    x = x if low is None else _larger(x, low)
+    return x if high is None else _smaller(x, high)
 
 
 def _cdist(a: Tensor, b: Tensor, p: float = 2.0, mode: int | None = None) -> Tensor:
@@ -26,12 +34,12 @@ def _cdist(a: Tensor, b: Tensor, p: float = 2.0, mode: int | None = None) -> Ten
 
 
 COMPOSED: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.maximum.default: lambda a, b: _beside(a, b).amax(-1),
-    torch.ops.aten.max.other: lambda a, b: _beside(a, b).amax(-1),
-    torch.ops.aten.minimum.default: lambda a, b: _beside(a, b).amin(-1),
-    torch.ops.aten.min.other: lambda a, b: _beside(a, b).amin(-1),
-    torch.ops.aten.fmax.default: lambda a, b: _beside(a, b).amax(-1),
-    torch.ops.aten.fmin.default: lambda a, b: _beside(a, b).amin(-1),
+    torch.ops.aten.maximum.default: _larger,
+    torch.ops.aten.max.other: _larger,
+    torch.ops.aten.fmax.default: _larger,
+    torch.ops.aten.minimum.default: _smaller,
+    torch.ops.aten.min.other: _smaller,
+    torch.ops.aten.fmin.default: _smaller,
     torch.ops.aten.clamp.Tensor: _clamp,
     torch.ops.aten.cdist.default: _cdist,
     # torch's own reverse mode has the wrong sign where a length is negative

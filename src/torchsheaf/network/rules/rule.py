@@ -1,6 +1,6 @@
 """What one entry of the rule table says about an ATen operation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -36,6 +36,10 @@ class Site:
         given = self.operation.args
         arg = given[position] if position < len(given) else None
         return arg.name if isinstance(arg, Value) and arg.name in self.operands else None
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """What was given by position or by name, else the default."""
+        return argument(self.args, self.kwargs, position, name, default)
 
     def function(self, *values: Any) -> Any:
         """The operation as a function of its operands, everything else bound."""
@@ -111,12 +115,18 @@ def occurrences(operation: Operation, name: str) -> list[int]:
     return [i for i, leaf in leaves if isinstance(leaf, Value) and leaf.name == name]
 
 
+def argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any = None
+) -> Any:
+    """What an operation was given by position or by name, else its default."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
 def training_flag(position: int, name: str, what: str) -> Refusal:
     """Refuse an operation whose training flag is set."""
 
     def refuse(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-        flag = args[position] if len(args) > position else kwargs.get(name, False)
-        if flag is True:
+        if argument(args, kwargs, position, name) is True:
             return (
                 f"{what} in training mode is not a function of its input: call model.eval() first"
             )

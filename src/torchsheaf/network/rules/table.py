@@ -1,5 +1,6 @@
 """The table of rules by ATen operation. Adding an operation is one entry in a family's file."""
 
+import operator
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ def store_rule(op: str, rule: Rule) -> None:
 def forget_rule(op: str) -> None:
     """Remove a registered rule."""
     _REGISTERED.pop(op, None)
+
+
+def operation_called(target: Any) -> str:
+    """The operation that a traced call makes, out of place: "aten.relu.default", "getitem"."""
+    return "getitem" if target is operator.getitem else str(functional(target))
 
 
 def functional(target: Any) -> Any:
