@@ -55,6 +55,8 @@ ARGUMENTS: dict[str, Call] = {
     "aten.elu.default": call(s(2, 3), 2.0),
     "aten.acosh.default": call(1.5 + t(2, 3)),
     "aten.logcumsumexp.default": call(s(2, 4), 1),
+    "aten.huber_loss.default": call(s(2, 3), t(2, 3), 0, 0.8),
+    "aten.smooth_l1_loss.default": call(s(2, 3), t(2, 3), 0, 0.8),
     "aten.logaddexp2.default": call(s(2, 3), t(2, 3)),
     "aten.xlogy.Tensor": call(s(2, 3), t(2, 3)),
     "aten.linalg_inv.default": call(s(2, 3, 3)),

@@ -86,8 +86,8 @@ class Reader:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline(node)
             return
-        if value is None and not node.users:
-            return  # an assertion of the trace (before a change of dtype, say) computes nothing
+        if not node.users and (value is None or node.target is operator.getitem):
+            return  # an assertion of the trace, or a result among several that is not used
         try:
             expression = self._entry(node) or self._call(node)
         except Unreadable as problem:
@@ -178,7 +178,7 @@ class Reader:
             return self._results[source][int(node.args[1])]  # type: ignore[arg-type]
         if source not in self._maxima:
             return None
-        if node.args[1] != 0 and node.users:
+        if node.args[1] != 0:
             raise Unreadable(CHOSEN)
         return self._env[source]
 

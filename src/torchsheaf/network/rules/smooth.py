@@ -58,6 +58,8 @@ _DENSE = (
     "linalg_cholesky.default",
     "linalg_solve.default",
     "matrix_exp.default",
+    "huber_loss.default",
+    "smooth_l1_loss.default",
 )
 
 # (values, indices): the values are continuous and take entries of x, another choice of them where
