@@ -1,11 +1,15 @@
 """Vertices have names of their own, whatever the modules are called."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import torchsheaf as ts
 from tests.reference.networks import randn
+from torchsheaf.network.naming import name_vertices
+from torchsheaf.sheaf import Edge
 
 
 class Chain(nn.Module):
@@ -166,3 +170,10 @@ def test_results_that_nothing_uses_are_no_vertices(cell: type[nn.RNNBase], reads
     inner = ["cell.getitem", "cell.getitem_1", "cat"] if reads == "both" else ["cell"]
     assert list(sheaf.vertices) == ["input", *inner, "head"]
     torch.testing.assert_close(sheaf.forward(x)["head"], model(x).detach(), rtol=0, atol=1e-14)
+
+
+def test_an_operation_of_another_library_is_named_after_itself() -> None:
+    (node,) = ts.encode(nn.Linear(3, 2), torch.randn(4, 3)).network.nodes
+    library = replace(node, op="torchvision.roi_align.default", module="")
+    (named, _), _, _ = name_vertices([library, replace(library, name="b")], ("b",), {"input": (3,)})
+    assert (named.name, Edge(named, ()).operation) == ("roi_align", "roi_align")

@@ -59,9 +59,10 @@ def name_vertices(
             name(node, node.module)
     for node in nodes:
         if node.name not in names:
-            op = node.op.removeprefix("aten.").split(".")[0]
             plain = node.op == "identity"
-            name(node, node.name if plain else ".".join(filter(None, (node.module, op))))
+            name(
+                node, node.name if plain else ".".join(filter(None, (node.module, node.operation)))
+            )
     renamed = []
     for node in nodes:
         operations = tuple(_rename(op, names) for op in node.operations)

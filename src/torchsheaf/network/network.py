@@ -38,6 +38,12 @@ class Node:
     dtype: torch.dtype
     piecewise_affine: bool
 
+    @property
+    def operation(self) -> str:
+        """The operation for readers: "linear", not "aten.linear.default"."""
+        namespace, *rest = self.op.split(".")
+        return rest[0] if rest else namespace
+
     @cached_property
     def states(self) -> tuple[str, ...]:
         """Names of the parameters, buffers and constants used, in order of use."""
@@ -81,7 +87,7 @@ class Network:
     inputs: Mapping[str, tuple[int, ...]]
     nodes: tuple[Node, ...]
     readout: tuple[str, ...]
-    model: nn.Module | None
+    model: nn.Module
     fixed_batch: int | None
     states: Mapping[str, tuple[Any, str] | Tensor] = field(repr=False)
     positions: tuple[int, ...] = ()
