@@ -78,13 +78,6 @@ class AtenGraph:
         """Names of the returned values, in the order in which they are returned."""
         return tuple(references(self.output))
 
-    def call(self, name: str) -> AtenCall:
-        """The call of that name."""
-        for c in self.calls:
-            if c.name == name:
-                return c
-        raise KeyError(name)
-
     def consumers(self) -> dict[str, list[str]]:
         """For every value, the names of the calls that read it."""
         readers: dict[str, list[str]] = {}

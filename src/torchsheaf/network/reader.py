@@ -91,8 +91,7 @@ class Reader:
         try:
             expression = self._entry(node) or self._call(node)
         except Unreadable as problem:
-            self._offend(node, str(problem))
-            expression = Expression(Value(self._name(node)), parents=(self._name(node),), live=True)
+            expression = self._offend(node, str(problem))
         self._env[node] = expression
         if functional(node.target) is not node.target and isinstance(node.args[0], FxNode):
             self._env[node.args[0]] = expression
@@ -131,10 +130,13 @@ class Reader:
             dict(zip(self._inputs, inputs, strict=True)),
         )  # fmt: skip
 
-    def _offend(self, node: FxNode, reason: str) -> None:
+    def _offend(self, node: FxNode, reason: str) -> Expression:
+        """Note a call that cannot be read; what stands for its value in the calls after it."""
         self._offenders.append(
             Offender(str(node.target), module_path(node), source_line(node), reason)
         )
+        name = self._name(node)
+        return Expression(Value(name), parents=(name,), live=True)
 
     def _inline(self, node: FxNode) -> None:
         """`with torch.no_grad()` and disabled autocast are traced as graphs of their own."""
@@ -146,10 +148,8 @@ class Reader:
         ]
         found = [(i, b) for i, b in bodies if isinstance(b, GraphModule)]
         if len(found) != 1 or "wrap_with" not in str(node.target):
-            self._offend(node, "control flow that depends on the data has no fixed graph")
-            self._env[node] = Expression(
-                Value(self._name(node)), parents=(self._name(node),), live=True
-            )
+            why = "control flow that depends on the data has no fixed graph"
+            self._env[node] = self._offend(node, why)
             return
         ((at, body),) = found
         operands = iter(node.args[at + 1 :])
@@ -194,7 +194,8 @@ class Reader:
         kwargs = {k: self._symbolic(v) for k, v in node.kwargs.items()}
         value = node.meta.get("val")
         if not live:
-            return self._held(node, op_name, target, args, kwargs, used, used_parents)
+            folded = self._operation(node, target, args, kwargs, (), _FOLDED)
+            return self._held(node, op_name, folded, used, used_parents)
         if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
             if not node.users:
                 return Expression(None)
@@ -245,16 +246,13 @@ class Reader:
         self,
         node: FxNode,
         op_name: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        operation: Operation,
         used: Sequence[Expression],
         parents: tuple[str, ...],
     ) -> Expression:
         """No activation enters: folded, unless parameters meet held integers (an embedding)."""
-        if reason := rewriting(target, kwargs):
+        if reason := rewriting(operation.target, operation.kwargs):
             raise Unreadable(reason)
-        operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
         operations = (*merged(used), operation)
         value = node.meta.get("val")
         learns = any(s in self._learnable for op in operations for s in op.states())

@@ -1,6 +1,7 @@
 """Operations that are read as a composition of others."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,23 +64,21 @@ def compositions(operations: Iterable[str]) -> dict[Any, Callable[..., Any]]:
     return table if names and all(n in composed or _is_composite(n) for n in names) else {}
 
 
-def _one_by_one(x: Tensor, dim: Sequence[int], keepdim: bool, largest: bool) -> Tensor:
+def _one_by_one(
+    extreme: Callable[..., Tensor], x: Tensor, dim: Sequence[int] = (), keepdim: bool = False
+) -> Tensor:
     """An extreme over several axes: of the extremes along each; one axis is left as it is."""
     axes = sorted({d % x.ndim for d in (dim or range(x.ndim))}, reverse=True)
     if len(axes) < 2:
         return NotImplemented
     for axis in axes:
-        x = x.amax(axis, keepdim) if largest else x.amin(axis, keepdim)
+        x = extreme(x, axis, keepdim)
     return x
 
 
 _WHERE_REFUSED: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.amax.default: lambda x, dim=(), keepdim=False: _one_by_one(
-        x, dim, keepdim, True
-    ),
-    torch.ops.aten.amin.default: lambda x, dim=(), keepdim=False: _one_by_one(
-        x, dim, keepdim, False
-    ),
+    torch.ops.aten.amax.default: partial(_one_by_one, torch.amax),
+    torch.ops.aten.amin.default: partial(_one_by_one, torch.amin),
 }
 """Operations that have a rule for some of their arguments."""
 
