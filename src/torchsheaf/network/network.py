@@ -1,9 +1,10 @@
 """A network as plain data: nodes in topological order, each a short program of ATen calls."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,19 @@ class Network:
     """The input that each of the forward's arguments is."""
     keywords: tuple[str, ...] = ()
     """The arguments that the forward is given by name: those of the last inputs."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
+        """A network that follows a copy of the model."""
+        return replace(
+            self, **{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)}
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refused: operations of torch cannot be pickled."""
+        raise TypeError(
+            "what was read of a model cannot be pickled, nor what holds it: pickle the model and "
+            "the values (a result's .cochain), and read the model again with encode(model, x)"
+        )
 
     @cached_property
     def integral(self) -> frozenset[str]:
