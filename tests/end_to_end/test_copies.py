@@ -53,6 +53,9 @@ def test_pickling_says_what_to_save(save: Callable[[object], object]) -> None:
             TypeError, match=r"pickle the model and the values .*encode\(model, x\)"
         ):
             save(holder)
+    failed = ts.ConvergenceError(ts.Outcome.STALLED, "residual 1", found, "try again")
+    told = pickle.loads(pickle.dumps(failed))
+    assert (str(told), told.outcome, told.result) == (str(failed), ts.Outcome.STALLED, None)
     model, cochain = pickle.loads(pickle.dumps((model, found.cochain)))
     again = ts.hold(ts.encode(model, x), x).sheaf.forward(x)
     assert (again - cochain).norm().max() == 0
