@@ -5,7 +5,6 @@ kernel call, so the model is lowered to core ATen and kept as a list that any lo
 """
 
 import operator
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from torchsheaf.network.errors import Offender, UnsupportedModel, first_line
+from torchsheaf.network.errors import Offender, UnsupportedModel, first_line, quiet_torch
 from torchsheaf.network.naming import module_path, source_line
 
 
@@ -159,11 +158,9 @@ def _lower(model: nn.Module | ExportedProgram, inputs: tuple[Any, ...]) -> Expor
             "call model.eval() first: formats are chosen for inference"
         )
     try:
-        # torch's own deprecation notes are not about the caller's model.
         # The fused attention kernels lay their result out in another order than the products that
         # they are lowered to, and a later view that fits the one need not fit the other.
-        with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            warnings.simplefilter("ignore")
+        with quiet_torch(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             program = (
                 model
                 if isinstance(model, ExportedProgram)

@@ -1,7 +1,6 @@
 """nn.Module + example input → Network, through torch.export."""
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,7 @@ from torchsheaf.network.completeness import (
     layer_by_layer,
     run,
 )
-from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.errors import Offender, UnsupportedModel, quiet_torch
 from torchsheaf.network.infinite import infinite_values
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
@@ -129,8 +128,7 @@ def _export(
     dynamic = batch_axes(model, len(inputs), keywords)
     try:
         # as autograd would see it, whatever the caller's mode: else no_grad regions leave no trace
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
+        with quiet_torch(), torch.enable_grad():
             program = torch.export.export(model, *split(example, keywords), dynamic_shapes=dynamic)
             fixed = _static_batch(program)
             if fixed is not None and fixed != batch:
@@ -190,8 +188,7 @@ def _read_composed(
         if not others:
             raise
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_torch():
                 composed = program.run_decompositions(others)
             restore_batch_norm(composed)
             return _read(composed, module, fixed, fused)
