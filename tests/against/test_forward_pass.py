@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.reference.dense import autograd_coboundary, layers, path_energy
-from tests.reference.networks import classifier, convnet, randn, relu_mlp, residual_block
+from tests.reference.networks import classifier, convnet, fill, randn, relu_mlp, residual_block
 from torchsheaf import encode, harmonic_extension, hold
 
 BATCH = 32
@@ -156,3 +156,25 @@ def test_the_sheaf_follows_the_weights() -> None:
     after = harmonic_extension(problem).output
     assert torch.equal(after, net(x).detach())
     assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda h: (h, h.argmax(1)),
+        lambda h: (h > 0, h),
+        lambda h: {"best": h.argmax(1), "logits": h, "kept": h.max(1), "sure": h.amax(1) > 1},
+        lambda h: h.topk(2, 1),
+    ],
+)
+def test_predictions_returned_beside_real_numbers_are_left_out(returned) -> None:
+    class Predicting(nn.Linear):
+        def forward(self, x: Tensor) -> object:
+            return returned(super().forward(x))
+
+    model, x = fill(Predicting(3, 4), 0), randn(1, 5, 3)
+    sheaf = encode(model, x)
+    values, wanted = sheaf.forward(x), torch.utils._pytree.tree_leaves(model(x))
+    assert len(sheaf.outputs) == sum(t.is_floating_point() for t in wanted)
+    for name, position in zip(sheaf.outputs, sheaf.network.positions, strict=True):
+        assert torch.equal(values[name], wanted[position])

@@ -67,6 +67,15 @@ def close_no_grad(program: ExportedProgram) -> None:
                 result.replace_all_uses_with(cut, lambda user, cut=cut: user is not cut)
 
 
+def is_aside(node: FxNode) -> bool:
+    """Whether a value is no real number and returned at most: predictions beside logits, say."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return False
+    used = any(user.op != "output" for user in node.users)
+    return not used and functional(node.target) is node.target
+
+
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from torchsheaf.cochain import is_finite
-from torchsheaf.network.calls import close_no_grad, restore_batch_norm, writes_into_views
+from torchsheaf.network.calls import close_no_grad, is_aside, restore_batch_norm, writes_into_views
 from torchsheaf.network.completeness import (
     check_apart,
     check_complete,
@@ -214,7 +214,7 @@ def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused:
             else:
                 assert spec.target is not None
                 reader.add_state(node, spec.target)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and not is_aside(node):
             reader.add_call(node)
         elif node.op == "get_attr":
             held = getattr(program.graph_module, str(node.target))

@@ -100,7 +100,7 @@ class Reader:
         """What the model returns."""
         flat = torch.utils._pytree.tree_leaves(outputs)
         for i, node in enumerate(flat):
-            if not isinstance(node, FxNode):
+            if node not in self._env:
                 continue
             expression = self._env[node]
             if not expression.live or not isinstance(node.meta.get("val"), Tensor):
@@ -122,7 +122,10 @@ class Reader:
                 f"{len(self._offenders)} node(s) of this model have no rule", self._offenders
             )
         if not self._outputs:
-            raise UnsupportedModel("no output of this model depends on its input")
+            raise UnsupportedModel(
+                "no output of this model is made of real numbers that depend on its input; return "
+                "what an argmax or a comparison is taken of"
+            )
         nodes, outputs, inputs = name_vertices(self._nodes, tuple(self._outputs), self._inputs)
         return Network(
             inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions),
@@ -197,8 +200,6 @@ class Reader:
             folded = self._operation(node, target, args, kwargs, (), _FOLDED)
             return self._held(node, op_name, folded, used, used_parents)
         if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
-            if not node.users:
-                return Expression(None)
             raise Unreadable(no_tangent(value.dtype))
         if rule is None:
             raise Unreadable(no_rule(op_name))
