@@ -132,3 +132,20 @@ def test_a_mask_of_an_exported_program_may_be_infinite() -> None:
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     sheaf = ts.encode(program, x)
     assert torch.equal(sheaf.forward(x)[sheaf.output()], model(x))
+
+
+@pytest.mark.parametrize(
+    ("links", "has"),
+    [(torch.eye(4).to_sparse(), "layout torch.sparse_coo"), (torch.eye(4).to("meta"), "no values")],
+)
+def test_weights_that_are_no_dense_numbers_are_named(links: Tensor, has: str) -> None:
+    class Graph(Masked):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("links", links, persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) @ self.links
+
+    with pytest.raises(ValueError, match=f"weight 'links' has {has}.*dense tensor"):
+        ts.encode(Graph(), torch.randn(5, 3))

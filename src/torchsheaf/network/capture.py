@@ -79,7 +79,11 @@ def read_network(
 
 
 def _check_values(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Finite numbers, and inputs that are tensors of one batch size."""
+    """Weights of finite numbers, and inputs that are tensors of one batch size."""
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if t.is_meta or t.layout is not torch.strided:
+            has = "no values (it is on the meta device)" if t.is_meta else f"layout {t.layout}"
+            raise ValueError(f"weight {name!r} has {has}; give it as a dense tensor")
     states = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
     require_finite(states, dict(model.named_buffers()))
     if not inputs:
