@@ -91,11 +91,11 @@ class Network:
     model: nn.Module
     fixed_batch: int | None
     states: Mapping[str, tuple[Any, str] | Tensor] = field(repr=False)
-    positions: tuple[int, ...] = ()
+    positions: tuple[int, ...]
     """Which of the model's flattened outputs each entry of `readout` is."""
-    types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    types: Mapping[str, torch.dtype]
     """Element types of the inputs, as traced."""
-    arguments: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, str]
     """The input that each of the forward's arguments is."""
     keywords: tuple[str, ...] = ()
     """The arguments that the forward is given by name: those of the last inputs."""

@@ -38,7 +38,7 @@ class Reader:
     def __init__(
         self, *, fused: bool, fixed_batch: int | None, states: dict[str, Any],
         learnable: frozenset[str], normalisations: Mapping[FxNode, frozenset[FxNode]],
-        infinite: frozenset[FxNode] = frozenset(),
+        infinite: frozenset[FxNode],
     ) -> None:  # fmt: skip
         self._fused = fused
         self._batch = Batch(fixed_batch)

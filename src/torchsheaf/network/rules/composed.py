@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.network.rules.table import functional, rule_for
+from torchsheaf.network.rules.table import functional, overload, rule_for
 
 
 def _beside(a: Tensor, b: Tensor) -> Tensor:
@@ -85,15 +85,10 @@ _WHERE_REFUSED: dict[Any, Callable[..., Tensor]] = {
 
 def _is_composite(name: str) -> bool:
     """Whether torch has no kernel of its own for it (swapdims, hsplit): decomposed in any case."""
-    found = _overload(name)
+    found = overload(name)
     return found is not None and rule_for(name) is None and bool(found._can_decompose())
 
 
 def _out_of_place(name: str) -> str:
-    found = _overload(name)
+    found = overload(name)
     return name if found is None else str(functional(found))
-
-
-def _overload(name: str) -> Any:
-    packet, _, overload = name.removeprefix("aten.").partition(".")
-    return getattr(getattr(torch.ops.aten, packet, None), overload, None)

@@ -52,8 +52,14 @@ def operation_called(target: Any) -> str:
 
 def functional(target: Any) -> Any:
     """The out-of-place twin of an in-place ATen overload; the target itself otherwise."""
-    packet, _, overload = str(target).removeprefix("aten.").partition(".")
+    packet, _, variant = str(target).removeprefix("aten.").partition(".")
     if not packet.endswith("_") or packet.endswith("__"):
         return target
-    twin = getattr(torch.ops.aten, packet[:-1], None)
-    return getattr(twin, overload, target)
+    return overload(f"aten.{packet[:-1]}.{variant}") or target
+
+
+def overload(name: str) -> Any:
+    """The operation of that name, "aten.relu.default" say; None where torch has none."""
+    namespace, packet, variant = (*name.split(".", 2), "", "")[:3]
+    found = getattr(getattr(torch.ops, namespace, None), packet, None)
+    return getattr(found, variant or "default", None)
