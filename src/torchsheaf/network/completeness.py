@@ -24,7 +24,7 @@ def check_complete(network: Network, model: nn.Module, unused: str = "error") ->
     claimed = {s for node in network.nodes for s in node.states}
     shared = {id(network.state(name)) for name in claimed}
     missing = [
-        Offender(name, name.rpartition(".")[0], "", "this parameter does not reach the output")
+        Offender(name, name.rpartition(".")[0], "", "no vertex is computed from it")
         for name, tensor in model.named_parameters()
         if name not in claimed and id(tensor) not in shared
     ]
