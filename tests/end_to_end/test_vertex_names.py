@@ -167,8 +167,10 @@ class Recurrent(nn.Module):
 def test_results_that_nothing_uses_are_no_vertices(cell: type[nn.RNNBase], reads: str) -> None:
     x, model = randn(1, 5, 6, 3), Recurrent(cell, reads).double()
     sheaf = ts.encode(model, x)
-    inner = ["cell.getitem", "cell.getitem_1", "cat"] if reads == "both" else ["cell"]
+    name = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn_tanh"}[cell]
+    inner = [f"cell.{name}", f"cell.{name}_1", "cat"] if reads == "both" else ["cell"]
     assert list(sheaf.vertices) == ["input", *inner, "head"]
+    assert sheaf.edges[inner[0]].op == f"aten.{name}.input"
     torch.testing.assert_close(sheaf.forward(x)["head"], model(x).detach(), rtol=0, atol=1e-14)
 
 

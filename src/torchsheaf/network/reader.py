@@ -215,9 +215,11 @@ class Reader:
         if (rule.gate or rule.kinks) and len(operation.operands) == 1:
             operations = self._placed(node, value, operations)
         pending = next((e.pending for e in used if e.pending is not None), None)
-        kind = pending or rule.kind_of(operation)
+        kind, op_name = pending or (rule.kind_of(operation), op_name)
         if rule.kind is not Kind.RESHAPE and isinstance(value, tuple | list):
-            return Expression(Value(operation.name), operations, used_parents, True, kind)
+            return Expression(
+                Value(operation.name), operations, used_parents, True, (kind, op_name)
+            )
         inside = node in self._inside or is_complex(value)
         if inside and isinstance(value, Tensor):
             self._layout(value, operations, used_parents)  # refuses what mixes samples
