@@ -178,3 +178,14 @@ def test_predictions_returned_beside_real_numbers_are_left_out(returned) -> None
     assert len(sheaf.outputs) == sum(t.is_floating_point() for t in wanted)
     for name, position in zip(sheaf.outputs, sheaf.network.positions, strict=True):
         assert torch.equal(values[name], wanted[position])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_inputs_made_in_inference_mode(inside: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)).double()
+    with torch.inference_mode():
+        x = randn(1, 5, 3).clone()
+    assert x.is_inference()
+    with torch.inference_mode(inside), torch.no_grad():
+        assert torch.equal(encode(model, x).forward(x)["2"], model(x))
+        assert torch.equal(encode(model, x[:1]).forward(x)["2"], model(x))
