@@ -158,6 +158,13 @@ def test_the_sheaf_follows_the_weights() -> None:
     assert not torch.allclose(before, after)
 
 
+def watched(h: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        seen = 2 * h
+        _ = seen > 0  # for a print that is commented out, say
+    return h, seen
+
+
 @pytest.mark.parametrize(
     "returned",
     [
@@ -165,6 +172,7 @@ def test_the_sheaf_follows_the_weights() -> None:
         lambda h: (h > 0, h),
         lambda h: {"best": h.argmax(1), "logits": h, "kept": h.max(1), "sure": h.amax(1) > 1},
         lambda h: h.topk(2, 1),
+        watched,
     ],
 )
 def test_predictions_returned_beside_real_numbers_are_left_out(returned) -> None:

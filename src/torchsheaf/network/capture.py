@@ -127,7 +127,7 @@ def _export(
     if isinstance(model, ExportedProgram):
         return model, _static_batch(model)
     with torch.inference_mode(False):  # what was made in that mode cannot be traced, a copy can
-        inputs = tuple(x.clone() for x in inputs)
+        inputs = tuple(x.detach().clone() for x in inputs)
     batch = inputs[0].shape[0]
     # torch.export specialises an axis of length 1, so a single sample is traced as two.
     example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)

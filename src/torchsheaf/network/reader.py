@@ -12,7 +12,7 @@ from torch.fx import Node as FxNode
 
 from torchsheaf.network.batch import Batch
 from torchsheaf.network.batch_first import is_back, placed
-from torchsheaf.network.calls import chooses, first_of, rewriting, settled
+from torchsheaf.network.calls import chooses, first_of, is_aside, rewriting, settled
 from torchsheaf.network.composition import is_complex
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
 from torchsheaf.network.expression import Expression, kind_of_all, merged
@@ -86,8 +86,9 @@ class Reader:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline(node)
             return
-        if not node.users and (value is None or node.target is operator.getitem):
-            return  # an assertion of the trace, or a result among several that is not used
+        several = node.target is operator.getitem
+        if not node.users and (value is None or several or is_aside(node)):
+            return  # an assertion of the trace, a choice or a result among several: not used
         try:
             expression = self._entry(node) or self._call(node)
         except Unreadable as problem:
