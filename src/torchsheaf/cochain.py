@@ -109,7 +109,7 @@ class Cochain(Mapping[str, Tensor]):
 
     def square_norm(self) -> Tensor:
         """‖c‖² per sample, `(batch,)`."""
-        return torch.stack([coordinates(t).square().sum(1) for t in self._blocks.values()]).sum(0)
+        return self.dot(self)
 
     def norm(self) -> Tensor:
         """‖c‖ per sample, `(batch,)`."""

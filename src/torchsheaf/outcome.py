@@ -56,3 +56,8 @@ class ConvergenceError(RuntimeError):
         super().__init__(f"{outcome.value}: {achieved}; {advice or outcome.advice}")
         self.outcome = outcome
         self.result = result
+        self._said = (outcome, achieved, None, advice)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """Out of a worker process it comes without its result, which need not be picklable."""
+        return type(self), self._said

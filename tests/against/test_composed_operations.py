@@ -74,3 +74,22 @@ def test_batch_norm_keeps_its_name(last: Callable[[Tensor], Tensor]) -> None:
     (0.5 * (net(x) - y).square().sum(1)).mean().backward()
     for p, g in zip(net.parameters(), found, strict=True):
         torch.testing.assert_close(g, p.grad)
+
+
+def test_a_convnet_lowered_to_core_operations() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, groups=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False), nn.MaxPool2d(2),
+        nn.ConvTranspose2d(4, 2, 2, stride=2, output_padding=1), nn.Flatten(), nn.Linear(98, 3),
+    )  # fmt: skip
+    model, x = fill(model, 0), randn(1, 4, 1, 6, 6)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    core, plain = ts.encode(program.run_decompositions(), x), ts.encode(model, x)
+    assert core.edges["0"].op == core.edges["5"].op == "aten.convolution.default"
+    assert core.edges["1"].kind == "affine"
+    pulled = [
+        ts.harmonic_extension(ts.hold(s, x).pin(ts.Pin("7", 0.0)), tol=1e-10) for s in (core, plain)
+    ]
+    for name, wanted in plain.forward(x).items():
+        torch.testing.assert_close(core.forward(x)[name], wanted.detach(), rtol=0, atol=1e-13)
+    torch.testing.assert_close(pulled[0].energy, pulled[1].energy, rtol=1e-9, atol=0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.reference.dense import autograd_coboundary, layers, path_energy
-from tests.reference.networks import classifier, convnet, randn, relu_mlp, residual_block
+from tests.reference.networks import classifier, convnet, fill, randn, relu_mlp, residual_block
 from torchsheaf import encode, harmonic_extension, hold
 
 BATCH = 32
@@ -156,3 +156,44 @@ def test_the_sheaf_follows_the_weights() -> None:
     after = harmonic_extension(problem).output
     assert torch.equal(after, net(x).detach())
     assert not torch.allclose(before, after)
+
+
+def watched(h: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        seen = 2 * h
+        _ = seen > 0  # for a print that is commented out, say
+    return h, seen
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda h: (h, h.argmax(1)),
+        lambda h: (h > 0, h),
+        lambda h: {"best": h.argmax(1), "logits": h, "kept": h.max(1), "sure": h.amax(1) > 1},
+        lambda h: h.topk(2, 1),
+        watched,
+    ],
+)
+def test_predictions_returned_beside_real_numbers_are_left_out(returned) -> None:
+    class Predicting(nn.Linear):
+        def forward(self, x: Tensor) -> object:
+            return returned(super().forward(x))
+
+    model, x = fill(Predicting(3, 4), 0), randn(1, 5, 3)
+    sheaf = encode(model, x)
+    values, wanted = sheaf.forward(x), torch.utils._pytree.tree_leaves(model(x))
+    assert len(sheaf.outputs) == sum(t.is_floating_point() for t in wanted)
+    for name, position in zip(sheaf.outputs, sheaf.network.positions, strict=True):
+        assert torch.equal(values[name], wanted[position])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_inputs_made_in_inference_mode(inside: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)).double()
+    with torch.inference_mode():
+        x = randn(1, 5, 3).clone()
+    assert x.is_inference()
+    with torch.inference_mode(inside), torch.no_grad():
+        assert torch.equal(encode(model, x).forward(x)["2"], model(x))
+        assert torch.equal(encode(model, x[:1]).forward(x)["2"], model(x))

@@ -58,6 +58,10 @@ BODIES: dict[str, Body] = {
     "sum of absolute values": lambda h, g: torch.cdist(h[:, None], g[:, None], p=1)[:, 0],
     # composed of others by torch
     "clip": lambda h, g: torch.clip(h, -0.5, 0.5),
+    "huber": lambda h, g: F.huber_loss(h, g, reduction="none", delta=0.3),
+    "smooth l1 to a constant": lambda h, g: F.smooth_l1_loss(
+        h, ONES.repeat(2).expand_as(h), reduction="none", beta=0.7
+    ) + g,
     "clamp by tensors": lambda h, g: torch.clamp(h, g - 1, g + 1),
     "swapdims": lambda h, g: h.view(-1, 2, 3).swapdims(1, 2).flatten(1) * g,
     "moveaxis": lambda h, g: h.view(-1, 2, 3).moveaxis(1, 2).flatten(1) * g,

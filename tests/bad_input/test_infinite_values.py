@@ -115,3 +115,37 @@ def test_the_first_cell_that_is_not_finite_is_named() -> None:
     assert cells.first_nonfinite() == "a"
     assert cells.select(["b", "a"]).first_nonfinite() == "b"
     assert cells.select(["c"]).first_nonfinite() is None
+
+
+def test_a_mask_of_an_exported_program_may_be_infinite() -> None:
+    class Causal(Masked):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.linear(x)
+            return torch.softmax(h.unsqueeze(2) * h.unsqueeze(1) + self.mask, -1)
+
+    x = randn(1, 5, 3)
+    model = fill(Causal(), 0)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    sheaf = ts.encode(program, x)
+    assert torch.equal(sheaf.forward(x)[sheaf.output()], model(x))
+
+
+@pytest.mark.parametrize(
+    ("links", "has"),
+    [(torch.eye(4).to_sparse(), "layout torch.sparse_coo"), (torch.eye(4).to("meta"), "no values")],
+)
+def test_weights_that_are_no_dense_numbers_are_named(links: Tensor, has: str) -> None:
+    class Graph(Masked):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("links", links, persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) @ self.links
+
+    with pytest.raises(ValueError, match=f"weight 'links' has {has}.*dense tensor"):
+        ts.encode(Graph(), torch.randn(5, 3))

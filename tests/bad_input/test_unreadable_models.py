@@ -1,5 +1,8 @@
 """Models that have no sheaf: the error lists node, module path and source line, and says why."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -243,3 +246,12 @@ def test_a_model_that_drifts_by_little_is_refused_where_that_is_more_than_roundi
     with pytest.raises(ts.UnsupportedModel, match=r"differs from model\(x\)"):
         ts.encode(Drifting(), x.double())
     ts.encode(Drifting(), x)
+
+
+@pytest.mark.parametrize("read", [ts.encode, partial(ts.precision.plan, budget=0.1)])
+def test_torch_dumps_no_graph_beside_the_error(
+    read: Callable[..., object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ts.UnsupportedModel):
+        read(Holder(Branch()), torch.randn(3, 4))
+    assert capfd.readouterr().err == ""

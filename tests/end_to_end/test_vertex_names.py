@@ -1,11 +1,15 @@
 """Vertices have names of their own, whatever the modules are called."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import torchsheaf as ts
 from tests.reference.networks import randn
+from torchsheaf.network.naming import name_vertices
+from torchsheaf.sheaf import Edge
 
 
 class Chain(nn.Module):
@@ -140,3 +144,38 @@ def test_a_module_of_several_vertices_says_what_leaves_it() -> None:
         sheaf.vertex("3.mlp.22")
     with pytest.raises(ValueError, match=r"one of the 46 in list"):
         sheaf.vertex("nothing like it")
+
+
+class Recurrent(nn.Module):
+    """A classifier on a recurrence's values, on its last state, or on both."""
+
+    def __init__(self, cell: type[nn.RNNBase], reads: str) -> None:
+        super().__init__()
+        self.cell, self.reads = cell(3, 4, num_layers=2, batch_first=True), reads
+        self.head = nn.Linear(4 if reads != "both" else 8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, state = self.cell(x)
+        if self.reads == "values":
+            return self.head(values[:, -1])
+        last = (state[0] if isinstance(state, tuple) else state)[-1]
+        return self.head(last if self.reads == "state" else torch.cat([values[:, 0], last], 1))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("reads", ["values", "state", "both"])
+def test_results_that_nothing_uses_are_no_vertices(cell: type[nn.RNNBase], reads: str) -> None:
+    x, model = randn(1, 5, 6, 3), Recurrent(cell, reads).double()
+    sheaf = ts.encode(model, x)
+    name = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn_tanh"}[cell]
+    inner = [f"cell.{name}", f"cell.{name}_1", "cat"] if reads == "both" else ["cell"]
+    assert list(sheaf.vertices) == ["input", *inner, "head"]
+    assert sheaf.edges[inner[0]].op == f"aten.{name}.input"
+    torch.testing.assert_close(sheaf.forward(x)["head"], model(x).detach(), rtol=0, atol=1e-14)
+
+
+def test_an_operation_of_another_library_is_named_after_itself() -> None:
+    (node,) = ts.encode(nn.Linear(3, 2), torch.randn(4, 3)).network.nodes
+    library = replace(node, op="torchvision.roi_align.default", module="")
+    (named, _), _, _ = name_vertices([library, replace(library, name="b")], ("b",), {"input": (3,)})
+    assert (named.name, Edge(named, ()).operation) == ("roi_align", "roi_align")

@@ -55,6 +55,8 @@ ARGUMENTS: dict[str, Call] = {
     "aten.elu.default": call(s(2, 3), 2.0),
     "aten.acosh.default": call(1.5 + t(2, 3)),
     "aten.logcumsumexp.default": call(s(2, 4), 1),
+    "aten.huber_loss.default": call(s(2, 3), t(2, 3), 0, 0.8),
+    "aten.smooth_l1_loss.default": call(s(2, 3), t(2, 3), 0, 0.8),
     "aten.logaddexp2.default": call(s(2, 3), t(2, 3)),
     "aten.xlogy.Tensor": call(s(2, 3), t(2, 3)),
     "aten.linalg_inv.default": call(s(2, 3, 3)),
@@ -148,6 +150,12 @@ ARGUMENTS: dict[str, Call] = {
     "aten.amin.default": call(s(2, 3), [-1], True),
     # affine
     "aten.embedding.default": call(s(5, 3), i(1, 4, 1)),
+    "aten.convolution.default": call(
+        s(2, 2, 5), P(4, 1, 3), None, [2], [1], [1], False, [0], 2
+    ),
+    "aten._native_batch_norm_legit_no_training.default": call(
+        s(2, 3, 4), P(3), P(3), P(3), nn.Parameter(t(3), requires_grad=False), 0.1, 1e-5
+    ),
     "aten.conv3d.padding": call(s(1, 2, 3, 3, 3), P(2, 2, 2, 2, 2), None, [1] * 3, "same"),
     "aten.conv_transpose1d.default": call(s(2, 2, 4), P(2, 3, 2), P(3), [2], [1], [1], 1, [1]),
     "aten.conv_transpose2d.input": call(

@@ -88,7 +88,6 @@ def test_every_example_has_a_rule() -> None:
 def test_the_example_runs_the_operation_and_equals_the_model(operation: str) -> None:
     sheaf, _ = case(operation, torch.float64)
     assert READ_AS.get(operation, operation) in operation_names(sheaf)
-    assert sheaf.network.model is not None
     x = randn(12, 5, *EXAMPLES[operation].shape)
     got = sheaf.at_batch(5).forward(x)[sheaf.outputs[0]]
     assert close(got, sheaf.network.model(x).reshape(got.shape))

@@ -153,8 +153,7 @@ def _flat(problem: Problem, node: Node, at: Cochain) -> Iterator[Tensor]:
         for gate, z in network.gate_operands(node, at).values():
             if isinstance(gate, ScalarGate) and 0.0 in gate.slopes:
                 yield gate.select(z) == 0
-    operation = node.op.removeprefix("aten.").split(".")[0]
-    if operation in SATURATING and node.name not in problem.sheaf.outputs:
+    if node.operation in SATURATING and node.name not in problem.sheaf.outputs:
         ones = {p: torch.ones_like(at[p]) for p in node.parents}
         yield network.linearise(node, at, {}).push(ones).abs() <= FLAT
 

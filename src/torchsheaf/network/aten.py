@@ -5,7 +5,6 @@ kernel call, so the model is lowered to core ATen and kept as a list that any lo
 """
 
 import operator
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from torchsheaf.network.errors import Offender, UnsupportedModel, first_line
+from torchsheaf.network.errors import Offender, UnsupportedModel, first_line, quiet_torch
+from torchsheaf.network.naming import module_path, source_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,6 @@ class AtenGraph:
         """Names of the returned values, in the order in which they are returned."""
         return tuple(references(self.output))
 
-    def call(self, name: str) -> AtenCall:
-        """The call of that name."""
-        for c in self.calls:
-            if c.name == name:
-                return c
-        raise KeyError(name)
-
     def consumers(self) -> dict[str, list[str]]:
         """For every value, the names of the calls that read it."""
         readers: dict[str, list[str]] = {}
@@ -103,8 +96,6 @@ def references(nest: Any) -> Iterator[str]:
     elif isinstance(nest, Mapping):
         for item in nest.values():
             yield from references(item)
-    elif isinstance(nest, slice):
-        yield from references((nest.start, nest.stop, nest.step))
 
 
 def substitute(nest: Any, value: Callable[[str], Any]) -> Any:
@@ -167,11 +158,9 @@ def _lower(model: nn.Module | ExportedProgram, inputs: tuple[Any, ...]) -> Expor
             "call model.eval() first: formats are chosen for inference"
         )
     try:
-        # torch's own deprecation notes are not about the caller's model.
         # The fused attention kernels lay their result out in another order than the products that
         # they are lowered to, and a later view that fits the one need not fit the other.
-        with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            warnings.simplefilter("ignore")
+        with quiet_torch(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             program = (
                 model
                 if isinstance(model, ExportedProgram)
@@ -198,7 +187,6 @@ def _call(node: Any) -> AtenCall:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, tuple | list) and value else value
     is_tensor = isinstance(first, Tensor)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
     return AtenCall(
         name=node.name,
         target="getitem" if node.target is operator.getitem else str(node.target),
@@ -207,19 +195,9 @@ def _call(node: Any) -> AtenCall:
         kwargs=_plain(dict(node.kwargs)),
         shape=tuple(int(s) for s in first.shape) if is_tensor else None,
         dtype=first.dtype if is_tensor else None,
-        module=str(stack[-1][0]) if stack else "",
-        source=_source(node.meta.get("stack_trace") or ""),
+        module=module_path(node),
+        source=source_line(node),
     )
-
-
-def _source(trace: str) -> str:
-    """`file.py:12` of the deepest line that is not torch's own."""
-    lines = [x.strip() for x in trace.splitlines() if x.strip().startswith('File "')]
-    own = [x for x in lines if "/torch/" not in x] or lines
-    if not own:
-        return ""
-    path, line = own[-1].split('"')[1], own[-1].split(", line ")[1].split(",")[0]
-    return f"{path.rsplit('/', 1)[-1]}:{line}"
 
 
 def _plain(nest: Any) -> Any:

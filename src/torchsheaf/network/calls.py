@@ -1,7 +1,6 @@
 """Traced calls rewritten so that they mean the same at every batch size and without autograd."""
 
 from collections.abc import Callable, Mapping
-from operator import getitem
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
-from torchsheaf.network.rules import Kind, Rule, functional, rule_for
+from torchsheaf.network.rules import Kind, Rule, functional, operation_called, rule_for
 
 
 def writes_into_views(program: ExportedProgram) -> bool:
@@ -21,7 +20,7 @@ def writes_into_views(program: ExportedProgram) -> bool:
         written = node.args[0] if node.args else None
         if not isinstance(written, FxNode) or written.op != "call_function":
             continue
-        rule = rule_for("getitem" if written.target is getitem else str(written.target))
+        rule = rule_for(operation_called(written.target))
         if rule is not None and rule.kind is Kind.RESHAPE and not rule.constant:
             return True
     return False
@@ -66,6 +65,15 @@ def close_no_grad(program: ExportedProgram) -> None:
                     cut = owner.graph.call_function(torch.ops.aten.detach.default, (result,))
                 cut.meta = dict(result.meta)
                 result.replace_all_uses_with(cut, lambda user, cut=cut: user is not cut)
+
+
+def is_aside(node: FxNode) -> bool:
+    """Whether a value is no real number and returned at most: predictions beside logits, say."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return False
+    used = any(user.op != "output" for user in node.users)
+    return not used and functional(node.target) is node.target
 
 
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)

@@ -1,7 +1,6 @@
 """nn.Module + example input → Network, through torch.export."""
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from torchsheaf.cochain import is_finite
-from torchsheaf.network.calls import close_no_grad, restore_batch_norm, writes_into_views
+from torchsheaf.network.calls import close_no_grad, is_aside, restore_batch_norm, writes_into_views
 from torchsheaf.network.completeness import (
     check_apart,
     check_complete,
@@ -23,7 +22,7 @@ from torchsheaf.network.completeness import (
     layer_by_layer,
     run,
 )
-from torchsheaf.network.errors import Offender, UnsupportedModel
+from torchsheaf.network.errors import Offender, UnsupportedModel, quiet_torch
 from torchsheaf.network.infinite import infinite_values
 from torchsheaf.network.network import Network, require_finite
 from torchsheaf.network.normalisation import normalisations
@@ -61,9 +60,9 @@ def read_network(
         raise UnsupportedModel(
             "a ScriptModule cannot be traced; pass the nn.Module that it was made from"
         )
-    _refuse_nonfinite(model, inputs)
-    _refuse_other_kind(model, inputs)
     module = model.module() if isinstance(model, ExportedProgram) else model
+    _check_values(module, inputs)
+    _check_kinds(module, inputs)
     # first of all: tracing what cannot run fails with a long log
     with layer_by_layer():
         returned, changed = run(module, inputs, keywords)
@@ -79,10 +78,14 @@ def read_network(
     return network
 
 
-def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
-    states = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
-    masks = set() if isinstance(model, ExportedProgram) else dict(model.named_buffers()).keys()
-    require_finite({n: t for n, t in states.items() if isinstance(t, Tensor)}, masks)
+def _check_values(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Weights of finite numbers, and inputs that are tensors of one batch size."""
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if t.is_meta or t.layout is not torch.strided:
+            has = "no values (it is on the meta device)" if t.is_meta else f"layout {t.layout}"
+            raise ValueError(f"weight {name!r} has {has}; give it as a dense tensor")
+    states = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    require_finite(states, dict(model.named_buffers()))
     if not inputs:
         raise ValueError("no input came; pass a tensor (batch, *shape), or a tuple of them")
     for i, x in enumerate(inputs):
@@ -99,16 +102,14 @@ def _refuse_nonfinite(model: nn.Module | ExportedProgram, inputs: Sequence[Tenso
         raise ValueError(f"batch sizes must be equal; the inputs have {sizes} samples")
 
 
-def _refuse_other_kind(model: nn.Module | ExportedProgram, inputs: Sequence[Tensor]) -> None:
-    """Inputs on another device than the weights, or of another dtype."""
-    states = (
-        model.state_dict if isinstance(model, ExportedProgram) else dict(model.named_parameters())
-    )
-    own_device = placement(states.values())
+def _check_kinds(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Inputs on the device of the weights, and of their dtype."""
+    weights = list(model.parameters())
+    own_device = placement(weights)
     for i, x in enumerate(inputs):
         write = f"x.to({str(own_device)!r}), or model.to({str(x.device)!r})"
         require_beside(f"input {i}", x, own_device, "the model's weights", write)
-    types = {t.dtype for t in states.values() if t.is_floating_point()}
+    types = {t.dtype for t in weights if t.is_floating_point()}
     if len(types) != 1:
         return
     (own,) = types
@@ -125,14 +126,15 @@ def _export(
 ) -> tuple[ExportedProgram, int | None]:
     if isinstance(model, ExportedProgram):
         return model, _static_batch(model)
+    with torch.inference_mode(False):  # what was made in that mode cannot be traced, a copy can
+        inputs = tuple(x.detach().clone() for x in inputs)
     batch = inputs[0].shape[0]
     # torch.export specialises an axis of length 1, so a single sample is traced as two.
     example = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
     dynamic = batch_axes(model, len(inputs), keywords)
     try:
         # as autograd would see it, whatever the caller's mode: else no_grad regions leave no trace
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
+        with quiet_torch(), torch.enable_grad():
             program = torch.export.export(model, *split(example, keywords), dynamic_shapes=dynamic)
             fixed = _static_batch(program)
             if fixed is not None and fixed != batch:
@@ -192,8 +194,7 @@ def _read_composed(
         if not others:
             raise
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_torch():
                 composed = program.run_decompositions(others)
             restore_batch_norm(composed)
             return _read(composed, module, fixed, fused)
@@ -219,7 +220,7 @@ def _read(program: ExportedProgram, module: nn.Module, fixed: int | None, fused:
             else:
                 assert spec.target is not None
                 reader.add_state(node, spec.target)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and not is_aside(node):
             reader.add_call(node)
         elif node.op == "get_attr":
             held = getattr(program.graph_module, str(node.target))

@@ -24,7 +24,7 @@ def check_complete(network: Network, model: nn.Module, unused: str = "error") ->
     claimed = {s for node in network.nodes for s in node.states}
     shared = {id(network.state(name)) for name in claimed}
     missing = [
-        Offender(name, name.rpartition(".")[0], "", "this parameter does not reach the output")
+        Offender(name, name.rpartition(".")[0], "", "no vertex is computed from it")
         for name, tensor in model.named_parameters()
         if name not in claimed and id(tensor) not in shared
     ]
@@ -147,9 +147,15 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _values(network: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Every vertex's value; raises `UnsupportedModel` where one has not the shape of the trace."""
     values = dict(zip(network.inputs, inputs, strict=True))
     for node in network.nodes:
         values[node.name] = network.evaluate(node, values)
+        if values[node.name].shape[1:] != node.shape:
+            raise UnsupportedModel(
+                "a traced shape does not hold at run time",
+                [Offender(node.op, node.module, node.source, f"expected {node.shape}")],
+            )
     return values
 
 
@@ -160,14 +166,7 @@ def check_faithful(network: Network, returned: Any, inputs: Sequence[Tensor]) ->
     `returned` is what `run(model, inputs)` returned.
     """
     expected = torch.utils._pytree.tree_leaves(returned)
-    values = dict(zip(network.inputs, inputs, strict=True))
-    for node in network.nodes:
-        values[node.name] = network.evaluate(node, values)
-        if values[node.name].shape[1:] != node.shape:
-            raise UnsupportedModel(
-                "a traced shape does not hold at run time",
-                [Offender(node.op, node.module, node.source, f"expected {node.shape}")],
-            )
+    values = _values(network, inputs)
     for name, position in zip(network.readout, network.positions, strict=True):
         if not _same(values[name], expected[position]):
             raise UnsupportedModel(

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from torchsheaf.network.gates import Gate
 
@@ -47,7 +48,9 @@ class Tangent(Differential):
     def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
         # forward mode cannot write to an expanded tensor, whose entries share memory
         primals = tuple(p.contiguous() for p in self.operands.values())
-        given = tuple(tangents.get(n, torch.zeros_like(p)) for n, p in self.operands.items())
+        given = tuple(
+            tangents[n] if n in tangents else torch.zeros_like(p) for n, p in self.operands.items()
+        )
         try:
             return torch.func.jvp(self.function, primals, given)[1]
         except NotImplementedError:
@@ -83,7 +86,10 @@ class Relabelling(Differential):
     operands: Mapping[str, Any]
 
     def push(self, tangents: Mapping[str, Tensor]) -> Tensor:
-        given = (tangents.get(n, _zeros(p)) for n, p in self.operands.items())
+        given = (
+            tangents[n] if n in tangents else tree_map(torch.zeros_like, p)
+            for n, p in self.operands.items()
+        )  # fmt: skip
         return self._image(*given)
 
     def _image(self, *values: Any) -> Any:
@@ -112,12 +118,6 @@ class Reshaping(Differential):
 
     def pull(self, cotangent: Tensor) -> dict[str, Tensor]:
         return {self.operand: cotangent.reshape(self.shape)}
-
-
-def _zeros(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_zeros(v) for v in value)
-    return torch.zeros_like(value)
 
 
 @final

@@ -1,6 +1,10 @@
 """What a model must be to be read, and what to do when it is not."""
 
-from collections.abc import Sequence
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 
@@ -26,6 +30,22 @@ class Unreadable(Exception):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Without torch's warnings, logs and dumps of its graphs: our own errors say what happened."""
+    names = ("torch.export", "torch.fx.experimental.symbolic_shapes")
+    loggers = {logger: logger.disabled for logger in map(logging.getLogger, names)}
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, disabled in loggers.items():
+            logger.disabled = disabled
 
 
 class UnsupportedModel(ValueError):

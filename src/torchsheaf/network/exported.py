@@ -2,7 +2,6 @@
 
 import ast
 import json
-import logging
 import os
 import re
 import zipfile
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+
+from torchsheaf.network.errors import first_line, quiet_torch
 
 # What `torch.export.save` writes for a model of plain tensors. Compiled libraries, script objects
 # and opaque (pickled) constants are not on the list.
@@ -44,13 +45,12 @@ def load_exported(path: str | Path) -> ExportedProgram:
     """
     path = Path(path)
     _inspect(path)
-    with _weights_only(), _quiet():
+    with _weights_only(), quiet_torch():
         try:
             program = torch.export.load(str(path))
         except Exception as error:
-            first = str(error).strip().splitlines()[:1]
             raise UnsafeArchive(
-                f"{path} could not be read as an exported program: {' '.join(first)}"
+                f"{path} could not be read as an exported program: {first_line(error)}"
             ) from error
     # Guards are source text that torch would compile; shapes are checked by us anyway.
     if getattr(program, "_guards_code", None):
@@ -122,14 +122,3 @@ def _weights_only() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Our own error says what happened; torch would log a traceback beside it."""
-    logger = logging.getLogger("torch.export")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled

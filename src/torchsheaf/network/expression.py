@@ -13,15 +13,15 @@ class Expression:
     """A traced value: a leaf, plus the relabellings (and constants) folded on top of it.
 
     `live`: an activation enters, so a tangent may. Integers made from integer inputs have parents
-    and are not live. `pending` is the kind of an operation with several results, until one is
-    taken out of it.
+    and are not live. `pending` is the kind and name of an operation with several results, until
+    one is taken out of it.
     """
 
     leaf: Any
     operations: tuple[Operation, ...] = ()
     parents: tuple[str, ...] = ()
     live: bool = False
-    pending: Kind | None = None
+    pending: tuple[Kind, str] | None = None
 
 
 def merged(used: Sequence[Expression]) -> tuple[Operation, ...]:

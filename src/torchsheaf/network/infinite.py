@@ -1,15 +1,15 @@
 """Values that are infinite by construction, such as attention scores behind a mask of −∞."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.fx import Graph
 from torch.fx import Node as FxNode
+from torch.utils._pytree import tree_leaves
 
-from torchsheaf.network.rules import Kind, functional, rule_for
+from torchsheaf.network.rules import Kind, operation_called, rule_for
 
 _SCALED = {"aten.mul.Tensor", "aten.div.Tensor", "aten.baddbmm.default", "aten.addmm.default"}
 """Operations beside the affine ones whose value is infinite where an operand is."""
@@ -33,7 +33,7 @@ def infinite_values(graph: Graph, states: Mapping[FxNode, Tensor]) -> frozenset[
             continue
         if not value.is_floating_point() or not _keeps(node):
             continue
-        literals = (a for a in _leaves([node.args, node.kwargs]) if isinstance(a, float))
+        literals = (a for a in tree_leaves((node.args, node.kwargs)) if isinstance(a, float))
         if any(_is_huge(a, value.dtype) for a in literals) or found & set(node.all_input_nodes):
             found.add(node)
     return frozenset(n for n in found if n.op == "call_function")
@@ -44,7 +44,7 @@ def _keeps(node: FxNode) -> bool:
 
     Calls without a rule are those that make masks, or are refused later.
     """
-    name = str(functional(node.target))
+    name = operation_called(node.target)
     rule = rule_for(name)
     return rule is None or rule.kind in (Kind.AFFINE, Kind.RESHAPE) or name in _SCALED
 
@@ -58,7 +58,3 @@ def _huge_entry(tensor: Tensor) -> bool:
         return False
     least, greatest = torch.aminmax(tensor.detach())
     return any(_is_huge(float(v), tensor.dtype) for v in (least, greatest))
-
-
-def _leaves(arg: Any) -> Iterator[Any]:
-    yield from torch.utils._pytree.tree_leaves(arg)

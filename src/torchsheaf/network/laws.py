@@ -1,10 +1,11 @@
 """The laws that a rule must obey, checked on an example before the rule is used."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from torchsheaf.draws import standard_normal
 from torchsheaf.network.calls import chooses, first_of
@@ -100,12 +101,12 @@ def _check_alone(rule: Rule, operation: Operation, full: Sequence[Any], name: st
     for position in rule.linear_in:
         if position >= len(full):
             continue
-        alone = next(iter(_tensors(full[position])), None)
+        alone = next((a for a in tree_leaves(full[position]) if isinstance(a, Tensor)), None)
         if alone is None or not alone.is_floating_point():
             continue
 
         def function(value: Tensor, alone: Tensor = alone) -> Any:
-            new = [_replace(a, alone, value) for a in full]
+            new = tree_map(lambda leaf: value if leaf is alone else leaf, list(full))
             return operation.target(*new, **operation.kwargs)
 
         x = alone.detach()
@@ -194,20 +195,6 @@ def _leaves(value: Any) -> list[Tensor]:
     """The floating tensors of a result."""
     given = value if isinstance(value, tuple | list) else (value,)
     return [t for t in given if _floats(t)]
-
-
-def _tensors(arg: Any) -> Iterator[Tensor]:
-    if isinstance(arg, list | tuple):
-        for a in arg:
-            yield from _tensors(a)
-    elif isinstance(arg, Tensor):
-        yield arg
-
-
-def _replace(arg: Any, old: Tensor, new: Tensor) -> Any:
-    if isinstance(arg, list | tuple):
-        return type(arg)(_replace(a, old, new) for a in arg)
-    return new if arg is old else arg
 
 
 def _floats(value: Any) -> bool:

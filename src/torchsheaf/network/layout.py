@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchsheaf.draws import standard_normal
-from torchsheaf.network.operation import Operation, Value
+from torchsheaf.network.operation import Operation, Value, evaluate
 from torchsheaf.network.rules import Kind, Rule
 
 PROBE_BATCH = 3
@@ -99,22 +99,9 @@ def probe(
             y[0] = 1
         values[0][name], values[1][name] = x, y
     with torch.no_grad():
-        before, after = (evaluate(operations, v, state, batch) for v in values)
+        last = operations[-1].name
+        before, after = (evaluate(operations, v, state, batch)[last] for v in values)
     return after.isnan() | (after != before)
-
-
-def evaluate(
-    operations: tuple[Operation, ...],
-    values: Mapping[str, Any],
-    state: Callable[[str], Tensor],
-    batch: int,
-) -> Any:
-    """The value of a little program of operations."""
-    scope = dict(values)
-    for op in operations:
-        args, kwargs = op.resolve(scope, state, batch)
-        scope[op.name] = op.target(*args, **kwargs)
-    return scope[operations[-1].name]
 
 
 def settle(found: list[Layout], touched: Tensor, batch: int) -> Layout | None:

@@ -59,9 +59,10 @@ def name_vertices(
             name(node, node.module)
     for node in nodes:
         if node.name not in names:
-            op = node.op.removeprefix("aten.").split(".")[0]
             plain = node.op == "identity"
-            name(node, node.name if plain else ".".join(filter(None, (node.module, op))))
+            name(
+                node, node.name if plain else ".".join(filter(None, (node.module, node.operation)))
+            )
     renamed = []
     for node in nodes:
         operations = tuple(_rename(op, names) for op in node.operations)
@@ -84,12 +85,6 @@ def _computed_last(nodes: Sequence[Node]) -> set[str]:
 
 def _rename(op: Operation, names: Mapping[str, str]) -> Operation:
     def leaf(arg: Any) -> Any:
-        if isinstance(arg, Value):
-            return Value(names.get(arg.name, arg.name))
-        if isinstance(arg, list | tuple):
-            return type(arg)(leaf(a) for a in arg)
-        return arg
+        return Value(names.get(arg.name, arg.name)) if isinstance(arg, Value) else arg
 
-    operands = tuple(names.get(n, n) for n in op.operands)
-    kwargs = {k: leaf(v) for k, v in op.kwargs.items()}
-    return replace(op, args=tuple(leaf(a) for a in op.args), kwargs=kwargs, operands=operands)
+    return replace(op.mapped(leaf), operands=tuple(names.get(n, n) for n in op.operands))

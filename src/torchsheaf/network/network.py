@@ -1,9 +1,10 @@
 """A network as plain data: nodes in topological order, each a short program of ATen calls."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torchsheaf.cochain import is_finite
 from torchsheaf.network.composition import Composition, differential
 from torchsheaf.network.differential import Differential
 from torchsheaf.network.gates import Gate
-from torchsheaf.network.operation import Operation
+from torchsheaf.network.operation import Operation, evaluate
 from torchsheaf.network.rules import Kind
 from torchsheaf.network.rules.piecewise import jump
 
@@ -37,6 +38,12 @@ class Node:
     shape: tuple[int, ...]
     dtype: torch.dtype
     piecewise_affine: bool
+
+    @property
+    def operation(self) -> str:
+        """The operation for readers: "linear", not "aten.linear.default"."""
+        namespace, *rest = self.op.split(".")
+        return rest[0] if rest else namespace
 
     @cached_property
     def states(self) -> tuple[str, ...]:
@@ -81,17 +88,30 @@ class Network:
     inputs: Mapping[str, tuple[int, ...]]
     nodes: tuple[Node, ...]
     readout: tuple[str, ...]
-    model: nn.Module | None
+    model: nn.Module
     fixed_batch: int | None
     states: Mapping[str, tuple[Any, str] | Tensor] = field(repr=False)
-    positions: tuple[int, ...] = ()
+    positions: tuple[int, ...]
     """Which of the model's flattened outputs each entry of `readout` is."""
-    types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    types: Mapping[str, torch.dtype]
     """Element types of the inputs, as traced."""
-    arguments: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, str]
     """The input that each of the forward's arguments is."""
     keywords: tuple[str, ...] = ()
     """The arguments that the forward is given by name: those of the last inputs."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
+        """A network that follows a copy of the model."""
+        return replace(
+            self, **{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)}
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refused: operations of torch cannot be pickled."""
+        raise TypeError(
+            "what was read of a model cannot be pickled, nor what holds it: pickle the model and "
+            "the values (a result's .cochain), and read the model again with encode(model, x)"
+        )
 
     @cached_property
     def integral(self) -> frozenset[str]:
@@ -159,11 +179,7 @@ class Network:
             op = node.operations[0]
             args, kwargs = op.resolve(values, self.state, batch)
             return op.target(*args, **kwargs)
-        # The parents only: copying a whole cochain for every node would be quadratic in depth.
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
-        for op in node.operations:
-            args, kwargs = op.resolve(scope, self.state, batch)
-            scope[op.name] = op.target(*args, **kwargs)
+        scope = evaluate(node.operations, _of_parents(node, values), self.state, batch)
         return scope[node.operations[-1].name]
 
     def linearise(
@@ -187,7 +203,7 @@ class Network:
         computed here and not again.
         """
         batch = values[node.parents[0]].shape[0]
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
+        scope = _of_parents(node, values)
         parts: dict[str, Differential] = {}
         for op in node.operations:
             args, kwargs = op.resolve(scope, self.state, batch)
@@ -214,19 +230,19 @@ class Network:
     def _operands(
         self, node: Node, values: Mapping[str, Tensor], chosen: tuple[Operation, ...]
     ) -> dict[str, tuple[Gate, Tensor]]:
-        names = {op.name for op in chosen}
         batch = values[node.parents[0]].shape[0]
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
+        scope = evaluate(node.operations[:-1], _of_parents(node, values), self.state, batch)
         found: dict[str, tuple[Gate, Tensor]] = {}
-        for op in node.operations:
-            args, kwargs = op.resolve(scope, self.state, batch)
-            if op.name in names:
-                gate = op.rule.gate_of(args, kwargs)
-                assert gate is not None
-                found[op.name] = (gate, scope[op.operands[0]])
-            if op is not node.operations[-1]:
-                scope[op.name] = op.target(*args, **kwargs)
+        for op in chosen:
+            gate = op.rule.gate_of(*op.resolve(scope, self.state, batch))
+            assert gate is not None
+            found[op.name] = (gate, scope[op.operands[0]])
         return found
+
+
+def _of_parents(node: Node, values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The parents' values only: a whole cochain for every node would be quadratic in depth."""
+    return {p: values[p] for p in node.parents}
 
 
 def require_finite(states: Mapping[str, Tensor], masks: Container[str]) -> None:

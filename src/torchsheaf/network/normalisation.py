@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Graph
 from torch.fx import Node as FxNode
 
-from torchsheaf.network.rules import Kind, functional, rule_for
+from torchsheaf.network.rules import Kind, operation_called, rule_for
 
 MOST = 16
 """Calls of one normalisation; a longer chain is something else."""
@@ -85,11 +85,12 @@ def _between(end: FxNode, x: FxNode) -> frozenset[FxNode] | None:
 
 
 def _may_be_inside(node: FxNode) -> bool:
-    if node.op != "call_function" or node.target is getitem:
-        return False
     rule = rule_for(_name(node))
     return _name(node) in _BETWEEN or (
-        rule is not None and rule.kind is Kind.RESHAPE and not rule.constant
+        rule is not None
+        and rule.kind is Kind.RESHAPE
+        and not rule.constant
+        and node.target is not getitem
     )
 
 
@@ -139,7 +140,7 @@ def _computes(node: FxNode) -> bool:
 
 
 def _name(node: FxNode) -> str:
-    return str(functional(node.target)) if node.op == "call_function" else ""
+    return operation_called(node.target) if node.op == "call_function" else ""
 
 
 def _shape(node: FxNode) -> tuple[object, ...] | None:

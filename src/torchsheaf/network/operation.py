@@ -1,12 +1,13 @@
 """One ATen call inside a node's map, with its operands by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
     from torchsheaf.network.rules import Rule
@@ -80,39 +81,41 @@ class Operation:
     @cached_property
     def _nested(self) -> bool:
         """Whether a leaf hides inside a list, or is a size."""
+        found = [a for a in self._flat if isinstance(a, Value | State | Size)]
+        return len(found) > len(self._leaves)
 
-        def holds(arg: Any) -> bool:
-            if isinstance(arg, list | tuple):
-                return any(holds(a) for a in arg)
-            return isinstance(arg, Value | State | Size)
+    @property
+    def _flat(self) -> list[Any]:
+        return pytree.tree_leaves((self.args, dict(self.kwargs)))
 
-        return any(
-            isinstance(a, Size) or (isinstance(a, list | tuple) and holds(a)) for a in self.args
-        )
+    def mapped(self, function: Callable[[Any], Any]) -> "Operation":
+        """The same with a function applied to every argument, those inside lists one by one."""
+        args, kwargs = pytree.tree_map(function, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
 
     def widened(self) -> "Operation":
         """The same with float64 wherever an argument names a type of real numbers."""
 
-        def leaf(arg: Any) -> Any:
-            if isinstance(arg, torch.dtype) and arg.is_floating_point:
-                return torch.float64
-            if isinstance(arg, list | tuple):
-                return type(arg)(leaf(a) for a in arg)
-            return arg
+        def wide(arg: Any) -> Any:
+            real = isinstance(arg, torch.dtype) and arg.is_floating_point
+            return torch.float64 if real else arg
 
-        kwargs = {k: leaf(v) for k, v in self.kwargs.items()}
-        return replace(self, args=tuple(leaf(a) for a in self.args), kwargs=kwargs)
+        return self.mapped(wide)
 
     def states(self) -> tuple[str, ...]:
         """Names of the parameters, buffers and constants used."""
-        found: list[str] = []
+        return tuple(a.name for a in self._flat if isinstance(a, State))
 
-        def visit(arg: Any) -> None:
-            if isinstance(arg, State):
-                found.append(arg.name)
-            elif isinstance(arg, list | tuple):
-                for a in arg:
-                    visit(a)
 
-        visit(list(self.args) + list(self.kwargs.values()))
-        return tuple(found)
+def evaluate(
+    operations: Iterable[Operation],
+    values: Mapping[str, Any],
+    state: Callable[[str], Tensor],
+    batch: int,
+) -> dict[str, Any]:
+    """The given values and that of every operation of a little program, by name."""
+    scope = dict(values)
+    for op in operations:
+        args, kwargs = op.resolve(scope, state, batch)
+        scope[op.name] = op.target(*args, **kwargs)
+    return scope

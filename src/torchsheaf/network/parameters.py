@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from torchsheaf.network.layout import Layout
 from torchsheaf.network.network import Network, Node
-from torchsheaf.network.operation import Operation, State, Value
+from torchsheaf.network.operation import Operation, State, Value, evaluate
 
 _CONVOLUTIONS = {f"aten.conv{n}d.default": n for n in (1, 2, 3)}
 
@@ -63,14 +64,10 @@ class WeightEdge:
 
     def _operand(self, network: Network, values: Mapping[str, Tensor]) -> Tensor:
         """The activation that enters the operation, after the folded relabellings."""
-        scope: dict[str, Any] = {p: values[p] for p in self.node.parents}
+        parents = {p: values[p] for p in self.node.parents}
         batch = values[self.node.parents[0]].shape[0]
-        for op in self.node.operations:
-            if op is self.operation:
-                break
-            args, kwargs = op.resolve(scope, network.state, batch)
-            scope[op.name] = op.target(*args, **kwargs)
-        return scope[self.operation.operands[0]]
+        before = takewhile(lambda op: op is not self.operation, self.node.operations)
+        return evaluate(before, parents, network.state, batch)[self.operation.operands[0]]
 
     def pull(
         self, network: Network, values: Mapping[str, Tensor], cotangent: Tensor
@@ -199,6 +196,7 @@ def pull_parameters(
     names = [n for n in node.states if learns(network.state(n))]
     if not names:
         return {}
+    parents = {p: values[p] for p in node.parents}
     batch = values[node.parents[0]].shape[0]
 
     def function(*states: Tensor) -> Tensor:
@@ -207,11 +205,7 @@ def pull_parameters(
         def lookup(name: str) -> Tensor:
             return given[name] if name in given else network.state(name)
 
-        scope: dict[str, Any] = {p: values[p] for p in node.parents}
-        for op in node.operations:
-            args, kwargs = op.resolve(scope, lookup, batch)
-            scope[op.name] = op.target(*args, **kwargs)
-        return scope[node.operations[-1].name]
+        return evaluate(node.operations, parents, lookup, batch)[node.operations[-1].name]
 
     pull = torch.func.vjp(function, *(network.state(n).detach() for n in names))[1]
     return dict(zip(names, pull(cotangent), strict=True))

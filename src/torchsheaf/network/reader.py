@@ -12,7 +12,7 @@ from torch.fx import Node as FxNode
 
 from torchsheaf.network.batch import Batch
 from torchsheaf.network.batch_first import is_back, placed
-from torchsheaf.network.calls import chooses, first_of, rewriting, settled
+from torchsheaf.network.calls import chooses, first_of, is_aside, rewriting, settled
 from torchsheaf.network.composition import is_complex
 from torchsheaf.network.errors import Offender, Unreadable, UnsupportedModel
 from torchsheaf.network.expression import Expression, kind_of_all, merged
@@ -20,7 +20,7 @@ from torchsheaf.network.layout import Layout, Stalk
 from torchsheaf.network.naming import module_path, name_vertices, source_line
 from torchsheaf.network.network import Network, Node
 from torchsheaf.network.operation import Operation, State, Value
-from torchsheaf.network.rules import Kind, Rule, functional, rule_for
+from torchsheaf.network.rules import Kind, Rule, functional, operation_called, rule_for
 from torchsheaf.network.rules.jumps import CHOSEN, no_rule, no_tangent
 
 _IDENTITY = Rule(Kind.RESHAPE)
@@ -38,7 +38,7 @@ class Reader:
     def __init__(
         self, *, fused: bool, fixed_batch: int | None, states: dict[str, Any],
         learnable: frozenset[str], normalisations: Mapping[FxNode, frozenset[FxNode]],
-        infinite: frozenset[FxNode] = frozenset(),
+        infinite: frozenset[FxNode],
     ) -> None:  # fmt: skip
         self._fused = fused
         self._batch = Batch(fixed_batch)
@@ -86,22 +86,22 @@ class Reader:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline(node)
             return
-        if value is None and not node.users:
-            return  # an assertion of the trace (before a change of dtype, say) computes nothing
+        several = node.target is operator.getitem
+        if not node.users and (value is None or several or is_aside(node)):
+            return  # an assertion of the trace, a choice or a result among several: not used
         try:
             expression = self._entry(node) or self._call(node)
         except Unreadable as problem:
-            self._offend(node, str(problem))
-            expression = Expression(Value(self._name(node)), parents=(self._name(node),), live=True)
+            expression = self._offend(node, str(problem))
         self._env[node] = expression
-        if str(node.target) != str(functional(node.target)) and isinstance(node.args[0], FxNode):
+        if functional(node.target) is not node.target and isinstance(node.args[0], FxNode):
             self._env[node.args[0]] = expression
 
     def add_output(self, outputs: Any) -> None:
         """What the model returns."""
         flat = torch.utils._pytree.tree_leaves(outputs)
         for i, node in enumerate(flat):
-            if not isinstance(node, FxNode):
+            if node not in self._env:
                 continue
             expression = self._env[node]
             if not expression.live or not isinstance(node.meta.get("val"), Tensor):
@@ -123,7 +123,10 @@ class Reader:
                 f"{len(self._offenders)} node(s) of this model have no rule", self._offenders
             )
         if not self._outputs:
-            raise UnsupportedModel("no output of this model depends on its input")
+            raise UnsupportedModel(
+                "no output of this model is made of real numbers that depend on its input; return "
+                "what an argmax or a comparison is taken of"
+            )
         nodes, outputs, inputs = name_vertices(self._nodes, tuple(self._outputs), self._inputs)
         return Network(
             inputs, nodes, outputs, model, self._fixed, dict(self._states), tuple(self._positions),
@@ -131,10 +134,13 @@ class Reader:
             dict(zip(self._inputs, inputs, strict=True)),
         )  # fmt: skip
 
-    def _offend(self, node: FxNode, reason: str) -> None:
+    def _offend(self, node: FxNode, reason: str) -> Expression:
+        """Note a call that cannot be read; what stands for its value in the calls after it."""
         self._offenders.append(
             Offender(str(node.target), module_path(node), source_line(node), reason)
         )
+        name = self._name(node)
+        return Expression(Value(name), parents=(name,), live=True)
 
     def _inline(self, node: FxNode) -> None:
         """`with torch.no_grad()` and disabled autocast are traced as graphs of their own."""
@@ -146,10 +152,8 @@ class Reader:
         ]
         found = [(i, b) for i, b in bodies if isinstance(b, GraphModule)]
         if len(found) != 1 or "wrap_with" not in str(node.target):
-            self._offend(node, "control flow that depends on the data has no fixed graph")
-            self._env[node] = Expression(
-                Value(self._name(node)), parents=(self._name(node),), live=True
-            )
+            why = "control flow that depends on the data has no fixed graph"
+            self._env[node] = self._offend(node, why)
             return
         ((at, body),) = found
         operands = iter(node.args[at + 1 :])
@@ -162,7 +166,7 @@ class Reader:
             elif inner.op == "call_function":
                 self.add_call(inner)
             elif inner.op == "get_attr" and isinstance(getattr(body, inner.target), Tensor):
-                target = f"{self._name(inner)}"
+                target = self._name(inner)
                 self._states[target] = getattr(body, inner.target)
                 self.add_state(inner, target)
             elif inner.op == "output":
@@ -178,13 +182,13 @@ class Reader:
             return self._results[source][int(node.args[1])]  # type: ignore[arg-type]
         if source not in self._maxima:
             return None
-        if node.args[1] != 0 and node.users:
+        if node.args[1] != 0:
             raise Unreadable(CHOSEN)
         return self._env[source]
 
     def _call(self, node: FxNode) -> Expression:
         target = functional(node.target)
-        op_name = "getitem" if target is operator.getitem else str(target)
+        op_name = operation_called(target)
         used = [self._env[n] for n in node.all_input_nodes]
         from_complex = any(is_complex(n.meta.get("val")) for n in node.all_input_nodes)
         rule = rule_for(op_name, of_complex=from_complex)
@@ -194,10 +198,9 @@ class Reader:
         kwargs = {k: self._symbolic(v) for k, v in node.kwargs.items()}
         value = node.meta.get("val")
         if not live:
-            return self._held(node, op_name, target, args, kwargs, used, used_parents)
+            folded = self._operation(node, target, args, kwargs, (), _FOLDED)
+            return self._held(node, op_name, folded, used, used_parents)
         if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
-            if not node.users:
-                return Expression(None)
             raise Unreadable(no_tangent(value.dtype))
         if rule is None:
             raise Unreadable(no_rule(op_name))
@@ -213,9 +216,11 @@ class Reader:
         if (rule.gate or rule.kinks) and len(operation.operands) == 1:
             operations = self._placed(node, value, operations)
         pending = next((e.pending for e in used if e.pending is not None), None)
-        kind = pending or rule.kind_of(operation)
+        kind, op_name = pending or (rule.kind_of(operation), op_name)
         if rule.kind is not Kind.RESHAPE and isinstance(value, tuple | list):
-            return Expression(Value(operation.name), operations, used_parents, True, kind)
+            return Expression(
+                Value(operation.name), operations, used_parents, True, (kind, op_name)
+            )
         inside = node in self._inside or is_complex(value)
         if inside and isinstance(value, Tensor):
             self._layout(value, operations, used_parents)  # refuses what mixes samples
@@ -245,16 +250,13 @@ class Reader:
         self,
         node: FxNode,
         op_name: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        operation: Operation,
         used: Sequence[Expression],
         parents: tuple[str, ...],
     ) -> Expression:
         """No activation enters: folded, unless parameters meet held integers (an embedding)."""
-        if reason := rewriting(target, kwargs):
+        if reason := rewriting(operation.target, operation.kwargs):
             raise Unreadable(reason)
-        operation = Operation(self._own(node), target, args, kwargs, (), _FOLDED)
         operations = (*merged(used), operation)
         value = node.meta.get("val")
         learns = any(s in self._learnable for op in operations for s in op.states())
@@ -363,9 +365,6 @@ class Reader:
             return self._env[arg].leaf
         if isinstance(arg, torch.SymInt):
             return self._batch.size(arg)
-        if isinstance(arg, slice):
-            parts = (arg.start, arg.stop, arg.step)
-            return slice(*(self._symbolic(p) for p in parts))
         if isinstance(arg, list | tuple):
             return type(arg)(self._symbolic(a) for a in arg)
         return arg

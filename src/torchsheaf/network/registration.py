@@ -7,7 +7,7 @@ import torch
 
 from torchsheaf.network.gates import GateFactory, Kinks
 from torchsheaf.network.laws import check_rule
-from torchsheaf.network.rules import Kind, Rule, store_rule
+from torchsheaf.network.rules import Kind, Rule, overload, store_rule
 from torchsheaf.network.rules.rule import Shortcut
 
 
@@ -70,15 +70,12 @@ def register_rule(
 
 def _overload(op: Any) -> Any:
     if isinstance(op, str):
-        namespace, _, rest = op.partition(".")
-        packet, _, overload = rest.partition(".")
-        try:
-            found = getattr(getattr(torch.ops, namespace), packet)
-            return getattr(found, overload or "default")
-        except AttributeError:
+        found = overload(op)
+        if found is None:
             raise ValueError(
                 f"op is {op!r}; write namespace.operation.overload, as in 'aten.relu.default'"
-            ) from None
+            )
+        return found
     if isinstance(op, torch._ops.OpOverloadPacket):
         return op.default
     if not isinstance(op, torch._ops.OpOverload):

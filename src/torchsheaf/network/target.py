@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from torchsheaf import examples
+from torchsheaf.network.errors import first_line
 from torchsheaf.network.exported import UnsafeArchive, load_exported
 
 FORMS = (
@@ -159,7 +160,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise TargetError(f"{path} could not be read as weights: {_first_line(error)}") from error
+        raise TargetError(f"{path} could not be read as weights: {first_line(error)}") from error
     except Exception as error:  # pickle.UnpicklingError, without importing pickle to name it
         if type(error).__name__ != "UnpicklingError":
             raise
@@ -170,7 +171,3 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise TargetError(f"{path} holds a {type(state).__name__}; write a state dictionary")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

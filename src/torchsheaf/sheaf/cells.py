@@ -62,8 +62,7 @@ class Edge:
     @property
     def operation(self) -> str:
         """The operation for readers: "linear", not "aten.linear.default"."""
-        parts = self.node.op.split(".")
-        return parts[1] if parts[0] == "aten" and len(parts) > 1 else self.node.op
+        return self.node.operation
 
     @property
     def module(self) -> str:

@@ -97,16 +97,14 @@ class Coboundary(LinearMap):
         """δ⁻ᵀb by one reverse sweep: λ_v = b_v + Σ_{children e} R_{e,v}ᵀ λ_e."""
         self._require_triangular()
         arriving = dict(b.items())
-        result: dict[str, Tensor] = {}
         for name in reversed(list(self.maps)):
-            result[name] = arriving[name]
             edge = self.maps[name]
             if not any(p in arriving for p in edge.parents):
                 continue
-            for parent, g in edge.pull(result[name]).items():
+            for parent, g in edge.pull(arriving[name]).items():
                 if parent in arriving:
                     arriving[parent] = arriving[parent] + g
-        return Cochain({n: result[n] for n in self.maps})
+        return Cochain({n: arriving[n] for n in self.maps})
 
     @torch.no_grad()
     def solve_in_place(self, b: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from torchsheaf.cochain import coordinates
@@ -31,10 +32,6 @@ class ActivationPattern(Mapping[str, Tensor]):
 
     def equal(self, other: "ActivationPattern") -> Tensor:
         """Per sample, whether two patterns select the same pieces, `(batch,)`."""
-        same = [coordinates(self[k] == other[k]).all(1) for k in self]
-        out = same[0].clone() if same else None
-        for s in same[1:]:
-            out &= s  # type: ignore[operator]
-        if out is None:
+        if not self:
             raise ValueError("this sheaf has no gates, so there is no pattern to compare")
-        return out
+        return torch.stack([coordinates(self[k] == other[k]).all(1) for k in self]).all(0)

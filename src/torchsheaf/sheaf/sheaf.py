@@ -179,7 +179,6 @@ class Sheaf:
         fixed = self.network.fixed_batch
         if fixed is None or fixed == batch:
             return self
-        assert self.network.model is not None
         states = self.network.parameters().values()
         like = next((t for t in states if t.is_floating_point()), None)
         given = inputs or {}

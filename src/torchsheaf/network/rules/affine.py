@@ -62,6 +62,14 @@ def _convolution(spatial: int, transposed: bool) -> Shortcut:
     return shortcut
 
 
+def _core_convolution(site: Site) -> Differential | None:
+    """The one form that all convolutions have in core ATen."""
+    name = site.name_at(0)
+    if name is None or len(site.operands) != 1:
+        return None
+    return Convolution(name, site.args[0], site.args[1], tuple(site.args[3:]))
+
+
 def pointwise(site: Site) -> Differential | None:
     """A diagonal differential, where one operand enters and nothing broadcasts it."""
     if len(site.operands) != 1:
@@ -107,6 +115,9 @@ AFFINE: dict[str, Rule] = {
     "aten.conv1d.default": _conv(1),
     "aten.conv2d.default": _conv(2),
     "aten.conv3d.default": _conv(3),
+    "aten.convolution.default": Rule(
+        Kind.AFFINE, linear_in=(0, 1), shortcut=_core_convolution
+    ),
     "aten.conv1d.padding": _FIRST,
     "aten.conv2d.padding": _FIRST,
     "aten.conv3d.padding": _FIRST,
@@ -119,6 +130,7 @@ AFFINE: dict[str, Rule] = {
         shortcut=_batch_norm,
         refuse=_batch_statistics,
     ),
+    "aten._native_batch_norm_legit_no_training.default": _FIRST,
     "aten.neg.default": _SCALED,
     "aten.nan_to_num.default": _SCALED,  # of finite numbers: the identity
     "aten.positive.default": _SCALED,

@@ -1,12 +1,13 @@
 """Operations that are read as a composition of others."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchsheaf.network.rules.table import functional, rule_for
+from torchsheaf.network.rules.table import functional, overload, rule_for
 
 
 def _beside(a: Tensor, b: Tensor) -> Tensor:
@@ -15,9 +16,17 @@ def _beside(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([t if t.shape == shape else t.expand(shape) for t in (a, b)], -1)
 
 
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    return _beside(a, b).amax(-1)
+
+
+def _smaller(a: Tensor, b: Tensor) -> Tensor:
+    return _beside(a, b).amin(-1)
+
+
 def _clamp(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    x = x if low is None else _beside(x, low).amax(-1)
-    return x if high is None else _beside(x, high).amin(-1)
+    x = x if low is None else _larger(x, low)
+    return x if high is None else _smaller(x, high)
 
 
 def _cdist(a: Tensor, b: Tensor, p: float = 2.0, mode: int | None = None) -> Tensor:
@@ -26,12 +35,12 @@ def _cdist(a: Tensor, b: Tensor, p: float = 2.0, mode: int | None = None) -> Ten
 
 
 COMPOSED: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.maximum.default: lambda a, b: _beside(a, b).amax(-1),
-    torch.ops.aten.max.other: lambda a, b: _beside(a, b).amax(-1),
-    torch.ops.aten.minimum.default: lambda a, b: _beside(a, b).amin(-1),
-    torch.ops.aten.min.other: lambda a, b: _beside(a, b).amin(-1),
-    torch.ops.aten.fmax.default: lambda a, b: _beside(a, b).amax(-1),
-    torch.ops.aten.fmin.default: lambda a, b: _beside(a, b).amin(-1),
+    torch.ops.aten.maximum.default: _larger,
+    torch.ops.aten.max.other: _larger,
+    torch.ops.aten.fmax.default: _larger,
+    torch.ops.aten.minimum.default: _smaller,
+    torch.ops.aten.min.other: _smaller,
+    torch.ops.aten.fmin.default: _smaller,
     torch.ops.aten.clamp.Tensor: _clamp,
     torch.ops.aten.cdist.default: _cdist,
     # torch's own reverse mode has the wrong sign where a length is negative
@@ -55,38 +64,31 @@ def compositions(operations: Iterable[str]) -> dict[Any, Callable[..., Any]]:
     return table if names and all(n in composed or _is_composite(n) for n in names) else {}
 
 
-def _one_by_one(x: Tensor, dim: Sequence[int], keepdim: bool, largest: bool) -> Tensor:
+def _one_by_one(
+    extreme: Callable[..., Tensor], x: Tensor, dim: Sequence[int] = (), keepdim: bool = False
+) -> Tensor:
     """An extreme over several axes: of the extremes along each; one axis is left as it is."""
     axes = sorted({d % x.ndim for d in (dim or range(x.ndim))}, reverse=True)
     if len(axes) < 2:
         return NotImplemented
     for axis in axes:
-        x = x.amax(axis, keepdim) if largest else x.amin(axis, keepdim)
+        x = extreme(x, axis, keepdim)
     return x
 
 
 _WHERE_REFUSED: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.amax.default: lambda x, dim=(), keepdim=False: _one_by_one(
-        x, dim, keepdim, True
-    ),
-    torch.ops.aten.amin.default: lambda x, dim=(), keepdim=False: _one_by_one(
-        x, dim, keepdim, False
-    ),
+    torch.ops.aten.amax.default: partial(_one_by_one, torch.amax),
+    torch.ops.aten.amin.default: partial(_one_by_one, torch.amin),
 }
 """Operations that have a rule for some of their arguments."""
 
 
 def _is_composite(name: str) -> bool:
     """Whether torch has no kernel of its own for it (swapdims, hsplit): decomposed in any case."""
-    found = _overload(name)
+    found = overload(name)
     return found is not None and rule_for(name) is None and bool(found._can_decompose())
 
 
 def _out_of_place(name: str) -> str:
-    found = _overload(name)
+    found = overload(name)
     return name if found is None else str(functional(found))
-
-
-def _overload(name: str) -> Any:
-    packet, _, overload = name.removeprefix("aten.").partition(".")
-    return getattr(getattr(torch.ops.aten, packet, None), overload, None)

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchsheaf.network.differential import Attention, Combination, Differential, Product, Tangent
 from torchsheaf.network.rules.affine import pointwise
-from torchsheaf.network.rules.rule import Kind, Rule, Shortcut, Site
+from torchsheaf.network.rules.rule import Kind, Rule, Shortcut, Site, argument
 
 
 def _sum(sign: float) -> Shortcut:
@@ -39,17 +39,16 @@ def _attention(site: Site) -> Differential:
     """Closed forms for the common call; the fused kernels have no forward mode, so others go
     through torch's composed one.
     """
-    names, given = [site.name_at(i) for i in range(3)], dict(site.kwargs)
-    for position, name in enumerate(("attn_mask", "dropout_p", "is_causal"), start=3):
-        if len(site.args) > position:
-            given[name] = site.args[position]
+    names = [site.name_at(i) for i in range(3)]
     q, k, v = site.args[:3]
-    plain = not given.get("enable_gqa") and len({q.shape[:-2], k.shape[:-2], v.shape[:-2]}) == 1
+    one_lead = len({q.shape[:-2], k.shape[:-2], v.shape[:-2]}) == 1
+    plain = one_lead and not site.kwargs.get("enable_gqa")
     if not plain or set(site.operands) != {n for n in names if n}:
         return Tangent(partial(_composed, site), site.operands)
-    causal = bool(given.get("is_causal", False))
-    mask, scale = given.get("attn_mask"), given.get("scale")
-    return Attention((names[0], names[1], names[2]), q, k, v, mask, causal, scale)
+    mask, causal = site.argument(3, "attn_mask"), bool(site.argument(5, "is_causal", False))
+    return Attention(
+        (names[0], names[1], names[2]), q, k, v, mask, causal, site.kwargs.get("scale")
+    )
 
 
 def _composed(site: Site, *values: Tensor) -> Tensor:
@@ -58,8 +57,7 @@ def _composed(site: Site, *values: Tensor) -> Tensor:
 
 
 def _no_dropout(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    rate = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
-    if rate:
+    if rate := argument(args, kwargs, 4, "dropout_p"):
         return f"attention with dropout {rate} draws random numbers: call model.eval() first"
     return None
 

@@ -14,7 +14,7 @@ from torchsheaf.network.gates import (
     WindowGate,
 )
 from torchsheaf.network.operation import Operation
-from torchsheaf.network.rules.rule import Kind, Rule, training_flag
+from torchsheaf.network.rules.rule import Kind, Rule, argument, training_flag
 
 
 def _scalar(breakpoints: tuple[float, ...], slopes: tuple[float, ...]) -> GateFactory:
@@ -23,20 +23,17 @@ def _scalar(breakpoints: tuple[float, ...], slopes: tuple[float, ...]) -> GateFa
 
 
 def _leaky(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
-    slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
-    return ScalarGate((0.0,), (float(slope), 1.0))
+    slope = float(argument(args, kwargs, 1, "negative_slope", 0.01))
+    return ScalarGate((0.0,), (slope, 1.0))
 
 
 def _hardtanh(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
-    low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
-    high = args[2] if len(args) > 2 else kwargs.get("max_val", 1.0)
-    return _between(low, high)
+    low = argument(args, kwargs, 1, "min_val", -1.0)
+    return _between(low, argument(args, kwargs, 2, "max_val", 1.0))
 
 
 def _clamp(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
-    low = args[1] if len(args) > 1 else kwargs.get("min")
-    high = args[2] if len(args) > 2 else kwargs.get("max")
-    return _between(low, high)
+    return _between(argument(args, kwargs, 1, "min"), argument(args, kwargs, 2, "max"))
 
 
 def _between(low: float | None, high: float | None) -> Gate:
@@ -101,8 +98,8 @@ def _rrelu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
 
 def _extreme(largest: bool) -> GateFactory:
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gate:
-        dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
-        keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+        dims = argument(args, kwargs, 1, "dim", ())
+        keep = argument(args, kwargs, 2, "keepdim", False)
         dims = (dims,) if isinstance(dims, int) else tuple(dims)
         return ExtremeGate(dims, bool(keep), largest)
 
@@ -110,10 +107,8 @@ def _extreme(largest: bool) -> GateFactory:
 
 
 def _one_axis(args: tuple[Any, ...], kwargs: Any) -> str | None:
-    dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
-    return (
-        None if len(dims) == 1 else "an extreme over several axes has no rule; flatten them first"
-    )
+    one = len(argument(args, kwargs, 1, "dim", ())) == 1
+    return None if one else "an extreme over several axes has no rule; flatten them first"
 
 
 def _gate(factory: GateFactory) -> Rule:

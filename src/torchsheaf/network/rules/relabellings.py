@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchsheaf.network.differential import Differential, Reshaping
-from torchsheaf.network.rules.rule import Kind, Rule, Site, training_flag
+from torchsheaf.network.rules.rule import Kind, Rule, Site, argument, training_flag
 
 
 def _in_order(site: Site) -> Differential | None:
@@ -21,7 +21,7 @@ _CONSTANT = Rule(Kind.RESHAPE, constant=True)
 
 def _dropout(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Dropout of nothing is the identity in either mode."""
-    rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    rate = argument(args, kwargs, 1, "p", 0.5)
     return training_flag(2, "train", "dropout")(args, kwargs) if rate else None
 
 

@@ -1,11 +1,11 @@
 """What one entry of the rule table says about an ATen operation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from torchsheaf.network.differential import Differential
 from torchsheaf.network.gates import Gate, GateFactory, Kinks
@@ -36,6 +36,10 @@ class Site:
         given = self.operation.args
         arg = given[position] if position < len(given) else None
         return arg.name if isinstance(arg, Value) and arg.name in self.operands else None
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """What was given by position or by name, else the default."""
+        return argument(self.args, self.kwargs, position, name, default)
 
     def function(self, *values: Any) -> Any:
         """The operation as a function of its operands, everything else bound."""
@@ -106,30 +110,26 @@ class Rule:
 
 def occurrences(operation: Operation, name: str) -> list[int]:
     """Positions of the arguments in which a value occurs, once per occurrence."""
+    places = [*enumerate(operation.args), *((-1, v) for v in operation.kwargs.values())]
+    leaves = [(i, leaf) for i, arg in places for leaf in tree_leaves(arg)]
+    return [i for i, leaf in leaves if isinstance(leaf, Value) and leaf.name == name]
 
-    def count(arg: Any) -> int:
-        if isinstance(arg, list | tuple):
-            return sum(count(a) for a in arg)
-        return int(isinstance(arg, Value) and arg.name == name)
 
-    found = [i for i, arg in enumerate(operation.args) for _ in range(count(arg))]
-    return found + [-1] * sum(count(v) for v in operation.kwargs.values())
+def argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any = None
+) -> Any:
+    """What an operation was given by position or by name, else its default."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
 
 
 def training_flag(position: int, name: str, what: str) -> Refusal:
     """Refuse an operation whose training flag is set."""
 
     def refuse(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-        flag = args[position] if len(args) > position else kwargs.get(name, False)
-        if flag is True:
+        if argument(args, kwargs, position, name) is True:
             return (
                 f"{what} in training mode is not a function of its input: call model.eval() first"
             )
         return None
 
     return refuse
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether a resolved argument is a tensor."""
-    return isinstance(value, Tensor)

@@ -58,6 +58,8 @@ _DENSE = (
     "linalg_cholesky.default",
     "linalg_solve.default",
     "matrix_exp.default",
+    "huber_loss.default",
+    "smooth_l1_loss.default",
 )
 
 # (values, indices): the values are continuous and take entries of x, another choice of them where
@@ -90,13 +92,11 @@ def _nearest(args: tuple[Any, ...], kwargs: Any) -> str | None:
 
 
 def _layer_norm(site: Site) -> Differential | None:
-    name, given = site.name_at(0), dict(site.kwargs)
-    for position, key in enumerate(("weight", "bias", "eps"), start=2):
-        if len(site.args) > position:
-            given[key] = site.args[position]
+    name = site.name_at(0)
     if name is None or len(site.operands) != 1:
         return None
-    weight, bias, eps = given.get("weight"), given.get("bias"), given.get("eps", 1e-5)
+    weight, bias = site.argument(2, "weight"), site.argument(3, "bias")
+    eps = site.argument(4, "eps", 1e-5)
     return LayerNorm(name, site.args[0], site.args[1], weight, bias, eps)
 
 

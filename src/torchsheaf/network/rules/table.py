@@ -1,5 +1,6 @@
 """The table of rules by ATen operation. Adding an operation is one entry in a family's file."""
 
+import operator
 from typing import Any
 
 import torch
@@ -44,10 +45,21 @@ def forget_rule(op: str) -> None:
     _REGISTERED.pop(op, None)
 
 
+def operation_called(target: Any) -> str:
+    """The operation that a traced call makes, out of place: "aten.relu.default", "getitem"."""
+    return "getitem" if target is operator.getitem else str(functional(target))
+
+
 def functional(target: Any) -> Any:
     """The out-of-place twin of an in-place ATen overload; the target itself otherwise."""
-    packet, _, overload = str(target).removeprefix("aten.").partition(".")
+    packet, _, variant = str(target).removeprefix("aten.").partition(".")
     if not packet.endswith("_") or packet.endswith("__"):
         return target
-    twin = getattr(torch.ops.aten, packet[:-1], None)
-    return getattr(twin, overload, target)
+    return overload(f"aten.{packet[:-1]}.{variant}") or target
+
+
+def overload(name: str) -> Any:
+    """The operation of that name, "aten.relu.default" say; None where torch has none."""
+    namespace, packet, variant = (*name.split(".", 2), "", "")[:3]
+    found = getattr(getattr(torch.ops, namespace, None), packet, None)
+    return getattr(found, variant or "default", None)
