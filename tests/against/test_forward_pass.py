@@ -197,3 +197,28 @@ def test_inputs_made_in_inference_mode(inside: bool) -> None:
     with torch.inference_mode(inside), torch.no_grad():
         assert torch.equal(encode(model, x).forward(x)["2"], model(x))
         assert torch.equal(encode(model, x[:1]).forward(x)["2"], model(x))
+
+
+class Mixed(nn.Module):
+    """Its first layers run under an autocast of its own, in which one layer does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide = relu_mlp([4, 6, 3], 1, dtype=torch.float32), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            h = self.narrow(x)
+            with torch.autocast(x.device.type, enabled=False):
+                g = self.wide(x)
+        return h.float() + g
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_an_autocast_inside_a_model_is_read_as_its_casts(samples: int) -> None:
+    model, x = Mixed(), randn(2, samples, 4, dtype=torch.float32)
+    problem = hold(encode(model, x), randn(3, 7, 4, dtype=torch.float32))
+    found = harmonic_extension(problem)
+    assert torch.equal(found.output, model(problem.values["input"]))
+    assert problem.coarsest[1] == torch.bfloat16
+    assert problem.sheaf.network.fixed_batch is None

@@ -314,6 +314,18 @@ def test_a_scripted_model_is_unsupported() -> None:
         encode(scripted, randn(1, 2, 3))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_traced_model_is_unsupported() -> None:
+    traced = torch.jit.trace(relu_mlp([3, 4, 2], 1), randn(1, 2, 3))
+    with pytest.raises(UnsupportedModel, match="ScriptModule.*pass the nn.Module that it was"):
+        encode(traced, randn(1, 2, 3))
+
+
+def test_a_model_in_a_parallel_wrapper_is_unsupported() -> None:
+    with pytest.raises(UnsupportedModel, match=r"DataParallel cannot be traced; pass its \.module"):
+        encode(nn.DataParallel(relu_mlp([3, 4, 2], 1)), randn(1, 2, 3))
+
+
 def test_a_function_is_no_model() -> None:
     with pytest.raises(TypeError, match=r"model is .*nn\.Module"):
         encode(torch.relu, randn(1, 2, 3))  # type: ignore[arg-type]

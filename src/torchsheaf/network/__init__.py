@@ -5,6 +5,7 @@ The only folder that imports torch.export and torch.fx.
 
 from torchsheaf.network.capture import ExportedProgram as ExportedProgram
 from torchsheaf.network.capture import read_network as read_network
+from torchsheaf.network.capture import require_traceable as require_traceable
 from torchsheaf.network.composition import Composition as Composition
 from torchsheaf.network.errors import Offender as Offender
 from torchsheaf.network.errors import UnsupportedModel as UnsupportedModel

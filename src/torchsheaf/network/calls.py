@@ -26,6 +26,20 @@ def writes_into_views(program: ExportedProgram) -> bool:
     return False
 
 
+def casts_by_region(program: ExportedProgram) -> bool:
+    """Whether a part of the model runs under an autocast of its own, which no operation says."""
+    return any(
+        node.op == "call_function" and _is_region(node, "wrap_with_autocast") and node.args[2]
+        for module in program.graph_module.modules() if isinstance(module, GraphModule)
+        for node in module.graph.nodes
+    )  # fmt: skip
+
+
+def _is_region(node: FxNode, of: str) -> bool:
+    """Whether a node is the body of a context manager of that name."""
+    return isinstance(node.target, torch._ops.HigherOrderOperator) and of in str(node.target)
+
+
 def restore_batch_norm(program: ExportedProgram) -> None:
     """Write batch norms as the models do, in place: decompositions leave another name of theirs."""
     graph = program.graph_module.graph
@@ -53,8 +67,7 @@ def close_no_grad(program: ExportedProgram) -> None:
     """
     for owner in [m for m in program.graph_module.modules() if isinstance(m, GraphModule)]:
         for node in list(owner.graph.nodes):
-            region = isinstance(node.target, torch._ops.HigherOrderOperator)
-            if not region or "set_grad_enabled" not in str(node.target) or node.args[0]:
+            if not _is_region(node, "set_grad_enabled") or node.args[0]:
                 continue
             for result in list(node.users):
                 value = result.meta.get("val")

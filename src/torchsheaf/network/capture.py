@@ -12,13 +12,18 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
 
 from torchsheaf.cochain import is_finite
-from torchsheaf.network.calls import close_no_grad, is_aside, restore_batch_norm, writes_into_views
+from torchsheaf.network.calls import (
+    casts_by_region,
+    close_no_grad,
+    is_aside,
+    restore_batch_norm,
+    writes_into_views,
+)
 from torchsheaf.network.completeness import (
     check_apart,
     check_complete,
     check_faithful,
     check_still,
-    kept_buffers,
     layer_by_layer,
     run,
 )
@@ -56,17 +61,12 @@ def read_network(
     two samples, which must not see each other.
     """
     inputs = tuple(inputs)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModel(
-            "a ScriptModule cannot be traced; pass the nn.Module that it was made from"
-        )
     module = model.module() if isinstance(model, ExportedProgram) else model
     _check_values(module, inputs)
     _check_kinds(module, inputs)
     # first of all: tracing what cannot run fails with a long log
     with layer_by_layer():
         returned, changed = run(module, inputs, keywords)
-    with kept_buffers(module), layer_by_layer():
         program, fixed = _export(model, inputs, keywords)
         network = _read_composed(program, module, fixed, fused)
         network = replace(network, keywords=tuple(keywords))
@@ -76,6 +76,18 @@ def read_network(
         check_faithful(network, returned, inputs)
         check_apart(network, inputs)
     return network
+
+
+def require_traceable(model: object) -> None:
+    """Raise TypeError for what is no model, `UnsupportedModel` for one that cannot be traced."""
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module or ExportedProgram")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModel(
+            "a ScriptModule cannot be traced; pass the nn.Module that it was made from"
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UnsupportedModel(f"a {type(model).__name__} cannot be traced; pass its .module")
 
 
 def _check_values(model: nn.Module, inputs: Sequence[Tensor]) -> None:
@@ -141,7 +153,8 @@ def _export(
                 program = torch.export.export(model, *split(inputs, keywords))
             close_no_grad(program)
             composed = any(node.target in COMPOSED for node in program.graph.nodes)
-            if composed or writes_into_views(program):  # writes become slice_scatter and kin
+            # writes become slice_scatter and kin, an autocast its casts
+            if composed or writes_into_views(program) or casts_by_region(program):
                 program = program.run_decompositions(COMPOSED)
                 restore_batch_norm(program)
     except torch.OutOfMemoryError:

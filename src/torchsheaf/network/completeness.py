@@ -37,19 +37,6 @@ def check_complete(network: Network, model: nn.Module, unused: str = "error") ->
 
 
 @contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Tracing and evaluating may write into the model's buffers; afterwards they are as before."""
-    before = {name: t.clone() for name, t in model.named_buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, t in model.named_buffers():
-                if name in before and not torch.equal(t, before[name]):
-                    t.copy_(before[name])
-
-
-@contextmanager
 def layer_by_layer() -> Iterator[None]:
     """Transformers compute what their layers say: torch's fused kernels put 0 at padded places."""
     fused = torch.backends.mha.get_fastpath_enabled()

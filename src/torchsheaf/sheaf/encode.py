@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from torchsheaf.network import ExportedProgram, read_network
+from torchsheaf.network import ExportedProgram, read_network, require_traceable
 from torchsheaf.network.passing import by_name, require_positions
 from torchsheaf.sheaf.sheaf import Sheaf
 
@@ -42,8 +42,7 @@ def encode(
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; write one of {', '.join(map(repr, FORMS))}")
-    if not isinstance(model, nn.Module | ExportedProgram):
-        raise TypeError(f"model is a {type(model).__name__}; pass an nn.Module or ExportedProgram")
+    require_traceable(model)
     keywords: tuple[str, ...] = ()
     if isinstance(x, Mapping):
         x, keywords = by_name(model, x)
