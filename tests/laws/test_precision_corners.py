@@ -122,6 +122,31 @@ def test_a_softmax_along_another_axis_than_the_last(shape: tuple[int, ...], form
     assert bool((bound.reshape(-1) >= error).all())
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("mean", [0.0, 30.0, -1000.0])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_group_norm_in_either_layout(
+    layout: torch.memory_format, spread: float, mean: float, groups: int
+) -> None:
+    """Channels last, the kernel takes mean(x²) − m² for the variance: it loses (m/σ)² digits."""
+    generator = torch.Generator().manual_seed(groups)
+    w, b = torch.randn(2, 6, generator=generator)
+    x = mean + spread * torch.randn(2, 6, 9, 7, generator=generator)
+    x[0, :, 0, 0] += 20 * spread  # nearly all of its group's variance
+    x = FORMATS["fp8_e5m2" if mean == 0 else "bf16"].round(x).to(memory_format=layout).float()
+    flow = read_dataflow(trace_aten(Alone(lambda x: F.group_norm(x, groups, w, b)), (x,)))
+    exact = run_exact(flow, (x.contiguous(),))
+    for form in ("fp64", "fp32", "bf16", "fp16"):
+        assignment = uniform(flow, form)
+        error = measured_error(exact, run_assigned(flow, (x,), assignment))
+        found = rigorous_bound(flow, (x,), assignment)
+        (bound,) = found.outputs
+        assert bool((bound.reshape(-1) >= error).all()), form
+        assert found.unbounded == ()
+        assert bool(bound.isfinite().all()) or (form == "fp16" and mean == -1000.0)
+
+
 COUNTS = torch.tensor([[1, 2, 7, 3], [5, 11, 4, 2], [9, 6, 1, 8]])
 WHOLE: dict[str, Step] = {
     "a root": torch.sqrt,

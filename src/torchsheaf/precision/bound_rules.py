@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.precision.norm_rules import Bound, instance_norm, layer_norm
+from torchsheaf.precision.norm_rules import Bound, group_norm, instance_norm, layer_norm
 from torchsheaf.precision.operators import CONTRACTION
 
 Rule = Callable[..., tuple[Tensor, Tensor]]
@@ -320,6 +320,7 @@ RULES: dict[str, Rule] = {
     "_softmax": softmax,
     "_log_softmax": log_softmax,
     "native_layer_norm": layer_norm,
+    "native_group_norm": group_norm,
     "_native_batch_norm_legit_no_training": batch_norm,
     "_native_batch_norm_legit": instance_norm,
     "atan2": angle,
