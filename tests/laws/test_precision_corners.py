@@ -122,6 +122,37 @@ def test_a_softmax_along_another_axis_than_the_last(shape: tuple[int, ...], form
     assert bool((bound.reshape(-1) >= error).all())
 
 
+TABLE = torch.tensor([[0.3, 4.0, 0.1], [5.0, 0.7, 8.0]])
+ROWS: dict[str, Step] = {
+    "a row": lambda w: w[0],
+    "the smallest": lambda w: w.min(0).values,
+    "the second": lambda w: w.topk(2, 0).values[1],
+    "the first in order": lambda w: w.sort(0).values[0],
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_error_of_a_weight_is_seen_through_what_puts_weights_in_order(name: str) -> None:
+    """The smallest weight does not err by the smallest error."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(TABLE)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x - ROWS[name](self.table)
+
+    x = ROWS[name](TABLE).bfloat16().float()  # nothing but the error of the weight is left
+    flow = read_dataflow(trace_aten(Table(), (x,)))
+    for form in ("bf16", "fp16"):
+        assignment = uniform(flow, form)
+        error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+        (bound,) = rigorous_bound(flow, (x,), assignment).outputs
+        assert bool((bound >= error).all()), form
+        assert float(bound.max()) <= 2 * FORMATS[form].unit * float(TABLE.max())
+
+
 @pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize("mean", [0.0, 30.0, -1000.0])
 @pytest.mark.parametrize("spread", [1.0, 1e-3])
