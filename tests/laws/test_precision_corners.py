@@ -63,6 +63,8 @@ CASES: dict[str, tuple[Step, Tensor]] = {
     "a threshold": (lambda x: F.threshold(x, 0.1, 20.0), near(0.1001)),
     "whole quotients": (lambda x: torch.div(x, 0.7, rounding_mode="floor"), spread()),
     "limits": (lambda x: torch.clamp(x, POWERS, POWERS + 0.3), spread()),
+    "a share of one number": (lambda x: x + torch.softmax(x.sum(), 0), spread()),
+    "a negative divisor": (lambda x: F.avg_pool2d(x[None], 2, divisor_override=-3), spread()),
     "powers of a number": (lambda x: 2.0**x, spread()),
     "powers": (lambda x: (x.abs() + 0.1) ** POWERS, spread()),
 }

@@ -54,12 +54,15 @@ def multilinear(call: Callable[..., Any]) -> Rule:
 
 
 def summing(call: Callable[..., Tensor]) -> Rule:
-    """Sums and means of numbers, of one or several operands: S = K(|A| + E_A, …), P = K(E_A, …)."""
+    """Sums and means of one or several operands: S = |K(|A| + E_A, …)|, P = |K(E_A, …)|.
+
+    The sums themselves are negative where the divisor of a pool is.
+    """
 
     def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         moved = [a[1] if isinstance(a, tuple) else a for a in args]
         terms = [a[0].abs() + a[1] if isinstance(a, tuple) else a for a in args]
-        return call(*moved, **kwargs), call(*terms, **kwargs)
+        return call(*moved, **kwargs).abs(), call(*terms, **kwargs).abs()
 
     return rule
 
@@ -182,6 +185,9 @@ def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
     S carries y·(|x − max x| + E): the float32 rounding of the exponent's argument.
     """
     value, e = x
+    if value.ndim == 0:
+        bound, inside = softmax((value[None], e[None]), 0)
+        return bound[0], inside[0]
     top = value.amax(dim, keepdim=True)
     weight = torch.exp(value - top)
     y = weight / weight.sum(dim, keepdim=True)
