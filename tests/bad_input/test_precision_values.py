@@ -45,6 +45,27 @@ def test_gradients_may_be_switched_off_around_a_plan(x: Tensor) -> None:
     assert found.predicted == plan(model, x + 0.5, budget=1e-2).predicted
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_may_have_been_made_under_inference_mode(x: Tensor, frozen: bool) -> None:
+    def build() -> nn.Module:
+        layers = nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Linear(5, 5)
+        model = nn.Sequential(*layers).eval().requires_grad_(not frozen)
+        model[2].weight = model[0].weight
+        return model
+
+    torch.manual_seed(0)
+    ordinary = build()
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        model = build()
+    found, plain = plan(model, x, budget=1e-2), plan(ordinary, x, budget=1e-2)
+    assert found.predicted == plain.predicted
+    assert found.assignment == plain.assignment
+    assert found.cost == plain.cost  # of one weight that two layers share
+    assert refute(model, x, "bf16", 1e-9).refuted
+    assert model[0].weight.is_inference()
+
+
 def test_complex_numbers_are_refused_by_name(x: Tensor) -> None:
     with pytest.raises(UnsupportedModel, match=r"no rounding model for aten\._fft_r2c"):
         plan(Step(lambda x: torch.fft.rfft(x).abs()), x, 1e-2)

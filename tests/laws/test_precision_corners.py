@@ -63,6 +63,8 @@ CASES: dict[str, tuple[Step, Tensor]] = {
     "a threshold": (lambda x: F.threshold(x, 0.1, 20.0), near(0.1001)),
     "whole quotients": (lambda x: torch.div(x, 0.7, rounding_mode="floor"), spread()),
     "limits": (lambda x: torch.clamp(x, POWERS, POWERS + 0.3), spread()),
+    "a share of one number": (lambda x: x + torch.softmax(x.sum(), 0), spread()),
+    "a negative divisor": (lambda x: F.avg_pool2d(x[None], 2, divisor_override=-3), spread()),
     "powers of a number": (lambda x: 2.0**x, spread()),
     "powers": (lambda x: (x.abs() + 0.1) ** POWERS, spread()),
 }
@@ -120,6 +122,62 @@ def test_a_softmax_along_another_axis_than_the_last(shape: tuple[int, ...], form
     error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
     (bound,) = rigorous_bound(flow, (x,), assignment).outputs
     assert bool((bound.reshape(-1) >= error).all())
+
+
+TABLE = torch.tensor([[0.3, 4.0, 0.1], [5.0, 0.7, 8.0]])
+ROWS: dict[str, Step] = {
+    "a row": lambda w: w[0],
+    "the smallest": lambda w: w.min(0).values,
+    "the second": lambda w: w.topk(2, 0).values[1],
+    "the first in order": lambda w: w.sort(0).values[0],
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_error_of_a_weight_is_seen_through_what_puts_weights_in_order(name: str) -> None:
+    """The smallest weight does not err by the smallest error."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(TABLE)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x - ROWS[name](self.table)
+
+    x = ROWS[name](TABLE).bfloat16().float()  # nothing but the error of the weight is left
+    flow = read_dataflow(trace_aten(Table(), (x,)))
+    for form in ("bf16", "fp16"):
+        assignment = uniform(flow, form)
+        error = measured_error(run_exact(flow, (x,)), run_assigned(flow, (x,), assignment))
+        (bound,) = rigorous_bound(flow, (x,), assignment).outputs
+        assert bool((bound >= error).all()), form
+        assert float(bound.max()) <= 2 * FORMATS[form].unit * float(TABLE.max())
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("mean", [0.0, 30.0, -1000.0])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_group_norm_in_either_layout(
+    layout: torch.memory_format, spread: float, mean: float, groups: int
+) -> None:
+    """Channels last, the kernel takes mean(x²) − m² for the variance: it loses (m/σ)² digits."""
+    generator = torch.Generator().manual_seed(groups)
+    w, b = torch.randn(2, 6, generator=generator)
+    x = mean + spread * torch.randn(2, 6, 9, 7, generator=generator)
+    x[0, :, 0, 0] += 20 * spread  # nearly all of its group's variance
+    x = FORMATS["fp8_e5m2" if mean == 0 else "bf16"].round(x).to(memory_format=layout).float()
+    flow = read_dataflow(trace_aten(Alone(lambda x: F.group_norm(x, groups, w, b)), (x,)))
+    exact = run_exact(flow, (x.contiguous(),))
+    for form in ("fp64", "fp32", "bf16", "fp16"):
+        assignment = uniform(flow, form)
+        error = measured_error(exact, run_assigned(flow, (x,), assignment))
+        found = rigorous_bound(flow, (x,), assignment)
+        (bound,) = found.outputs
+        assert bool((bound.reshape(-1) >= error).all()), form
+        assert found.unbounded == ()
+        assert bool(bound.isfinite().all()) or (form == "fp16" and mean == -1000.0)
 
 
 COUNTS = torch.tensor([[1, 2, 7, 3], [5, 11, 4, 2], [9, 6, 1, 8]])

@@ -75,6 +75,9 @@ MODELS: dict[str, Callable[[], Example]] = {
     "local response": lambda: image(lambda h, x, n: n(h), nn.LocalResponseNorm(2)),
     "instance norm": lambda: image(lambda h, x, n: n(h), nn.InstanceNorm2d(3, affine=True)),
     "plain instance norm": lambda: image(lambda h, x, n: n(h), nn.InstanceNorm2d(3)),
+    "group norm": lambda: image(lambda h, x, n: n(h), nn.GroupNorm(1, 3)),
+    "plain group norm": lambda: image(lambda h, x, n: n(h), nn.GroupNorm(3, 3, affine=False)),
+    "group norm of vectors": lambda: line(lambda h, x, n: n(h), nn.GroupNorm(2, 4)),
     "max_pool3d": lambda: volume(lambda h, x: F.max_pool3d(h, 2)),
     "avg_pool3d": lambda: volume(lambda h, x: F.avg_pool3d(h, 2)),
     "adaptive_avg_pool3d": lambda: volume(lambda h, x: F.adaptive_avg_pool3d(h, 2)),
@@ -123,7 +126,8 @@ def test_the_rigorous_bound_holds(name: str) -> None:
 
 NEW = (
     "atan2 cumprod cumsum avg_pool3d _adaptive_avg_pool3d upsample_bilinear2d scatter_add "
-    "index_put _embedding_bag _trilinear _native_batch_norm_legit _softmax _log_softmax"
+    "index_put _embedding_bag _trilinear _native_batch_norm_legit native_group_norm _softmax "
+    "_log_softmax"
 ).split()
 
 

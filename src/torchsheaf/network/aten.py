@@ -4,6 +4,7 @@ Where `network.capture` reads layers, this reads kernels: what `precision` gives
 kernel call, so the model is lowered to core ATen and kept as a list that any loop can execute.
 """
 
+import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,9 +117,12 @@ def trace_aten(model: nn.Module | ExportedProgram, inputs: Tensor | Sequence[Any
     does not depend on the inputs (masks, position tables) is evaluated once and becomes a constant.
 
     Raises `UnsupportedModel` where torch.export fails or a call draws random numbers.
-    Cost: one torch.export, one lowering and one forward pass.
+    Cost: one torch.export, one lowering and one forward pass; a copy of the model where it holds
+    tensors that were made under `torch.inference_mode()`.
     """
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if isinstance(model, nn.Module) and _is_of_inference(model):
+        model = copy.deepcopy(model)  # of ordinary tensors: a derivative can be taken of those
     program = _lower(model, inputs)
     specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
     state = {**program.state_dict, **program.constants}
@@ -181,6 +185,11 @@ def _has_training_behaviour(model: nn.Module) -> bool:
     return any(
         isinstance(m, kinds) and m.training and getattr(m, "p", 1.0) != 0.0 for m in model.modules()
     )
+
+
+def _is_of_inference(model: nn.Module) -> bool:
+    owners = (d for m in model.modules() for d in (m._parameters, m._buffers, vars(m)))
+    return any(isinstance(t, Tensor) and t.is_inference() for d in owners for t in d.values())
 
 
 def _call(node: Any) -> AtenCall:

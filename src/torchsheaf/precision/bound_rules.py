@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchsheaf.precision.norm_rules import Bound, instance_norm, layer_norm
+from torchsheaf.precision.norm_rules import Bound, group_norm, instance_norm, layer_norm
 from torchsheaf.precision.operators import CONTRACTION
 
 Rule = Callable[..., tuple[Tensor, Tensor]]
@@ -54,12 +54,15 @@ def multilinear(call: Callable[..., Any]) -> Rule:
 
 
 def summing(call: Callable[..., Tensor]) -> Rule:
-    """Sums and means of numbers, of one or several operands: S = K(|A| + E_A, …), P = K(E_A, …)."""
+    """Sums and means of one or several operands: S = |K(|A| + E_A, …)|, P = |K(E_A, …)|.
+
+    The sums themselves are negative where the divisor of a pool is.
+    """
 
     def rule(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         moved = [a[1] if isinstance(a, tuple) else a for a in args]
         terms = [a[0].abs() + a[1] if isinstance(a, tuple) else a for a in args]
-        return call(*moved, **kwargs), call(*terms, **kwargs)
+        return call(*moved, **kwargs).abs(), call(*terms, **kwargs).abs()
 
     return rule
 
@@ -182,6 +185,9 @@ def softmax(x: Bound, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
     S carries y·(|x − max x| + E): the float32 rounding of the exponent's argument.
     """
     value, e = x
+    if value.ndim == 0:
+        bound, inside = softmax((value[None], e[None]), 0)
+        return bound[0], inside[0]
     top = value.amax(dim, keepdim=True)
     weight = torch.exp(value - top)
     y = weight / weight.sum(dim, keepdim=True)
@@ -320,6 +326,7 @@ RULES: dict[str, Rule] = {
     "_softmax": softmax,
     "_log_softmax": log_softmax,
     "native_layer_norm": layer_norm,
+    "native_group_norm": group_norm,
     "_native_batch_norm_legit_no_training": batch_norm,
     "_native_batch_norm_legit": instance_norm,
     "atan2": angle,

@@ -221,7 +221,7 @@ class BoundWalk:
         edge, form = self.edges[n, c.name], FORMATS[self.assignment[c.name]]
         if edge.source in self.flow.graph.constants:
             own = self.weight_error(edge, form)
-            viewed = self.harmless(n, c, self.view(n, own) if n != edge.source else own)
+            viewed = self.harmless(n, c, self.view(n, own, form))
             return self.values[n], viewed if not self.isolate else torch.zeros_like(viewed)
         held = held_format(self.flow, self.assignment, edge.source)
         value, bound = self.values[n], self.bounds[n]
@@ -268,18 +268,15 @@ class BoundWalk:
         values = run_exact(self.flow, self.inputs, keep=True).values
         return masked_scores(self.flow, values)
 
-    def view(self, n: str, own: Tensor) -> Tensor:
+    def view(self, n: str, own: Tensor, form: Format) -> Any:
+        """The bound of an exact view of a constant that errs by `own`."""
         if n in self.flow.graph.constants:
             return own
         c = self.calls[n]
         if c.packet == "_to_copy":
-            return self.view(c.operands[0], own)
-
-        def value(m: str) -> Any:
-            return self.view(m, own) if m in self.flow.source else self.values[m]
-
-        result: Tensor = c.call(*substitute(c.args, value), **_kwargs_of(dict(c.kwargs), value))
-        return result
+            return self.view(c.operands[0], own, form)
+        bounds = {m: self.view(m, own, form) for m in c.operands if m in self.flow.source}
+        return self.exact(c, bounds, form)
 
     def round(self, c: AtenCall, value: Any) -> None:
         first = value[0] if isinstance(value, tuple | list) else value

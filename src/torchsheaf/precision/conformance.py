@@ -191,6 +191,11 @@ def _cases(generator: torch.Generator) -> Iterator[tuple[str, Callable[..., Any]
         for n in (4, 64, 700):
             args = [r(16, n) * scale + 1.0, [n], r(n), r(n), 1e-5]
             yield "native_layer_norm", aten.native_layer_norm.default, args
+        for groups in (1, 2, 6):
+            rows = r(2, 6, 9, 7) * scale + 1.0
+            for held in (rows, rows.to(memory_format=torch.channels_last)):
+                args = [held, r(6), r(6), 2, 6, 63, groups, 1e-5]
+                yield "native_group_norm", aten.native_group_norm.default, args
     geometry = [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]
     yield "convolution", aten.convolution.default, [r(2, 5, 8, 8), r(4, 5, 3, 3), r(4), *geometry]
     yield "avg_pool2d", aten.avg_pool2d.default, [r(2, 3, 8, 8), [2, 2]]

@@ -149,20 +149,19 @@ class AssignedRun:
     def weight(self, name: str, form: Format | None) -> Any:
         """A constant, or an exact view of one, stored in the format of its reader."""
         key = (name, form.name if form else "")
-        if key not in self.weights:
-            if name in self.flow.graph.constants:
-                tensor = self.flow.graph.constants[name]
-                if form is not None and tensor.is_floating_point():
-                    exact = form.holds(format_of(tensor.dtype))
-                    tensor = tensor.to(form.carrier) if exact else form.round(tensor)
-                self.weights[key] = tensor
-            else:
-                c = self.calls[name]
-                if c.packet == "_to_copy" and c.is_floating:
-                    self.weights[key] = self.weight(c.operands[0], form)
-                else:
-                    self.weights[key] = self.call(c, lambda n: self.weight(n, form), None)
+        if key not in self.weights and name in self.flow.graph.constants:
+            self.weights[key] = self.stored(name, form)
+        elif key not in self.weights:
+            self.weights[key] = view_of(self.flow, name, lambda n: self.weight(n, form), None)
         return self.weights[key]
+
+    def stored(self, name: str, form: Format | None) -> Tensor:
+        """A constant in the carrier of a format, rounded where the format does not hold it."""
+        tensor = self.flow.graph.constants[name]
+        if form is None or not tensor.is_floating_point():
+            return tensor
+        exact = form.holds(format_of(tensor.dtype))
+        return tensor.to(form.carrier) if exact else form.round(tensor)
 
     def output(self, name: str) -> Tensor:
         value = self.plain(name)
@@ -171,6 +170,22 @@ class AssignedRun:
             return value
         # A result that is wider than the model's own output is delivered as it is.
         return value.to(dtype) if format_of(dtype).bits > format_of(value.dtype).bits else value
+
+
+def view_of(
+    flow: Dataflow, name: str, leaf: Callable[[str], Any], dtype: torch.dtype | None
+) -> Any:
+    """The exact views between a constant and its reader, of what `leaf` gives for constants."""
+    if name in flow.graph.constants:
+        return leaf(name)
+    c = flow.calls[name]
+    if c.packet == "_to_copy" and c.is_floating:
+        return view_of(flow, c.operands[0], leaf, dtype)
+
+    def value(n: str) -> Any:
+        return view_of(flow, n, leaf, dtype)
+
+    return c.call(*substitute(c.args, value), **keywords(c, value, dtype))
 
 
 class Caster:

@@ -117,16 +117,14 @@ class _Shifted(AssignedRun):
             return value
         return torch.where(rounded == value, value, value + self.fraction * (rounded - value))
 
-    def weight(self, name: str, form: Format | None) -> Any:
-        if name in self.flow.graph.constants:
-            tensor = self.flow.graph.constants[name]
-            if not tensor.is_floating_point():
-                return tensor
-            wide = tensor.to(self.dtype)
-            if form is None or form.holds(format_of(tensor.dtype)):
-                return wide
-            return self.blend(wide, form)
-        return super().weight(name, form)
+    def stored(self, name: str, form: Format | None) -> Tensor:
+        tensor = self.flow.graph.constants[name]
+        if not tensor.is_floating_point():
+            return tensor
+        wide = tensor.to(self.dtype)
+        if form is None or form.holds(format_of(tensor.dtype)):
+            return wide
+        return self.blend(wide, form)
 
     def step(self, c: Any) -> None:
         kind = self.flow.kinds[c.name]

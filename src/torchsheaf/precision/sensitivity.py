@@ -17,7 +17,7 @@ from torchsheaf.draws import random_signs
 from torchsheaf.network.aten import AtenCall, substitute
 from torchsheaf.precision.dataflow import SINK, Dataflow, Edge
 from torchsheaf.precision.differentiable import DIFFERENTIABLE
-from torchsheaf.precision.execute import keywords
+from torchsheaf.precision.execute import keywords, view_of
 from torchsheaf.precision.formats import Format, binade, format_of
 from torchsheaf.precision.masking import new_infinities
 from torchsheaf.precision.operators import model_of, usual_terms_of
@@ -129,16 +129,9 @@ class _Recorder:
         return self.view(n, self.flow.graph.constants[self.flow.source.get(n, n)])
 
     def view(self, n: str, leaf: Tensor) -> Any:
-        """The exact views between a constant and its reader, applied to `leaf`."""
-        if n in self.flow.graph.constants:
-            return leaf if n == self.flow.source.get(n, n) else self.flow.graph.constants[n]
-        c = self.calls[n]
-        if c.packet == "_to_copy":
-            return self.view(c.operands[0], leaf)
-        return c.call(
-            *substitute(c.args, lambda m: self.view(m, leaf)),
-            **keywords(c, lambda m: self.view(m, leaf), self.dtype),
-        )
+        """A constant or an exact view of one, of `leaf` in the place of the constant."""
+        source, constants = self.flow.source.get(n, n), self.flow.graph.constants
+        return view_of(self.flow, n, lambda m: leaf if m == source else constants[m], self.dtype)
 
     def operand(self, n: str, reader: str) -> Any:
         edge = self.edges.get((n, reader))
