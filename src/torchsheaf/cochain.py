@@ -207,7 +207,9 @@ class Space:
         )
 
     def flatten(self, c: Mapping[str, Tensor]) -> Tensor:
-        """Cochain → `(batch, dim)`."""
+        """Cochain → `(batch, dim)`; a space without blocks takes the batch from any of c's."""
+        if not self.shapes:
+            return coordinates(next(iter(c.values())))[:, :0]
         blocks = []
         for name in self.shapes:
             flat = coordinates(c[name])

@@ -178,3 +178,12 @@ def test_no_start_is_tried_twice(start):
     held = ts.hold(ts.encode(net.double(), x), x).pin(ts.Pin("output", 1.0))
     found = ts.harmonic_extension(held, start=start, starts=4).equilibria
     assert sorted(found.starts) == ["forward", "random 0", "random 1", "zeros"]
+
+
+def test_several_starts_with_everything_held_are_one_equilibrium():
+    net, x = relu_mlp([2, 3, 1], 0), randn(1, 4, 2)
+    problem = ts.hold(ts.encode(net, x), x)
+    held = problem.pin(*(ts.Pin(vertex, 1.0) for vertex in problem.sheaf.edges))
+    found = ts.harmonic_extension(held, starts=3)
+    assert found.equilibria.count.tolist() == [1] * 4
+    assert torch.equal(found.energy, held.energy(found.cochain))

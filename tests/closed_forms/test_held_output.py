@@ -162,3 +162,18 @@ def test_a_start_on_a_kink_takes_the_side_on_which_the_energy_falls() -> None:
     found = harmonic_extension(problem, solver="newton", start=problem.start("zeros"))
     assert float(found.energy) == pytest.approx(0.5 / count, rel=1e-10)
     assert float(found.cochain["inner"]) == pytest.approx(-1 / count, rel=1e-10)
+
+
+@pytest.mark.parametrize("first", [torch.nn.ReLU, torch.nn.ReLU6])
+def test_a_kink_that_is_flat_on_one_side_is_a_place_to_rest(first: type[torch.nn.Module]) -> None:
+    """relu(relu(z)) at z < 0, asked for −1: the middle value x has D⁻ = 0 and D⁺ = ½ at x = 0."""
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1), first(), torch.nn.ReLU()).double()
+    with torch.no_grad():
+        net[0].weight.fill_(-1.0)
+        net[0].bias.zero_()
+    x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    found = harmonic_extension(
+        hold(encode(net, x), x).pin(Pin("2", -1.0, weight=1.0)), max_passes=20
+    )
+    assert bool((found.cochain["1"] == 0).all())
+    assert found.energy.tolist() == [0.25, 0.25]

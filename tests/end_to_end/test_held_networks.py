@@ -369,6 +369,13 @@ def test_samples_that_cannot_arrive_are_not_called_settled() -> None:
     assert not bool(found.settled.any())
 
 
+@pytest.mark.parametrize("name", ["tanh", "prelu", "pre-activation", "relu, then pool"])
+def test_nor_do_they_use_up_all_passes(name: str) -> None:
+    found = ts.harmonic_extension(held_output(name), tol=1e-30, throw=False, max_passes=2000)
+    assert found.outcome is Outcome.STALLED
+    assert not bool(found.settled.any())
+
+
 def test_a_sample_is_settled_when_its_last_step_changed_no_gate() -> None:
     """A loose tolerance may end a run right behind a kink, a tight one does not."""
     x, y = randn(3, 20, 3), 3 * randn(4, 20, 2)

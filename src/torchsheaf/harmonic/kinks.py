@@ -135,9 +135,8 @@ class Kinks:
             low, up = plain - jump, plain
             held = (jump > 0) & (low < 0) & (up > 0)
             stuck |= held & (self._columns(site, at.to(plain.dtype)) > 0)
-            # off the kink, the side on which the energy falls (faster) is the piece to use
-            upward, downward = (-up).clamp_min(0), low.clamp_min(0)
-            below = self._seen(site, (downward > upward).to(plain.dtype)) > 0
+            # off the kink, the side on which the energy falls faster, or rises less, is the piece
+            below = self._seen(site, (low + up > 0).to(plain.dtype)) > 0
             selected = gate.select(z)
             pattern[site.operation] = torch.where(at & below, selected - step, selected)
         leader = torch.arange(width, device=plain.device).repeat(n, 1)

@@ -81,11 +81,10 @@ class SynchronousNewton:
             done = self._arrived(system, here, gradient)
             turned = self._turn(done)
             done &= ~turned
-            if self.regions:
-                stalled = self._stalled(here, gradient) & ~done & self.left[now.index]
-                stuck |= bool(stalled.any())
-                done |= stalled
-            self._retire(done)
+            stalled = self._stalled(here, gradient, turned) & ~done & self.left[now.index]
+            stuck |= bool(stalled.any())
+            done |= stalled
+            self._retire(done, ~stalled)
             left = int(self.left.sum())
             tell(1 - left / len(self.left))
             if not left:
@@ -168,12 +167,13 @@ class SynchronousNewton:
             plain = plain * keep
         return near & (plain.norm(dim=1) <= self.tol)
 
-    def _stalled(self, here: Forces, gradient: Tensor) -> Tensor:
-        """Smooth edges: no progress in `PATIENCE` steps, at the rounding floor."""
+    def _stalled(self, here: Forces, gradient: Tensor, turned: Tensor) -> Tensor:
+        """No progress in `PATIENCE` steps, at the rounding floor; a turn begins anew."""
         now = self.now
         now.lowest, now.least, now.failed = note_progress(
             here.energy, gradient.norm(dim=1), now.lowest, now.least, now.failed
         )
+        now.failed = now.failed.masked_fill(turned, 0)
         return now.failed >= PATIENCE
 
     def _turn(self, rest: Tensor) -> Tensor:
@@ -186,12 +186,12 @@ class SynchronousNewton:
         now.turn = now.turn + turned
         return turned
 
-    def _retire(self, done: Tensor) -> None:
+    def _retire(self, done: Tensor, arrived: Tensor) -> None:
         now = self.now
         index = now.index[done]
         self.final[index] = now.c[done]
         assert now.quiet is not None
-        self.settled[index] = now.quiet[done]
+        self.settled[index] = (now.quiet & arrived)[done]
         self.left[index] = False
 
     def _advance(
