@@ -315,25 +315,3 @@ def test_times_are_float64_whatever_the_network_is(method):
     flow = ts.heat_flow(problem, "zeros", None, method)
     assert bool(flow.stopped.isfinite().all())
     assert {t.dtype for t in (flow.times, flow.stopped, flow.events.time)} == {torch.float64}
-
-
-def test_with_kinks_every_sample_of_an_ode_flow_is_a_system_of_its_own() -> None:
-    net = fill(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1), nn.Tanh()), 1)
-    x = randn(2, 2, 2)
-    problem = ts.hold(ts.encode(net, x), x)
-    start = problem.start("random", torch.Generator().manual_seed(3))
-    asked = {"until": 50.0, "method": "ode", "tol": 0.01, "times": 7, "record": "states"}
-    flow, steps = ts.heat_flow(problem, start, **asked), []
-    assert len(set(flow.stopped.tolist())) == 2  # each stops when it is stationary itself
-    for i in range(2):
-        own = problem.samples(torch.tensor([i]))
-        one = ts.heat_flow(own, start.samples(slice(i, i + 1)), **(asked | {"times": flow.times}))
-        assert torch.equal(flow.energy[:, [i]], one.energy)
-        assert torch.equal(flow.stopped[[i]], one.stopped)
-        assert torch.equal(flow.states["0"][:, [i]], one.states["0"])
-        mine = flow.events.of_sample(i)
-        assert len(mine)
-        assert torch.equal(mine.time, one.events.time)
-        assert torch.equal(mine.wall, one.events.wall)
-        steps.append(one.steps)
-    assert flow.steps == max(steps)

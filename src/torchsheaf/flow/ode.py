@@ -1,8 +1,8 @@
 """The heat equation by SciPy's integrators: smooth edges, and a check on the other methods."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, final
 
@@ -21,7 +21,6 @@ from torchsheaf.flow.velocity import descent
 from torchsheaf.flow.walls import Walls
 from torchsheaf.outcome import Outcome
 
-_IMPLICIT = ("BDF", "Radau")
 SOLVERS = ("BDF", "Radau", "LSODA", "DOP853", "RK45")
 CHECK_EVERY = 10
 """Accepted steps between stationarity tests."""
@@ -34,12 +33,11 @@ MAX_JACOBIAN = 20_000
 @final
 @dataclass(frozen=True)
 class Ode(FlowMethod):
-    """Samples as one system, or each as its own, integrated by SciPy's `solver`.
+    """The whole batch as one system, integrated by SciPy's `solver`.
 
     "BDF" and "Radau" are implicit and take the block-diagonal sparsity of the batch; "LSODA",
     "DOP853" and "RK45" do not need it. Default: "BDF", for large systems "RK45". Gate switches are
-    located on the solver's dense output. What is one system stops together, once each sample is
-    stationary: the batch, or, for an implicit solver of a network with kinks, every sample.
+    located on the solver's dense output. All samples stop together, once each is stationary.
     The velocity is evaluated in float64 whatever the network's type (unless it casts inside):
     rounding in it is noise to SciPy, which shrinks the steps to nothing or is taken for motion.
 
@@ -87,36 +85,8 @@ class Ode(FlowMethod):
 
     @torch.no_grad()
     def integrate(self, task: Task) -> Course:
-        everyone = torch.arange(task.problem.batch, device=task.problem.like.device)
-        parts = everyone.split(1) if self._alone(task.problem) else (everyone,)
-        courses = [self._follow(task, part, i / len(parts)) for i, part in enumerate(parts)]
-        return courses[0] if len(courses) == 1 else _together(courses)
-
-    def _alone(self, problem: Problem) -> bool:
-        """Whether every sample is a system of its own.
-
-        A kink costs an implicit solver tens of steps, which are small for all that it integrates.
-        """
-        network = problem.sheaf.network
-        kinks = any(node.kinked for node in network.nodes)
-        return kinks and network.fixed_batch is None and self._name(problem) in _IMPLICIT
-
-    def _name(self, problem: Problem) -> str:
-        """The solver for a problem; the default depends on the size of the whole."""
-        return self.solver or (
-            "BDF" if problem.free.dim * problem.batch <= MAX_JACOBIAN else "RK45"
-        )
-
-    def _follow(self, whole: Task, samples: Tensor, begun: float) -> Course:
-        """The course of some samples, as one system."""
-        task, share = whole, len(samples) / whole.problem.batch
-        if share < 1:
-            task = replace(
-                whole, problem=whole.problem.samples(samples), start=whole.start.samples(samples),
-                progress=lambda fraction: whole.progress(begun + share * fraction),
-            )  # fmt: skip
-        run = _Run.begin(task, samples)
-        stepper = self._stepper(task, self._name(whole.problem))
+        run = _Run.begin(task)
+        stepper = self._stepper(task)
         outcome, where, advice, steps = Outcome.COMPLETED, "", RAISE, 0
         while stepper.status == "running":
             if steps >= task.max_steps:
@@ -157,15 +127,16 @@ class Ode(FlowMethod):
             advice,
         )  # fmt: skip
 
-    def _stepper(self, task: Task, name: str) -> Any:
+    def _stepper(self, task: Task) -> Any:
         n, batch = task.problem.free.dim, task.problem.batch
+        name = self.solver or ("BDF" if n * batch <= MAX_JACOBIAN else "RK45")
         import scipy.integrate
         import scipy.sparse
 
         options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
-        if name in _IMPLICIT:
+        if name in ("BDF", "Radau"):
             options["vectorized"] = True
-        if name in _IMPLICIT and batch > 1:
+        if name in ("BDF", "Radau") and batch > 1:
             options["jac_sparsity"] = scipy.sparse.kron(
                 scipy.sparse.eye(batch), np.ones((n, n)), format="csc"
             )
@@ -226,7 +197,6 @@ def _rows(problem: Problem, stacked: np.ndarray) -> Tensor:
 @dataclass
 class _Run:
     problem: Problem
-    samples: Tensor
     walls: Walls
     first: Tensor
     state: Tensor
@@ -235,20 +205,15 @@ class _Run:
     row: int = 0
 
     @classmethod
-    def begin(cls, task: Task, samples: Tensor) -> "_Run":
-        """Gate states and recorded row at t = 0; `samples` are those of the recorder's table."""
+    def begin(cls, task: Task) -> "_Run":
+        """Gate states and recorded row at t = 0."""
         problem = task.problem
         state = task.walls.state(problem.free.flatten(task.start))
-        run = cls(problem, samples, task.walls, state, state, never(problem), [])
+        run = cls(problem, task.walls, state, state, never(problem), [])
         if float(task.recorder.times[0]) == 0:
-            run._record(task, task.start)
+            task.recorder.write_all(0, task.start)
+            run.row = 1
         return run
-
-    def _record(self, task: Task, c: Cochain) -> None:
-        """The next row of the table."""
-        rows = torch.full_like(self.samples, self.row)
-        task.recorder.write(rows, self.samples, c, self.problem)
-        self.row += 1
 
     def cochain(self, y: np.ndarray) -> Cochain:
         """The stacked vector as a cochain."""
@@ -258,13 +223,14 @@ class _Run:
         """Record the times inside an accepted step and locate the switches."""
         times = task.recorder.times
         while self.row < times.numel() and float(times[self.row]) <= now:
-            self._record(task, self.cochain(dense(float(times[self.row]))))
+            task.recorder.write_all(self.row, self.cochain(dense(float(times[self.row]))))
+            self.row += 1
         if not len(self.walls):
             return
         state = self.walls.state(_rows(self.problem, dense(now)))
         for sample, wall in (state != self.state).nonzero().tolist():
             at = self._locate(dense, before, now, sample, wall)
-            one = self.samples[sample].cpu().reshape(1), torch.tensor([wall])
+            one = torch.tensor([sample]), torch.tensor([wall])
             self.events.append(
                 (torch.tensor([at], dtype=torch.float64), *one,
                  self.state[sample, wall].reshape(1), state[sample, wall].reshape(1))
@@ -292,24 +258,5 @@ class _Run:
 
     def finish(self, task: Task, y: np.ndarray) -> None:
         """Later recorded times repeat the end."""
-        while self.row < task.recorder.times.numel():
-            self._record(task, self.cochain(y))
-
-
-_BETTER_FIRST = (
-    Outcome.SETTLED, Outcome.COMPLETED, Outcome.STEP_LIMIT, Outcome.STALLED, Outcome.NONFINITE,
-)  # fmt: skip
-
-
-def _together(courses: Sequence[Course]) -> Course:
-    """The courses of parts of a batch as one: the steps of the longest, the ending of the worst."""
-    worst = max(courses, key=lambda course: _BETTER_FIRST.index(course.outcome))
-    names = worst.final.names
-    return replace(
-        worst,
-        final=Cochain({n: torch.cat([c.final[n] for c in courses]) for n in names}),
-        start_states=torch.cat([c.start_states for c in courses]),
-        events=[event for c in courses for event in c.events],
-        stopped=torch.cat([c.stopped for c in courses]),
-        steps=max(c.steps for c in courses),
-    )
+        for row in range(self.row, task.recorder.times.numel()):
+            task.recorder.write_all(row, self.cochain(y))
