@@ -110,12 +110,15 @@ def test_what_lies_in_memory_does_not_reach_the_integrator(fused, monkeypatch):
     assert bool(flow.energy.isfinite().all())
 
 
-def in_float64(net, x, start, until):
-    """The flow of the same numbers in double precision."""
+def in_both_types(net, x, until, max_steps):
+    """A flow in float32, and that of the same numbers in double precision."""
+    problem = ts.hold(ts.encode(net, x), x)
+    start = problem.start("random", torch.Generator().manual_seed(5))
+    short = ts.heat_flow(problem, start, until, "ode", times=5, max_steps=max_steps)
     wide = copy.deepcopy(net).double()
     problem = ts.hold(ts.encode(wide, x.double()), x.double())
     begin = ts.Cochain({name: t.double() for name, t in start.items()})
-    return ts.heat_flow(problem, begin, until, times=5)
+    return short, ts.heat_flow(problem, begin, until, times=5)
 
 
 def test_in_float32_the_solver_asks_no_more_than_the_type_can_give():
@@ -123,12 +126,10 @@ def test_in_float32_the_solver_asks_no_more_than_the_type_can_give():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
     x = torch.randn(3, 3)
-    problem = ts.hold(ts.encode(net, x), x)
-    start = problem.start("random", torch.Generator().manual_seed(5))
-    short = ts.heat_flow(problem, start, 3.0, "ode", times=5, max_steps=150)
-    exact = in_float64(net, x, start, 3.0)
+    short, exact = in_both_types(net, x, 3.0, max_steps=150)
     for name, t in short.final.items():
         assert torch.allclose(t.double(), exact.final[name], atol=1e-4)
+    problem, start = short.problem, "random"
     few = ts.heat_flow(problem, start, 3.0, "ode", max_steps=2, throw=False)
     assert few.outcome is ts.Outcome.STEP_LIMIT
     with pytest.raises(ts.ConvergenceError, match="raise max_steps or loosen tol$"):
@@ -152,10 +153,7 @@ def test_in_float32_a_relu_net_flows_as_in_float64(seed):
     torch.manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     x = torch.randn(4, 4)
-    problem = ts.hold(ts.encode(net, x), x)
-    start = problem.start("random", torch.Generator().manual_seed(5))
-    found = ts.heat_flow(problem, start, 6.0, "ode", times=5, max_steps=600)
-    exact = in_float64(net, x, start, 6.0)
+    found, exact = in_both_types(net, x, 6.0, max_steps=600)
     for name, t in found.final.items():
         assert t.dtype == torch.float32
         assert torch.allclose(t.double(), exact.final[name], atol=3e-4)

@@ -213,8 +213,8 @@ def _about_free_inputs(problem: Problem) -> str:
         return ""
     return (
         f". Coordinates of {loose[0]!r} are free and nothing pulls on them, so that E may be "
-        f'nearly flat: a soft hold, Pin("{loose[0]}", reference, where=…, weight=0.01), takes '
-        "far fewer passes"
+        f'nearly flat: a soft hold, Pin("{loose[0]}", reference, where=…, weight=0.01), '
+        "mostly takes far fewer passes"
     )
 
 
